@@ -1,0 +1,133 @@
+"""The seams of the daemon. A docstring here is the contract; adapters and simulators both keep it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from edgeqc.records import Frame, PlcResult, PlcTrigger, TagValue
+
+
+class Camera(Protocol):
+    """One connection to one camera, used once: after it is lost, close it and open another.
+
+    `open_camera` (edgeqc.cameras) makes it, streaming, with slots of the station's own memory.
+    `next_frame`, `release` and `trigger` are called by the line thread only, `close` by any one thread after that.
+    """
+
+    zero_copy: bool
+    """True while every frame handed out was in the slot that the camera's library wrote (pointer identity)."""
+
+    def trigger(self) -> None:
+        """Send the software trigger. Bounded to 100 ms. Raises PeerError."""
+
+    def next_frame(self, until_ns: int) -> Frame | None:
+        """Block, with the GIL released, for the next frame in order, good or bad; None at `until_ns`.
+
+        Raises PeerError once the connection is known to be lost (control lost, end of file).
+        """
+
+    def release(self, slot: int) -> None:
+        """Hand a slot back to the camera. Any order."""
+
+    def counters(self) -> dict[str, int]:
+        """What the camera's library counted since open, e.g. underruns and missing packets."""
+
+    def close(self) -> None:
+        """Stop and free. May block 8 s when the peer is dead: never on the line thread. Never raises."""
+
+
+class EngineSlot(Protocol):
+    """One set of input and output buffers, owned by the engine, lent to the caller between acquire and release."""
+
+    def input(self, name: str) -> NDArray[np.generic]:
+        """The very memory that the engine reads: write it before submit."""
+
+    def output(self, name: str) -> NDArray[np.generic]:
+        """The very memory that the engine writes: valid from wait to release."""
+
+    def release(self) -> None:
+        """Give the buffers back. Twice is an error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """One input or output of an engine; fixed shape."""
+
+    name: str
+    dtype: str
+    """numpy's name: float32, uint8, ..."""
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineIo:
+    """Everything an engine reads and writes."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Engine(Protocol):
+    """A model ready to run: one API for every backend. Not thread-safe: one thread at a time."""
+
+    backend: str
+    """The name that log, metrics and MQTT say, e.g. `onnxruntime 1.31 CPU, 1 thread`."""
+    io: EngineIo
+
+    def acquire(self) -> EngineSlot:
+        """Lend a free slot; EngineError when all are out."""
+
+    def submit(self, slot: EngineSlot) -> None:
+        """Start the work on the slot. Never blocks for the length of an inference. EngineError."""
+
+    def wait(self, slot: EngineSlot, until_ns: int) -> None:
+        """Return when the outputs are valid. EngineError when it failed.
+
+        A backend that computes on the caller's thread does it here and may overrun `until_ns`; the station's
+        guard answers for the deadline in any case.
+        """
+
+    def close(self) -> None:
+        """Free everything; the slots' views are dead after this."""
+
+
+class PlcLink(Protocol):
+    """One connection to a PLC, used once. Thread-safe: each call holds the link for at most its own bound."""
+
+    def read_trigger(self, until_ns: int) -> PlcTrigger:
+        """Read counter and part id in one request. PeerTimeoutError at `until_ns`, PeerError if refused or garbled."""
+
+    def write_result(self, result: PlcResult, until_ns: int) -> None:
+        """Write the whole result block in one request, heartbeat included; return when the PLC acknowledged it.
+
+        After PeerTimeoutError the write may still be executed later: sequence and part id are in the same write so
+        that the PLC can tell.
+        """
+
+    def close(self) -> None:
+        """Never raises, blocks at most 1 s."""
+
+
+class TagSource(Protocol):
+    """One tag server. Runs until cancelled, reconnects by itself, tells only what it knows."""
+
+    async def run(self) -> None:
+        """Feed `TagValue`s to the sink given at construction until cancelled."""
+
+
+class TagSink(Protocol):
+    """Where tag values go."""
+
+    def put(self, index: int, value: TagValue) -> None:
+        """Keep the newest value of the tag with this index. Never blocks."""
+
+    def lost(self, source: str, reason: str) -> None:
+        """The source is gone: its tags turn BAD at once."""
+
+    def back(self, source: str) -> None:
+        """The source answers again."""

@@ -1,0 +1,231 @@
+"""The facts that cross a boundary: what a part, a frame, a verdict and a tag value are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+NS_PER_MS: Final = 1_000_000
+NS_PER_S: Final = 1_000_000_000
+
+
+class Verdict(StrEnum):
+    """What the line does with a part. There is no third: no verdict is a reject with its cause."""
+
+    PASS = "pass"  # noqa: S105 - not a password
+    REJECT = "reject"
+
+
+class Cause(StrEnum):
+    """Why a verdict is what it is. Everything but OK, DEFECT and ANOMALY is the fail-safe verdict."""
+
+    OK = "ok"
+    DEFECT = "defect"
+    ANOMALY = "anomaly"
+    LATE = "late"
+    NO_FRAME = "no_frame"
+    BAD_FRAME = "bad_frame"
+    ENGINE = "engine"
+    BAD_TAG = "bad_tag"
+    JOURNAL = "journal"
+    PLC = "plc"
+    STARTING = "starting"
+
+
+JUDGED: Final = frozenset({Cause.OK, Cause.DEFECT, Cause.ANOMALY})
+"""Causes that say something about the part itself; all others speak of the station."""
+
+RESULT_CODE: Final[dict[Cause, int]] = {
+    Cause.OK: 1,
+    Cause.DEFECT: 10,
+    Cause.ANOMALY: 11,
+    Cause.LATE: 100,
+    Cause.NO_FRAME: 101,
+    Cause.BAD_FRAME: 102,
+    Cause.ENGINE: 103,
+    Cause.BAD_TAG: 104,
+    Cause.JOURNAL: 105,
+    Cause.PLC: 106,
+    Cause.STARTING: 107,
+}
+"""What the PLC reads in its result-code register; 0 = no result yet, below 100 = judged, from 100 = fail-safe."""
+
+
+class FrameStatus(StrEnum):
+    """Is this frame fit to be judged, and if not, why."""
+
+    OK = "ok"
+    INCOMPLETE = "incomplete"
+    WRONG_SIZE = "wrong_size"
+    STALE = "stale"
+    UNREADABLE = "unreadable"
+
+
+class Quality(IntEnum):
+    """OPC UA's three qualities of a tag value."""
+
+    BAD = 0
+    UNCERTAIN = 1
+    GOOD = 2
+
+
+class Ne107(StrEnum):
+    """NAMUR NE 107 state of a component."""
+
+    NORMAL = "normal"
+    FAILURE = "failure"
+    FUNCTION_CHECK = "function_check"
+    OUT_OF_SPECIFICATION = "out_of_specification"
+    MAINTENANCE_REQUIRED = "maintenance_required"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Frame:
+    """One image as the camera delivered it, in a slot of our own memory.
+
+    The receiver owns the slot until it releases it; `pixels` is a view and is stale after that.
+    """
+
+    slot: int
+    """Index into the station's frame slots."""
+    pixels: NDArray[np.uint8]
+    """(height, width) Mono8 view on the slot; undefined where `status` is not OK."""
+    frame_id: int
+    """The camera's own frame counter (GVSP: 16 bit, skips 0)."""
+    status: FrameStatus
+    received_ns: int
+    """Monotonic time at which the whole frame was in hand."""
+    transfer_ns: int
+    """First packet to whole frame, 0 where the source has no notion of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """A part is there: seen at `at_ns`, told by the PLC or by the frame itself."""
+
+    sequence: int
+    """Counts this station's triggers from 1 since the journal began; never reused."""
+    part_id: str
+    """As the PLC names the part; the sequence number where it does not."""
+    at_ns: int
+    """Monotonic; the part's budget starts here."""
+    wall_ns: int
+    """UTC nanoseconds since 1970 of the same moment, for people and archives only."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defect:
+    """One place on the part that the engine objects to."""
+
+    name: str
+    score: float
+    x_px: int
+    y_px: int
+    width_px: int
+    height_px: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """When a part reached each stage: monotonic ns, 0 = never got there."""
+
+    trigger_ns: int
+    frame_ns: int = 0
+    transfer_ns: int = 0
+    """Duration, not a moment: trigger (or first packet) to whole frame."""
+    prepared_ns: int = 0
+    scored_ns: int = 0
+    decided_ns: int = 0
+    journaled_ns: int = 0
+    delivered_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What the engine said of a part: score, where, and by which model."""
+
+    score: float
+    """0..1, higher is worse."""
+    defects: tuple[Defect, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartRecord:
+    """Everything that is known of a part when its verdict is made: the journal's unit."""
+
+    station: str
+    trigger: Trigger
+    frame_id: int
+    """0 where no frame came."""
+    verdict: Verdict
+    cause: Cause
+    score: float
+    """NaN where the engine gave none."""
+    threshold: float
+    ledger: Ledger
+    deadline_ns: int
+    recipe: str
+    model_digest: bytes
+    """SHA-256 of the model file, 32 bytes; zeros where no engine was asked."""
+    defects: tuple[Defect, ...] = ()
+    slot: int = -1
+    """Frame slot that holds the image under `lease`; -1 = no image is kept."""
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """How the verdict reached the PLC, or did not."""
+
+    sequence: int
+    delivered: bool
+    delivered_ns: int
+    """Monotonic time of the PLC's acknowledgement, 0 where none came."""
+    late: bool
+    """True where the acknowledgement came after the deadline."""
+    late_score: float
+    """NaN, or the score that came after the fail-safe verdict: recorded, changes nothing."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlcResult:
+    """What one write puts before the PLC."""
+
+    sequence: int
+    part_id: str
+    verdict: Verdict | None
+    """None = no result: both PASS and REJECT are off."""
+    code: int
+    busy: bool
+    ready: bool
+    fault: bool
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlcTrigger:
+    """What one read of the PLC's trigger block gave."""
+
+    counter: int
+    """Counts parts, wraps at the width the PLC has (Modbus: 16 bit)."""
+    part_id: str
+    read_ns: int
+    """Monotonic time at which the answer was in hand."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagValue:
+    """The last that is known of one tag."""
+
+    name: str
+    value: float
+    quality: Quality
+    source_ts: float
+    """The peer's UTC, seconds since 1970; 0 where it gave none."""
+    received_ns: int
+    """Monotonic; age = now - received_ns. 0 = never received."""
