@@ -1,0 +1,1 @@
+"""The link to the PLC: trigger in, result out."""
