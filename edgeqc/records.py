@@ -182,6 +182,10 @@ class Delivery:
     """How the verdict reached the PLC, or did not."""
 
     sequence: int
+    """The trigger's sequence: which part."""
+    verdict: Verdict
+    """What was announced: other than the part record's only where the disk did not confirm a PASS in time."""
+    cause: Cause
     delivered: bool
     delivered_ns: int
     """Monotonic time of the PLC's acknowledgement, 0 where none came."""
@@ -229,3 +233,47 @@ class TagValue:
     """The peer's UTC, seconds since 1970; 0 where it gave none."""
     received_ns: int
     """Monotonic; age = now - received_ns. 0 = never received."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """A process of the daemon began: what it runs with. Parts of an earlier run that were never delivered end here."""
+
+    process: str
+    run_id: str
+    """New at each start of the process, 16 hex digits."""
+    version: str
+    config_digest: str
+    """First 16 hex digits of the configuration's SHA-256."""
+    backend: str = ""
+    model: str = ""
+    """name@version"""
+    model_digest: str = ""
+    """SHA-256 in hex."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A change of state worth keeping: a constant snake_case fact and its particulars."""
+
+    name: str
+    facts: dict[str, str | int | float | bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertChange:
+    """An alert for people begins or ends."""
+
+    id: str
+    """Dotted and stable, e.g. `top.camera.lost`; also the topic's last level."""
+    active: bool
+    priority: str
+    """diagnostic, low, medium, high or critical."""
+    ne107: Ne107
+    text: str
+    """What is wrong, for the maintenance engineer."""
+    action: str
+    """What to do about it."""
+    value: float | None = None
+    limit: float | None = None
+    unit: str = ""

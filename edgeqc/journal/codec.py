@@ -1,0 +1,259 @@
+"""What a record looks like on disk: 512 bytes, little-endian, CRC-32 over all but the first eight bytes.
+
+    0  magic u32 | 4 crc u32 | 8 kind u16 | 10 length u16 | 12 zero u32 | 16 sequence u64 | 24 wall_ns i64 |
+    32 mono_ns i64 | 40 body (length bytes), zeros to the end
+
+Parts and deliveries have a fixed binary body (they come with every part); what is rare is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+from typing import Any, Final
+
+from edgeqc.records import (
+    AlertChange,
+    Cause,
+    Defect,
+    Delivery,
+    Event,
+    Ledger,
+    Ne107,
+    PartRecord,
+    Started,
+    Trigger,
+    Verdict,
+)
+
+Body = PartRecord | Delivery | Started | Event | AlertChange
+
+RECORD_BYTES: Final = 512
+_MAGIC: Final = 0x45514A31  # "EQJ1"
+_HEAD: Final = struct.Struct("<IIHHIQqq")
+_BODY_BYTES: Final = RECORD_BYTES - _HEAD.size
+_PART: Final = struct.Struct("<QQqqddq8qBBBBiQ48s32s32s")
+_DEFECT: Final = struct.Struct("<16sfHHHH")
+_DELIVERY: Final = struct.Struct("<QBBBBqd96s")
+MAX_DEFECTS: Final = (_BODY_BYTES - _PART.size) // _DEFECT.size
+_VERDICTS: Final = tuple(Verdict)
+_CAUSES: Final = tuple(Cause)  # the order is the file format: append only
+_U16: Final = 0xFFFF
+_SHORT: Final = 16
+"""Characters: shorter facts are dropped rather than halved."""
+
+
+class _Kind(IntEnum):
+    PART = 1
+    DELIVERY = 2
+    STARTED = 3
+    EVENT = 4
+    ALERT = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One record as read back."""
+
+    writer: str
+    """Whose journal, e.g. `station-top`."""
+    sequence: int
+    """Counts this journal's records from 1, without gaps."""
+    wall_ns: int
+    """UTC of appending."""
+    mono_ns: int
+    body: Body
+
+
+class DamagedRecordError(Exception):
+    """These bytes are no whole record: torn, flipped, or of another version."""
+
+
+def encode(body: Body, *, sequence: int, wall_ns: int, mono_ns: int) -> bytes:
+    """One record, RECORD_BYTES long. Texts that do not fit are cut, never refused: the verdict must get through."""
+    kind, packed = _pack(body)
+    rest = _HEAD.pack(0, 0, kind, len(packed), 0, sequence, wall_ns, mono_ns)[8:] + packed
+    rest += bytes(RECORD_BYTES - 8 - len(rest))
+    return struct.pack("<II", _MAGIC, zlib.crc32(rest)) + rest
+
+
+def decode(data: bytes, *, writer: str) -> Entry:
+    """The record in these RECORD_BYTES bytes; DamagedRecordError where there is none."""
+    magic, crc, kind, length, _, sequence, wall_ns, mono_ns = _HEAD.unpack_from(data)
+    if magic != _MAGIC or length > _BODY_BYTES or zlib.crc32(data[8:RECORD_BYTES]) != crc:
+        raise DamagedRecordError
+    packed = data[_HEAD.size : _HEAD.size + length]
+    try:
+        body = _unpack(_Kind(kind), packed, writer)
+    except (ValueError, KeyError, TypeError, IndexError, struct.error) as exc:
+        raise DamagedRecordError from exc
+    return Entry(writer=writer, sequence=sequence, wall_ns=wall_ns, mono_ns=mono_ns, body=body)
+
+
+def _pack(body: Body) -> tuple[_Kind, bytes]:
+    match body:
+        case PartRecord():
+            return _Kind.PART, _pack_part(body)
+        case Delivery():
+            return _Kind.DELIVERY, _pack_delivery(body)
+        case Started():
+            return _Kind.STARTED, _pack_text(asdict(body))
+        case Event():
+            return _Kind.EVENT, _pack_text({"name": body.name, "facts": body.facts})
+        case AlertChange():
+            return _Kind.ALERT, _pack_text(asdict(body))
+
+
+def _unpack(kind: _Kind, packed: bytes, writer: str) -> Body:
+    match kind:
+        case _Kind.PART:
+            return _unpack_part(packed, writer.removeprefix("station-"))
+        case _Kind.DELIVERY:
+            return _unpack_delivery(packed)
+        case _Kind.STARTED:
+            return Started(**json.loads(packed))
+        case _Kind.EVENT:
+            return Event(**json.loads(packed))
+        case _Kind.ALERT:
+            fields = json.loads(packed)
+            return AlertChange(**{**fields, "ne107": Ne107(fields["ne107"])})
+
+
+def _text(value: str, size: int) -> bytes:
+    """UTF-8, cut at a whole character to at most `size` bytes."""
+    data = value.encode("utf-8", "replace")
+    return data if len(data) <= size else data[:size].decode("utf-8", "ignore").encode()
+
+
+def _string(data: bytes) -> str:
+    return data.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _pack_part(part: PartRecord) -> bytes:
+    ledger = part.ledger
+    defects = part.defects[:MAX_DEFECTS]
+    head = _PART.pack(
+        part.trigger.sequence,
+        part.frame_id,
+        part.trigger.at_ns,
+        part.trigger.wall_ns,
+        part.score,
+        part.threshold,
+        part.deadline_ns,
+        ledger.trigger_ns,
+        ledger.frame_ns,
+        ledger.transfer_ns,
+        ledger.prepared_ns,
+        ledger.scored_ns,
+        ledger.decided_ns,
+        ledger.journaled_ns,
+        ledger.delivered_ns,
+        _VERDICTS.index(part.verdict),
+        _CAUSES.index(part.cause),
+        len(defects),
+        0,
+        part.slot,
+        part.lease,
+        _text(part.trigger.part_id, 48),
+        _text(part.recipe, 32),
+        part.model_digest,
+    )
+    return head + b"".join(
+        _DEFECT.pack(
+            _text(defect.name, 16),
+            defect.score,
+            min(max(defect.x_px, 0), _U16),
+            min(max(defect.y_px, 0), _U16),
+            min(max(defect.width_px, 0), _U16),
+            min(max(defect.height_px, 0), _U16),
+        )
+        for defect in defects
+    )
+
+
+def _unpack_part(packed: bytes, station: str) -> PartRecord:
+    fields = _PART.unpack_from(packed)
+    (sequence, frame_id, at_ns, wall_ns, score, threshold, deadline_ns) = fields[:7]
+    times = fields[7:15]
+    verdict, cause, count, _, slot, lease, part_id, recipe, digest = fields[15:]
+    defects = []
+    for index in range(count):
+        name, value, x_px, y_px, width_px, height_px = _DEFECT.unpack_from(packed, _PART.size + index * _DEFECT.size)
+        defects.append(
+            Defect(name=_string(name), score=value, x_px=x_px, y_px=y_px, width_px=width_px, height_px=height_px)
+        )
+    return PartRecord(
+        station=station,
+        trigger=Trigger(sequence=sequence, part_id=_string(part_id), at_ns=at_ns, wall_ns=wall_ns),
+        frame_id=frame_id,
+        verdict=_VERDICTS[verdict],
+        cause=_CAUSES[cause],
+        score=score,
+        threshold=threshold,
+        ledger=Ledger(
+            trigger_ns=times[0],
+            frame_ns=times[1],
+            transfer_ns=times[2],
+            prepared_ns=times[3],
+            scored_ns=times[4],
+            decided_ns=times[5],
+            journaled_ns=times[6],
+            delivered_ns=times[7],
+        ),
+        deadline_ns=deadline_ns,
+        recipe=_string(recipe),
+        model_digest=digest,
+        defects=tuple(defects),
+        slot=slot,
+        lease=lease,
+    )
+
+
+def _pack_delivery(delivery: Delivery) -> bytes:
+    return _DELIVERY.pack(
+        delivery.sequence,
+        _VERDICTS.index(delivery.verdict),
+        _CAUSES.index(delivery.cause),
+        delivery.delivered,
+        delivery.late,
+        delivery.delivered_ns,
+        delivery.late_score,
+        _text(delivery.reason, 96),
+    )
+
+
+def _unpack_delivery(packed: bytes) -> Delivery:
+    sequence, verdict, cause, delivered, late, delivered_ns, late_score, reason = _DELIVERY.unpack_from(packed)
+    return Delivery(
+        sequence=sequence,
+        verdict=_VERDICTS[verdict],
+        cause=_CAUSES[cause],
+        delivered=bool(delivered),
+        delivered_ns=delivered_ns,
+        late=bool(late),
+        late_score=late_score,
+        reason=_string(reason),
+    )
+
+
+def _pack_text(fields: dict[str, Any]) -> bytes:
+    """JSON that fits: the longest text is halved until it does."""
+    while len(data := json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()) > _BODY_BYTES:
+        fields = _shortened(fields)
+    return data
+
+
+def _shortened(fields: dict[str, Any]) -> dict[str, Any]:
+    """The same with its longest text halved, or without half of its facts where those are all short."""
+    facts = fields.get("facts")
+    inner = facts if isinstance(facts, dict) and facts else fields
+    texts = {key: len(value) for key, value in inner.items() if isinstance(value, str)}
+    longest = max(texts, key=lambda key: texts[key], default=None)
+    if inner is not fields and (longest is None or texts[longest] < _SHORT):
+        inner = dict(list(inner.items())[: len(inner) // 2])
+    elif longest is not None:
+        inner = {**inner, longest: inner[longest][: texts[longest] // 2]}
+    return {**fields, "facts": inner} if facts else inner

@@ -1,0 +1,64 @@
+"""One segment file: a header record and then record slots, all zeros until written.
+
+A segment is made whole (allocated, zeroed and synced) before it is used: a mapped hole on a full disk would be a
+SIGBUS, and blocks that were written once cost no allocation when the records come.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+from typing import Final
+
+from edgeqc.journal.codec import RECORD_BYTES
+
+SUFFIX: Final = ".eqj"
+_MAGIC: Final = b"EQCJRNL1"
+_HEADER: Final = struct.Struct("<8sIQ32s")
+_CHUNK: Final = bytes(1 << 18)
+
+
+def path_of(folder: Path, number: int) -> Path:
+    """Where segment `number` lies."""
+    return folder / f"{number:012d}{SUFFIX}"
+
+
+def numbers(folder: Path) -> list[int]:
+    """The segments in a folder, oldest first."""
+    return sorted(int(path.stem) for path in folder.glob(f"*{SUFFIX}") if path.stem.isdigit())
+
+
+def make(path: Path, size: int) -> None:
+    """Make an unused segment; OSError (ENOSPC) where the disk will not have it, and then nothing is left behind."""
+    part = path.with_suffix(".part")
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+        for offset in range(0, size, len(_CHUNK)):
+            os.pwrite(descriptor, _CHUNK[: size - offset], offset)
+        os.fsync(descriptor)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def header(number: int, writer: str) -> bytes:
+    """The first RECORD_BYTES of a segment in use."""
+    body = _HEADER.pack(_MAGIC, 1, number, writer.encode()[:32])
+    body += bytes(RECORD_BYTES - 4 - len(body))
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def read_header(data: bytes) -> tuple[int, str] | None:
+    """(number, writer) of a segment in use; None where there is no such header."""
+    if len(data) < RECORD_BYTES or struct.unpack_from("<I", data, RECORD_BYTES - 4)[0] != zlib.crc32(
+        data[: RECORD_BYTES - 4]
+    ):
+        return None
+    magic, _, number, writer = _HEADER.unpack_from(data)
+    return (number, writer.rstrip(b"\0").decode("utf-8", "replace")) if magic == _MAGIC else None

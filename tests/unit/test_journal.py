@@ -1,0 +1,392 @@
+"""The journal: what is appended is read back, whatever was cut, flipped, filled or killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeqc.errors import JournalError
+from edgeqc.journal import Cursor, JournalReader, JournalWriter, list_journals, mark_archived, segment
+from edgeqc.journal.codec import MAX_DEFECTS, RECORD_BYTES, DamagedRecordError, decode, encode
+from edgeqc.records import (
+    AlertChange,
+    Cause,
+    Defect,
+    Delivery,
+    Event,
+    Ledger,
+    Ne107,
+    PartRecord,
+    Started,
+    Trigger,
+    Verdict,
+)
+from edgeqc.settings import JournalSettings, JournalSync
+
+SMALL = JournalSettings(segment_mb=1, ballast_mb=0, group_ms=5)
+PER_SEGMENT = (1 << 20) // RECORD_BYTES - 1
+
+
+def part(sequence: int, **changes: object) -> PartRecord:
+    fields: dict[str, object] = {
+        "station": "top",
+        "trigger": Trigger(sequence=sequence, part_id=f"P{sequence}", at_ns=5, wall_ns=6),
+        "frame_id": 7,
+        "verdict": Verdict.PASS,
+        "cause": Cause.OK,
+        "score": 0.25,
+        "threshold": 0.5,
+        "ledger": Ledger(trigger_ns=5, frame_ns=8, decided_ns=9),
+        "deadline_ns": 100,
+        "recipe": "default",
+        "model_digest": bytes(range(32)),
+    }
+    return PartRecord(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def event(number: int) -> Event:
+    return Event(name="tick", facts={"n": number})
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
+
+
+def texts(size: int) -> st.SearchStrategy[str]:
+    return st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=size)
+
+
+ints = st.integers(0, 2**63 - 1)
+defects = st.builds(
+    Defect,
+    name=texts(4),
+    score=st.floats(0, 1, width=32),
+    x_px=st.integers(0, 65535),
+    y_px=st.integers(0, 65535),
+    width_px=st.integers(0, 65535),
+    height_px=st.integers(0, 65535),
+)
+parts = st.builds(
+    part,
+    st.integers(0, 2**64 - 1),
+    trigger=st.builds(Trigger, sequence=ints, part_id=texts(12), at_ns=ints, wall_ns=ints),
+    frame_id=ints,
+    verdict=st.sampled_from(Verdict),
+    cause=st.sampled_from(Cause),
+    score=st.floats(0, 1),
+    ledger=st.builds(Ledger, trigger_ns=ints, frame_ns=ints, transfer_ns=ints, delivered_ns=ints),
+    defects=st.lists(defects, max_size=MAX_DEFECTS).map(tuple),
+    slot=st.integers(-1, 63),
+    lease=ints,
+)
+bodies = st.one_of(
+    parts,
+    st.builds(
+        Delivery,
+        sequence=ints,
+        verdict=st.sampled_from(Verdict),
+        cause=st.sampled_from(Cause),
+        delivered=st.booleans(),
+        delivered_ns=ints,
+        late=st.booleans(),
+        late_score=st.floats(0, 1),
+        reason=texts(24),
+    ),
+    st.builds(Event, name=texts(10), facts=st.dictionaries(texts(5), st.integers(0, 9) | texts(9), max_size=3)),
+    st.builds(
+        AlertChange,
+        id=texts(9),
+        active=st.booleans(),
+        priority=texts(5),
+        ne107=st.sampled_from(Ne107),
+        text=texts(9),
+        action=texts(9),
+    ),
+    st.builds(Started, process=texts(9), run_id=texts(9), version=texts(5), config_digest=texts(9)),
+)
+
+
+@given(bodies, ints)
+def test_a_record_reads_back_as_it_was_written(body: object, sequence: int) -> None:
+    data = encode(body, sequence=sequence, wall_ns=1, mono_ns=2)  # type: ignore[arg-type]
+    assert len(data) == RECORD_BYTES
+    entry = decode(data, writer="station-top")
+    assert (entry.sequence, entry.body) == (sequence, body)
+
+
+@given(bodies, st.integers(0, RECORD_BYTES - 1), st.integers(1, 255))
+def test_any_flipped_byte_is_noticed(body: object, at: int, flip: int) -> None:
+    data = bytearray(encode(body, sequence=1, wall_ns=1, mono_ns=2))  # type: ignore[arg-type]
+    data[at] ^= flip
+    with pytest.raises(DamagedRecordError):
+        decode(bytes(data), writer="w")
+
+
+@given(texts(2000), st.dictionaries(texts(30), texts(600) | st.integers(), max_size=30))
+def test_a_text_too_long_is_cut_and_never_refused(name: str, facts: dict[str, object]) -> None:
+    body = Event(name="x", facts={**facts, "text": name})  # type: ignore[dict-item]
+    entry = decode(encode(body, sequence=1, wall_ns=1, mono_ns=2), writer="w")
+    assert isinstance(entry.body, Event)
+    assert entry.body.name == "x"
+
+
+def test_more_defects_than_fit_keep_the_first(tmp_path: Path) -> None:
+    many = tuple(Defect(name="d", score=1, x_px=i, y_px=0, width_px=1, height_px=1) for i in range(9))
+    entry = decode(encode(part(1, defects=many), sequence=1, wall_ns=1, mono_ns=2), writer="station-top")
+    assert isinstance(entry.body, PartRecord)
+    assert [defect.x_px for defect in entry.body.defects] == list(range(MAX_DEFECTS))
+
+
+def test_a_reader_tails_across_segments_in_order(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    reader = JournalReader(tmp_path / "w")
+    seen: list[int] = []
+    total = 2 * PER_SEGMENT + 100
+    for number in range(1, total + 1):
+        while True:
+            try:
+                assert writer.append(event(number)) == number
+                break
+            except JournalError:  # the next segment is still being made: 4000 records a millisecond apart
+                time.sleep(0.01)
+        if number % 97 == 0:
+            seen += [entry.sequence for entry in reader.read()]
+    while entries := reader.read():
+        seen += [entry.sequence for entry in entries]
+    assert seen == list(range(1, total + 1))
+    assert (reader.lost, reader.segments_missed) == (0, 0)
+    reader.close()
+    writer.close()
+
+
+def test_a_cursor_goes_on_where_it_was(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    for number in range(10):
+        writer.append(event(number))
+    first = JournalReader(tmp_path / "w")
+    assert len(first.read(limit=4)) == 4
+    second = JournalReader(tmp_path / "w", first.cursor)
+    assert [entry.sequence for entry in second.read()] == [5, 6, 7, 8, 9, 10]
+    first.close()
+    second.close()
+    writer.close()
+    assert list_journals(tmp_path) == []
+
+
+def test_numbering_goes_on_after_a_restart(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "station-top", SMALL)
+    writer.append(part(41))
+    writer.append(event(1))
+    writer.close()
+    again = JournalWriter(tmp_path / "station-top", SMALL)
+    assert again.last_part_sequence == 41
+    assert again.append(event(2)) == 3
+    again.close()
+
+
+def test_a_torn_tail_is_cleared_and_the_rest_kept(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    for number in range(3):
+        writer.append(event(number))
+    writer.close()
+    path = segment.path_of(tmp_path / "w", 1)
+    with path.open("r+b") as file:
+        file.seek(4 * RECORD_BYTES)
+        file.write(b"\x31\x4a\x51\x45half a record")
+    reader = JournalReader(tmp_path / "w")
+    assert len(reader.read()) == 3
+    again = JournalWriter(tmp_path / "w", SMALL)
+    assert again.repaired == {"torn": 1, "quarantined": 0}
+    again.append(event(4))
+    assert [entry.sequence for entry in reader.read()] == [4]
+    assert reader.lost == 0
+    reader.close()
+    again.close()
+
+
+def test_a_damaged_record_in_the_middle_is_skipped_and_counted(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    for number in range(5):
+        writer.append(event(number))
+    with segment.path_of(tmp_path / "w", 1).open("r+b") as file:
+        file.seek(3 * RECORD_BYTES + 100)
+        file.write(b"\xff")
+    reader = JournalReader(tmp_path / "w")
+    assert [entry.sequence for entry in reader.read()] == [1, 2, 4, 5]
+    assert reader.lost == 1
+    reader.close()
+    writer.close()
+
+
+@pytest.mark.parametrize("damage", [b"garbage" * 100, bytes(range(256)) * 4])
+def test_an_unreadable_segment_is_set_aside_and_the_line_goes_on(tmp_path: Path, damage: bytes) -> None:
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    writer.append(event(1))
+    writer.close()
+    with segment.path_of(tmp_path / "w", 1).open("r+b") as file:
+        file.write(damage)
+    again = JournalWriter(tmp_path / "w", SMALL)
+    assert again.repaired["quarantined"] == 1
+    again.append(event(2))
+    reader = JournalReader(tmp_path / "w")
+    assert [entry.body for entry in reader.read()] == [event(2)]
+    assert list((tmp_path / "w").glob("*.damaged-*"))
+    reader.close()
+    again.close()
+
+
+def test_archived_segments_go_and_unarchived_stay_within_the_budget(tmp_path: Path) -> None:
+    settings = JournalSettings(segment_mb=1, budget_mb=8, ballast_mb=0, group_ms=1)
+    troubles: list[str] = []
+    writer = JournalWriter(tmp_path / "w", settings, on_trouble=lambda name, _facts: troubles.append(name))
+
+    def fill(segments: int) -> None:
+        done = 0
+        while done < segments * PER_SEGMENT:
+            try:
+                writer.append(event(done))
+                done += 1
+            except JournalError:  # wait for the next segment to be ready
+                time.sleep(0.005)
+
+    fill(4)
+    reader = JournalReader(tmp_path / "w")
+    while reader.read():
+        pass
+    mark_archived(tmp_path / "w", reader.cursor)
+    fill(1)
+    wait_until(lambda: min(segment.numbers(tmp_path / "w")) > 1)
+    assert troubles == []
+    fill(9)
+    wait_until(lambda: len(segment.numbers(tmp_path / "w")) <= 8)
+    assert writer.dropped_segments > 0
+    assert "journal_budget_used_up" in troubles
+    before = reader.segments_missed
+    assert reader.read()
+    assert reader.segments_missed > before
+    reader.close()
+    writer.close()
+
+
+def test_each_waits_until_the_disk_has_it(tmp_path: Path) -> None:
+    settings = JournalSettings(segment_mb=1, ballast_mb=0, sync=JournalSync.EACH, group_ms=10_000)
+    writer = JournalWriter(tmp_path / "w", settings)
+    sequence = writer.append(event(1))
+    assert writer.wait_synced(sequence, time.monotonic_ns() + 10_000_000_000)
+    assert not writer.wait_synced(sequence + 1, time.monotonic_ns() + 20_000_000)
+    writer.close()
+
+
+def test_what_was_appended_survives_kill_minus_nine(tmp_path: Path) -> None:
+    script = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from edgeqc.journal import JournalWriter
+        from edgeqc.records import Event
+        from edgeqc.settings import JournalSettings
+        writer = JournalWriter(Path(sys.argv[1]), JournalSettings(segment_mb=1, ballast_mb=0))
+        while True:
+            try:
+                number = writer.append(Event(name="tick", facts={}))
+            except Exception:
+                continue
+            sys.stdout.buffer.write(b"%d\\n" % number)
+            sys.stdout.buffer.flush()
+        """
+    )
+    told = 0
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "w")], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3000)]
+        process.send_signal(signal.SIGKILL)
+        rest = process.stdout.read().split(b"\n")
+        process.stdout.close()
+        process.wait()
+        told = max(int(line) for line in [*lines, *rest[:-1]] if line.strip().isdigit())
+    reader = JournalReader(tmp_path / "w")
+    seen: list[int] = []
+    while entries := reader.read():
+        seen += [entry.sequence for entry in entries]
+    assert seen == list(range(1, seen[-1] + 1))
+    assert told <= seen[-1] <= told + 1
+    reader.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
+def test_a_full_disk_frees_the_ballast_refuses_and_recovers(tmp_path: Path) -> None:
+    """Runs in a mount namespace of its own, on a tmpfs of 6 MiB."""
+    script = textwrap.dedent(
+        """
+        import subprocess, sys, time
+        from pathlib import Path
+        root = Path(sys.argv[1])
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(root)], check=True)
+        from edgeqc.errors import JournalError
+        from edgeqc.journal import JournalReader, JournalWriter
+        from edgeqc.records import Event
+        from edgeqc.settings import JournalSettings
+        told = []
+        settings = JournalSettings(segment_mb=1, ballast_mb=2, group_ms=1, budget_mb=64)
+        writer = JournalWriter(root / "journal" / "w", settings, on_trouble=lambda name, facts: told.append(name))
+        time.sleep(0.3)
+        assert (root / "journal" / "ballast").exists()
+        (root / "filler").write_bytes(bytes(2 << 20))
+        refused = 0
+        while refused < 50:
+            try:
+                writer.append(Event(name="tick", facts={}))
+            except JournalError:
+                refused += 1
+                time.sleep(0.02)
+        assert not (root / "journal" / "ballast").exists(), "the ballast is freed first"
+        assert told == ["disk_full"], told
+        (root / "filler").unlink()
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                writer.append(Event(name="back", facts={}))
+                break
+            except JournalError:
+                assert time.monotonic() < deadline, "no recovery"
+                time.sleep(0.05)
+        writer.close()
+        reader = JournalReader(root / "journal" / "w")
+        seen = []
+        while entries := reader.read():
+            seen += entries
+        assert [entry.sequence for entry in seen] == list(range(1, len(seen) + 1))
+        assert seen[-1].body.name == "back" and len(seen) > 4000
+        print("ok")
+        """
+    )
+    root = tmp_path / "disk"
+    root.mkdir()
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", script, str(root)],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.stdout.strip() == "ok", done.stderr
+
+
+def test_an_unknown_folder_reads_as_empty(tmp_path: Path) -> None:
+    reader = JournalReader(tmp_path / "nothing", Cursor(segment=3, offset=RECORD_BYTES))
+    assert reader.read() == []
+    reader.close()
