@@ -1,0 +1,1 @@
+"""A simulated line: camera, PLC, broker and the parts that run on it."""
