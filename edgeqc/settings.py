@@ -247,30 +247,27 @@ class StationSettings(Model):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        faults: list[str] = []
         if self.plc_write_ms >= self.budget_ms:
-            msg = f"plc_write_ms: {self.plc_write_ms:g} is not under budget_ms {self.budget_ms:g}"
-            raise ValueError(msg)
+            faults.append(f"plc_write_ms: {self.plc_write_ms:g} is not under {self.budget_ms:g} (budget_ms)")
         if self.trigger.source is TriggerSource.PLC and isinstance(self.plc, NoPlcSettings):
-            msg = "trigger.source: plc needs a plc other than type: none"
-            raise ValueError(msg)
+            faults.append("trigger.source: plc needs a plc other than type: none")
+        takt = f"(takt {self.takt_ms:g} ms)"
         exposure_us = getattr(self.camera, "exposure_us", None)
         if exposure_us is not None and exposure_us > self.takt_ms * 1000:
-            msg = f"camera.exposure_us: {exposure_us:g} is over {self.takt_ms * 1000:g} (takt {self.takt_ms:g} ms)"
-            raise ValueError(msg)
+            faults.append(f"camera.exposure_us: {exposure_us:g} is over {self.takt_ms * 1000:g} {takt}")
         rate_hz = getattr(self.camera, "rate_hz", None)
         if rate_hz is not None and isinstance(self.camera, GigeCameraSettings) and rate_hz * self.takt_ms > 1000 * 1.2:
-            msg = f"camera.rate_hz: {rate_hz:g} is over {1000 / self.takt_ms:g} (takt {self.takt_ms:g} ms)"
-            raise ValueError(msg)
-        region = self.recipe.region
-        if region.mode is RegionMode.FIXED and (
-            region.x_px + region.width_px > self.camera.width_px
-            or region.y_px + region.height_px > self.camera.height_px
-        ):
-            msg = (
-                f"recipe.region: box ends at {region.x_px + region.width_px}x{region.y_px + region.height_px}, "
-                f"outside the frame of {self.camera.width_px}x{self.camera.height_px}"
+            faults.append(f"camera.rate_hz: {rate_hz:g} is over {1000 / self.takt_ms:g} {takt}")
+        region, camera = self.recipe.region, self.camera
+        right, bottom = region.x_px + region.width_px, region.y_px + region.height_px
+        if region.mode is RegionMode.FIXED and (right > camera.width_px or bottom > camera.height_px):
+            faults.append(
+                f"recipe.region: box ends at {right}x{bottom}, "
+                f"outside camera.width_px x height_px ({camera.width_px}x{camera.height_px})"
             )
-            raise ValueError(msg)
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
 
@@ -413,21 +410,28 @@ class Settings(Model):
     @model_validator(mode="after")
     def _unique(self) -> Self:
         faults: list[str] = []
-        for what, names in (
-            ("stations", [station.name for station in self.stations]),
-            ("tags", [source.name for source in self.tags]),
-            ("tags[].tags", [tag.name for source in self.tags for tag in source.tags]),
+        for named in (
+            [(f"stations[{index}].name", station.name) for index, station in enumerate(self.stations)],
+            [(f"tags[{index}].name", source.name) for index, source in enumerate(self.tags)],
+            [
+                (f"tags[{index}].tags[{place}].name", tag.name)
+                for index, source in enumerate(self.tags)
+                for place, tag in enumerate(source.tags)
+            ],
         ):
-            twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-            if twice:
-                faults.append(f"{what}: {', '.join(twice[:5])} named twice")
-        known = {tag.name for source in self.tags for tag in source.tags}
-        for index, station in enumerate(self.stations):
+            first: dict[str, str] = {}
             faults.extend(
-                f"stations[{index}].required_tags: {name} is no tag of any source"
-                for name in station.required_tags
-                if name not in known
+                f"{path}: {name} is the name of {first[name]} already"
+                for path, name in named
+                if first.setdefault(name, path) != path
             )
+        known = {tag.name for source in self.tags for tag in source.tags}
+        faults.extend(
+            f"stations[{index}].required_tags[{place}]: {name} is no tag of any source"
+            for index, station in enumerate(self.stations)
+            for place, name in enumerate(station.required_tags)
+            if name not in known
+        )
         if faults:
             raise ValueError("; ".join(faults))
         return self
