@@ -1,0 +1,49 @@
+"""The verdict on one part. The only place where PASS is made."""
+
+from __future__ import annotations
+
+import math
+
+from edgeqc.records import Cause, FrameStatus, Verdict
+
+
+def decide(
+    *,
+    frame: FrameStatus | None,
+    score: float,
+    threshold: float,
+    engine_ok: bool = True,
+    tags_good: bool = True,
+    now_ns: int,
+    fail_safe_at_ns: int,
+) -> tuple[Verdict, Cause]:
+    """Verdict and cause; whatever is missing, late or not a number is a reject that says so.
+
+    Args:
+        frame: the frame's status, None where no frame came.
+        score: 0..1, higher is worse; NaN where there is none.
+        threshold: a part scoring at or over it is rejected.
+        engine_ok: False where the engine raised.
+        tags_good: False where a required tag is stale or not Good.
+        now_ns: monotonic, now.
+        fail_safe_at_ns: from this moment on it is too late for a PASS.
+    """
+    cause = _objection(frame=frame, score=score, engine_ok=engine_ok, tags_good=tags_good)
+    if now_ns >= fail_safe_at_ns:
+        cause = Cause.LATE
+    if cause is None:
+        # Written so that only a comparison that holds can pass: NaN compares false with everything.
+        return (Verdict.PASS, Cause.OK) if score < threshold else (Verdict.REJECT, Cause.DEFECT)
+    return Verdict.REJECT, cause
+
+
+def _objection(*, frame: FrameStatus | None, score: float, engine_ok: bool, tags_good: bool) -> Cause | None:
+    if frame is None:
+        return Cause.NO_FRAME
+    if frame is not FrameStatus.OK:
+        return Cause.BAD_FRAME
+    if not engine_ok or not math.isfinite(score) or not 0 <= score <= 1:
+        return Cause.ENGINE
+    if not tags_good:
+        return Cause.BAD_TAG
+    return None
