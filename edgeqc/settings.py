@@ -120,13 +120,6 @@ class RegionSettings(Model):
     contrast: int = Field(24, ge=1, le=254, description="locate: grey levels between background and part")
     margin_px: int = Field(0, ge=0, le=512)
 
-    @model_validator(mode="after")
-    def _box(self) -> Self:
-        if self.mode is RegionMode.FIXED and not (self.width_px and self.height_px):
-            msg = "width_px and height_px must be over 0 with mode: fixed"
-            raise ValueError(msg)
-        return self
-
 
 class RecipeSettings(Model):
     """What is looked for on this product."""
@@ -245,8 +238,8 @@ class StationSettings(Model):
         20, ge=0, le=90, description="SCHED_FIFO priority of the line thread where allowed; 0 = never"
     )
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def misfits(self) -> list[str]:
+        """What does not go together, each as `sub-path: what, limit`."""
         faults: list[str] = []
         if self.plc_write_ms >= self.budget_ms:
             faults.append(f"plc_write_ms: {self.plc_write_ms:g} is not under {self.budget_ms:g} (budget_ms)")
@@ -261,14 +254,14 @@ class StationSettings(Model):
             faults.append(f"camera.rate_hz: {rate_hz:g} is over {1000 / self.takt_ms:g} {takt}")
         region, camera = self.recipe.region, self.camera
         right, bottom = region.x_px + region.width_px, region.y_px + region.height_px
-        if region.mode is RegionMode.FIXED and (right > camera.width_px or bottom > camera.height_px):
+        if region.mode is RegionMode.FIXED and not (region.width_px and region.height_px):
+            faults.append("recipe.region: width_px and height_px must be over 0 with mode: fixed")
+        elif region.mode is RegionMode.FIXED and (right > camera.width_px or bottom > camera.height_px):
             faults.append(
                 f"recipe.region: box ends at {right}x{bottom}, "
                 f"outside camera.width_px x height_px ({camera.width_px}x{camera.height_px})"
             )
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
+        return faults
 
 
 class JournalSync(StrEnum):
@@ -346,6 +339,15 @@ class TagSourceBase(Model):
     stale_ms: float = Field(2000, ge=50, description="no sign of life for this long: the source is stale, tags BAD")
     tags: list[TagSettings] = Field(min_length=1)
 
+    def misfits(self) -> list[str]:
+        """What does not go together, each as `sub-path: what, limit`."""
+        key = {"opcua": "node", "modbus": "register_address"}.get(getattr(self, "type", ""))
+        return [
+            f"tags[{place}].{key.removesuffix('_address')}: is missing, {tag.name} is nowhere without it"
+            for place, tag in enumerate(self.tags)
+            if key and getattr(tag, key) is None
+        ]
+
 
 class OpcuaTagSource(TagSourceBase, OpcuaEndpoint):
     """Tags by OPC UA subscription."""
@@ -353,14 +355,6 @@ class OpcuaTagSource(TagSourceBase, OpcuaEndpoint):
     type: Literal["opcua"]
     publishing_ms: float = Field(100, ge=10, le=60_000)
     sampling_ms: float = Field(50, ge=0, le=60_000)
-
-    @model_validator(mode="after")
-    def _nodes(self) -> Self:
-        missing = [tag.name for tag in self.tags if tag.node is None]
-        if missing:
-            msg = f"tags: {', '.join(missing[:5])} have no node"
-            raise ValueError(msg)
-        return self
 
 
 class ModbusTagSource(TagSourceBase):
@@ -371,14 +365,6 @@ class ModbusTagSource(TagSourceBase):
     port: int = Field(502, ge=1, le=65_535)
     device_id: int = Field(1, ge=0, le=255)
     poll_ms: float = Field(100, ge=10, le=60_000)
-
-    @model_validator(mode="after")
-    def _registers(self) -> Self:
-        missing = [tag.name for tag in self.tags if tag.register_address is None]
-        if missing:
-            msg = f"tags: {', '.join(missing[:5])} have no register"
-            raise ValueError(msg)
-        return self
 
 
 class ReplayTagSource(TagSourceBase):
@@ -408,30 +394,36 @@ class Settings(Model):
     tags: list[TagSourceSettings] = Field(default_factory=list, max_length=16)
 
     @model_validator(mode="after")
-    def _unique(self) -> Self:
-        faults: list[str] = []
-        for named in (
-            [(f"stations[{index}].name", station.name) for index, station in enumerate(self.stations)],
-            [(f"tags[{index}].name", source.name) for index, source in enumerate(self.tags)],
-            [
-                (f"tags[{index}].tags[{place}].name", tag.name)
-                for index, source in enumerate(self.tags)
-                for place, tag in enumerate(source.tags)
-            ],
-        ):
-            first: dict[str, str] = {}
-            faults.extend(
-                f"{path}: {name} is the name of {first[name]} already"
-                for path, name in named
-                if first.setdefault(name, path) != path
-            )
-        known = {tag.name for source in self.tags for tag in source.tags}
-        faults.extend(
+    def _fits(self) -> Self:
+        faults = [
+            f"stations[{index}].{fault}" for index, station in enumerate(self.stations) for fault in station.misfits()
+        ]
+        faults += [f"tags[{index}].{fault}" for index, source in enumerate(self.tags) for fault in source.misfits()]
+        names = {
+            f"tags[{index}].tags[{place}].name": tag.name
+            for index, source in enumerate(self.tags)
+            for place, tag in enumerate(source.tags)
+        }
+        faults += _twice({f"stations[{index}].name": station.name for index, station in enumerate(self.stations)})
+        faults += _twice({f"tags[{index}].name": source.name for index, source in enumerate(self.tags)})
+        faults += _twice(names)
+        known = set(names.values())
+        faults += [
             f"stations[{index}].required_tags[{place}]: {name} is no tag of any source"
             for index, station in enumerate(self.stations)
             for place, name in enumerate(station.required_tags)
             if name not in known
-        )
+        ]
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+
+def _twice(names: dict[str, str]) -> list[str]:
+    """Each path whose name an earlier one has."""
+    first: dict[str, str] = {}
+    return [
+        f"{path}: {name} is the name of {first[name]} already"
+        for path, name in names.items()
+        if first.setdefault(name, path) != path
+    ]

@@ -84,8 +84,8 @@ def validate(data: dict[str, Any]) -> tuple[Settings | None, list[tuple[Path, st
                 if not _follows(at, what, mended) and (at, what) not in seen:
                     seen.add((at, what))
                     faults.append((at, what, key_only))
-            if path and (at := _mend(data, path, detail)):
-                mended[at] = _stem(at[-1])
+            if path and (place := _mend(data, path, detail)):
+                mended[place] = _stem(place[-1])
                 again = True
         if not again:
             break
