@@ -126,6 +126,9 @@ class TagSink(Protocol):
     def put(self, index: int, value: TagValue) -> None:
         """Keep the newest value of the tag with this index. Never blocks."""
 
+    def alive(self, source: str, at_ns: int) -> None:
+        """The source gave a sign of life at this monotonic time, with values or without. Never blocks."""
+
     def lost(self, source: str, reason: str) -> None:
         """The source is gone: its tags turn BAD at once."""
 

@@ -125,7 +125,7 @@ class TagTable:
 
     def updates(self, index: int) -> int:
         """How often the tag was written since the watch process started."""
-        return self._fetch(self._entries + index * _ENTRY_STRIDE)[0]
+        return int(self._fetch(self._entries + index * _ENTRY_STRIDE)[0])
 
     def source(self, index: int) -> SourceState:
         """Give the state of a source as the watch process last told it."""
