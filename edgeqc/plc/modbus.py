@@ -1,0 +1,218 @@
+"""The PLC link over Modbus TCP: blocking sockets of our own, pymodbus for the PDUs, every reply checked to the byte.
+
+pymodbus's own clients accept transaction id 0, another function code and a wrong number of registers, wait out the whole
+timeout when the peer hangs up, and repeat writes; a result must not rest on that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final
+
+from pymodbus.constants import ExcCodes
+from pymodbus.framer import FramerSocket
+from pymodbus.pdu import DecodePDU, ModbusPDU
+from pymodbus.pdu.register_message import ReadHoldingRegistersRequest, WriteMultipleRegistersRequest
+
+from edgeqc.errors import PeerError, PeerTimeoutError
+from edgeqc.plc import registers
+from edgeqc.records import NS_PER_S, PlcResult, PlcTrigger
+from edgeqc.settings import ModbusPlcSettings
+
+CONNECT_S: Final = 2.0
+"""For each of the two connections; a PLC on the same switch answers in milliseconds."""
+_CLOSE_S: Final = 0.5
+_MBAP: Final = struct.Struct(">HHHB")  # transaction, protocol (0), length of what follows, unit
+_LENGTH_MIN: Final = 3  # unit, function code, one byte
+_LENGTH_MAX: Final = 254  # MODBUS Messaging on TCP/IP 1.0b, 3.1.3: an ADU has 260 bytes
+_EXCEPTION: Final = 0x80
+_KEEPALIVE_S: Final = 5  # a cable pulled between two parts is noticed even if nobody writes
+
+
+class ModbusLink:
+    """A `PlcLink`. Two connections, so that a trigger poll never waits for a result and neither for the other's reply.
+
+    A timeout between two replies leaves a connection usable (the late reply is skipped by its transaction id); a
+    timeout inside a reply, a broken frame or a closed socket ends it, and each call after that says so.
+    """
+
+    def __init__(self, settings: ModbusPlcSettings, *, peer: str) -> None:
+        """Connect, within twice `CONNECT_S`. Raises PeerError."""
+        self._peer = peer
+        self._unit = settings.device_id
+        self._at = settings.registers
+        # another start at each connection: the first write after a reconnect moves it too
+        self._heartbeat = itertools.count(time.monotonic_ns() // 1_000_000)
+        self._triggers = _Connection(settings, peer)
+        try:
+            self._results = _Connection(settings, peer)
+        except PeerError:
+            self._triggers.close()
+            raise
+
+    def read_trigger(self, until_ns: int) -> PlcTrigger:
+        """Read counter and part id in one request."""
+        request = ReadHoldingRegistersRequest(
+            address=self._at.trigger, count=registers.TRIGGER_REGISTERS, dev_id=self._unit
+        )
+        with self._triggers.held(until_ns) as connection:
+            reply = connection.exchange(request, 2 + 2 * registers.TRIGGER_REGISTERS, until_ns)
+            read_ns = time.monotonic_ns()
+        counter, part_id = registers.unpack_trigger(reply.registers)
+        return PlcTrigger(counter=counter, part_id=part_id, read_ns=read_ns)
+
+    def write_result(self, result: PlcResult, until_ns: int) -> None:
+        """Write all 16 registers with one function code 16; never repeated by us."""
+        with self._results.held(until_ns) as connection:
+            block = registers.pack_result(result, next(self._heartbeat))
+            request = WriteMultipleRegistersRequest(address=self._at.result, registers=block, dev_id=self._unit)
+            reply = connection.exchange(request, 5, until_ns)
+        if (reply.address, reply.count) != (self._at.result, registers.RESULT_REGISTERS):
+            raise PeerError(
+                self._peer,
+                f"acknowledged {reply.count} registers at {reply.address}, "
+                f"not {registers.RESULT_REGISTERS} at {self._at.result}",
+            )
+
+    def close(self) -> None:
+        """Wake whoever waits, then free both sockets."""
+        self._triggers.close()
+        self._results.close()
+
+
+class _Connection:
+    """One socket and the requests on it, one at a time."""
+
+    def __init__(self, settings: ModbusPlcSettings, peer: str) -> None:
+        self._peer = peer
+        self._lock = threading.Lock()
+        self._transaction = 0
+        self._received = bytearray()
+        self._dead = ""
+        """Why nothing can be asked any more."""
+        self._pdus = DecodePDU(is_server=False)
+        self._framer = FramerSocket(self._pdus)
+        try:
+            self._socket = socket.create_connection((settings.host, settings.port), timeout=CONNECT_S)
+        except TimeoutError as exc:
+            raise PeerTimeoutError(peer, f"{settings.host}:{settings.port} does not answer") from exc
+        except OSError as exc:
+            raise PeerError(peer, f"{settings.host}:{settings.port}: {exc.strerror or exc}") from exc
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_S)
+
+    @contextlib.contextmanager
+    def held(self, until_ns: int) -> Iterator[_Connection]:
+        """Have the connection to oneself, or PeerTimeoutError at `until_ns`."""
+        if not self._lock.acquire(timeout=max(0.0, (until_ns - time.monotonic_ns()) / NS_PER_S)):
+            raise PeerTimeoutError(self._peer, "another request holds the connection")
+        try:
+            yield self
+        finally:
+            self._lock.release()
+
+    def exchange(self, request: ModbusPDU, reply_bytes: int, until_ns: int) -> ModbusPDU:
+        """Send the request once and return its reply, whose PDU has `reply_bytes`. Hold the lock."""
+        if self._dead:
+            raise PeerError(self._peer, f"connection given up: {self._dead}")
+        self._transaction = self._transaction % 0xFFFF + 1  # never 0: that is what careless peers answer with
+        request.transaction_id = self._transaction
+        self._bound(until_ns)
+        try:
+            self._socket.sendall(self._framer.buildFrame(request))
+        except TimeoutError as exc:  # part of the request may be on its way
+            raise self._give_up("the peer takes no more requests", PeerTimeoutError) from exc
+        except OSError as exc:
+            raise self._give_up(exc.strerror or str(exc)) from exc
+        while True:
+            transaction, unit, pdu = self._next_frame(until_ns)
+            age = self._transaction - transaction & 0xFFFF
+            if age == 0:
+                break
+            if transaction == 0 or age >= 1 << 15:
+                raise PeerError(self._peer, f"reply to transaction {transaction}, never asked")
+        return self._checked(request, reply_bytes, unit, pdu)
+
+    def close(self) -> None:
+        """Wake a call that is under way, wait for it to notice, close."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        held = self._lock.acquire(timeout=_CLOSE_S)
+        self._dead = self._dead or "closed"
+        self._socket.close()
+        if held:
+            self._lock.release()
+
+    def _checked(self, request: ModbusPDU, reply_bytes: int, unit: int, pdu: bytes) -> ModbusPDU:
+        """Refuse a well-formed frame that is not the answer to this request; the connection stays in step."""
+        if unit != request.dev_id:
+            raise PeerError(self._peer, f"reply from unit {unit}, asked {request.dev_id}")
+        if pdu[0] == request.function_code | _EXCEPTION and len(pdu) == 2:  # noqa: PLR2004 - code and reason
+            raise PeerError(self._peer, f"exception {pdu[1]} {_exception_name(pdu[1])}")
+        if pdu[0] != request.function_code:
+            raise PeerError(self._peer, f"reply with function code {pdu[0]}, asked {request.function_code}")
+        if len(pdu) != reply_bytes:
+            raise PeerError(self._peer, f"reply of {len(pdu)} bytes, {reply_bytes} expected")
+        if pdu[0] == ReadHoldingRegistersRequest.function_code and pdu[1] != reply_bytes - 2:
+            raise PeerError(self._peer, f"byte count {pdu[1]} in a reply with {reply_bytes - 2}")
+        reply = self._pdus.decode(pdu)
+        if reply is None:
+            raise PeerError(self._peer, f"undecodable reply {pdu.hex()}")
+        return reply
+
+    def _next_frame(self, until_ns: int) -> tuple[int, int, bytes]:
+        """Transaction, unit and PDU of the next frame in the stream."""
+        self._fill(_MBAP.size, until_ns)
+        transaction, protocol, length, unit = _MBAP.unpack_from(self._received)
+        if protocol != 0 or not _LENGTH_MIN <= length <= _LENGTH_MAX:
+            raise self._give_up(f"not Modbus: {self._received[:16].hex()}")
+        end = _MBAP.size - 1 + length
+        self._fill(end, until_ns)
+        pdu = bytes(self._received[_MBAP.size : end])
+        del self._received[:end]
+        return transaction, unit, pdu
+
+    def _fill(self, size: int, until_ns: int) -> None:
+        """Receive until `size` bytes are there."""
+        while len(self._received) < size:
+            try:
+                self._bound(until_ns)
+                some = self._socket.recv(4096)
+            except TimeoutError as exc:
+                if self._received:
+                    raise self._give_up("a reply broke off", PeerTimeoutError) from exc
+                raise PeerTimeoutError(self._peer, "no reply in time") from exc
+            except OSError as exc:
+                raise self._give_up(exc.strerror or str(exc)) from exc
+            if not some:
+                raise self._give_up("the peer closed the connection")
+            self._received += some
+
+    def _bound(self, until_ns: int) -> None:
+        """Let the next socket call last to `until_ns`."""
+        left_ns = until_ns - time.monotonic_ns()
+        if left_ns <= 0:
+            raise PeerTimeoutError(self._peer, "no time left")
+        self._socket.settimeout(left_ns / NS_PER_S)
+
+    def _give_up(self, reason: str, error: type[PeerError] = PeerError) -> PeerError:
+        """The stream is out of step or gone."""
+        self._dead = self._dead or reason
+        self._socket.close()
+        return error(self._peer, reason)
+
+
+def _exception_name(code: int) -> str:
+    try:
+        return ExcCodes(code).name
+    except ValueError:
+        return "unknown"
