@@ -1,0 +1,169 @@
+"""Tags by polling Modbus TCP holding registers (function code 3): one request at a time, every reply checked whole.
+
+The frames are read here and not by pymodbus's client: that one accepts transaction id 0, another function code and a
+wrong number of registers, and waits out its timeout when the peer hangs up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import time
+from typing import Final
+
+import structlog
+
+from edgeqc.errors import PeerError, PeerTimeoutError
+from edgeqc.ports import TagSink
+from edgeqc.records import Quality
+from edgeqc.settings import ModbusTagSource
+from edgeqc.tags.connection import keep_connected
+from edgeqc.tags.decode import Read, decode, plan_reads, split_read, width
+from edgeqc.tags.reading import Reading
+
+CONNECT_TIMEOUT_S: Final = 2.0
+LONGEST_REPLY_S: Final = 1.0
+"""A PLC answers in milliseconds, a serial gateway in some hundred; half of stale_ms where that is less."""
+
+
+class ModbusTags:
+    """One Modbus server's tags."""
+
+    def __init__(self, settings: ModbusTagSource, *, first_index: int, sink: TagSink) -> None:
+        """Connect in `run`, not here."""
+        self._settings = settings
+        self._first = first_index
+        self._sink = sink
+        self._readings = [Reading.of(tag) for tag in settings.tags]
+        self._log = structlog.get_logger().bind(source=settings.name)
+
+    async def run(self) -> None:
+        """Feed the sink until cancelled."""
+        await keep_connected(self._settings.name, self._sink, self._serve)
+
+    async def _serve(self) -> None:
+        """One connection, from connect to its end."""
+        settings = self._settings
+        connection = await _Connection.open(settings)
+        try:
+            self._sink.back(settings.name)
+            reads = plan_reads(settings.tags)
+            self._log.info("tag_source_up", reads_per_poll=len(reads), poll_ms=settings.poll_ms)
+            refused: dict[str, str] = {}
+            told: dict[str, str] = {}
+            loop = asyncio.get_running_loop()
+            due = loop.time()
+            while True:
+                reads = [kept for read in reads for kept in await self._poll(connection, read, refused)]
+                if refused != told:
+                    self._log.warning("tags_refused", tags=dict(refused))
+                    told = dict(refused)
+                # a poll that took longer than its time is not made up for
+                due = max(due + settings.poll_ms / 1000, loop.time())
+                await asyncio.sleep(due - loop.time())
+        finally:
+            connection.close()
+
+    async def _poll(self, connection: _Connection, read: Read, refused: dict[str, str]) -> list[Read]:
+        """Read once and feed the sink; give what to ask for next time in its place."""
+        settings = self._settings
+        reply = await connection.read(read.address, read.count)
+        now_ns = time.monotonic_ns()
+        self._sink.alive(settings.name, now_ns)
+        if isinstance(reply, int):
+            # one register that does not exist spoils its whole request: halve until it stands alone
+            halves = split_read(read, settings.tags)
+            if not halves:
+                (place,) = read.places
+                reading = self._readings[place]
+                refused[reading.name] = f"exception {reply} {_EXCEPTIONS.get(reply, '')}".strip()
+                self._sink.put(self._first + place, reading.bad(now_ns))
+            return halves or [read]
+        for place in read.places:
+            tag = settings.tags[place]
+            start = 2 * ((tag.register_address or 0) - read.address)
+            raw = decode(reply[start : start + 2 * width(tag.type)], tag.type, tag.word_order)
+            self._sink.put(self._first + place, self._readings[place].value(raw, Quality.GOOD, 0.0, now_ns))
+            if refused:
+                refused.pop(tag.name, None)
+        return [read]
+
+
+class _Connection:
+    """One socket. Whatever is not the reply to the one request under way ends it, so nothing can get out of step."""
+
+    def __init__(self, settings: ModbusTagSource, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._peer = settings.name
+        self._unit = settings.device_id
+        self._reader = reader
+        self._writer = writer
+        self._timeout_s = min(LONGEST_REPLY_S, settings.stale_ms / 2000)
+        self._transaction = 0
+
+    @classmethod
+    async def open(cls, settings: ModbusTagSource) -> _Connection:
+        """Connect within `CONNECT_TIMEOUT_S`. Raises PeerError."""
+        where = f"{settings.host}:{settings.port}"
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                reader, writer = await asyncio.open_connection(settings.host, settings.port)
+        except TimeoutError as exc:
+            raise PeerTimeoutError(settings.name, f"{where} does not answer") from exc
+        except OSError as exc:
+            raise PeerError(settings.name, f"{where}: {exc.strerror or exc}") from exc
+        return cls(settings, reader, writer)
+
+    async def read(self, address: int, count: int) -> bytes | int:
+        """Give the registers' bytes, or the exception code with which the peer refuses. Raises PeerError."""
+        self._transaction = self._transaction % 0xFFFF + 1  # never 0: that is what careless peers answer with
+        request = _REQUEST.pack(self._transaction, 0, 6, self._unit, _READ_HOLDING, address, count)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                self._writer.write(request)
+                await self._writer.drain()
+                return await self._reply(count)
+        except TimeoutError as exc:
+            raise PeerTimeoutError(self._peer, f"no reply within {self._timeout_s * 1000:.0f} ms") from exc
+        except asyncio.IncompleteReadError as exc:
+            raise PeerError(self._peer, "the peer closed the connection") from exc
+        except OSError as exc:
+            raise PeerError(self._peer, exc.strerror or str(exc)) from exc
+
+    async def _reply(self, count: int) -> bytes | int:
+        head = await self._reader.readexactly(_HEAD.size)
+        transaction, protocol, length, unit, function = _HEAD.unpack(head)
+        if protocol != 0 or not _SHORTEST <= length <= _LONGEST:
+            raise PeerError(self._peer, f"not Modbus: {head.hex()}")
+        body = await self._reader.readexactly(length - 2)
+        if transaction != self._transaction:
+            raise PeerError(self._peer, f"reply to transaction {transaction}, asked {self._transaction}")
+        if unit != self._unit:
+            raise PeerError(self._peer, f"reply from unit {unit}, asked {self._unit}")
+        if function == _READ_HOLDING | _REFUSED and len(body) == 1:
+            return body[0]
+        if function != _READ_HOLDING:
+            raise PeerError(self._peer, f"reply with function code {function}, asked {_READ_HOLDING}")
+        if len(body) != 1 + 2 * count or body[0] != 2 * count:
+            raise PeerError(self._peer, f"{len(body) - 1} bytes (said {body[0]}) for {count} registers")
+        return body[1:]
+
+    def close(self) -> None:
+        """Cut the socket: a hung peer would not take a farewell."""
+        self._writer.transport.abort()
+
+
+_REQUEST: Final = struct.Struct(">HHHBBHH")  # transaction, protocol, length, unit, function, address, count
+_HEAD: Final = struct.Struct(">HHHBB")  # transaction, protocol, length from unit on, unit, function
+_READ_HOLDING: Final = 3
+_REFUSED: Final = 0x80
+_SHORTEST: Final = 3
+_LONGEST: Final = 254
+_EXCEPTIONS: Final = {
+    1: "illegal function",
+    2: "illegal address",
+    3: "illegal value",
+    4: "device failure",
+    6: "device busy",
+    10: "gateway path unavailable",
+    11: "gateway target does not answer",
+}
