@@ -1,0 +1,1 @@
+"""From a frame to a score: model packages, preprocessing, engines, and what their outputs mean."""

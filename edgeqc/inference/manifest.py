@@ -1,0 +1,144 @@
+"""What a model package says of itself: the shape of `manifest.yaml` and `calibration.json`, and their limits."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from math import prod
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Side = Annotated[int, Field(ge=1, le=16_384)]
+
+SCORE = "score"
+"""Output (1,) float32: 0..1, higher is worse."""
+MAP = "map"
+"""Output (1, 1, h, w) float32: 0..1 per cell of the input, higher is worse."""
+KIND = "kind"
+"""Optional output (1, classes, h, w) float32: evidence for each class, whatever its scale."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Fit(StrEnum):
+    """How a region of another shape becomes the engine's input."""
+
+    LETTERBOX = "letterbox"
+    STRETCH = "stretch"
+
+
+class Normalise(StrEnum):
+    """What grey levels become: `gain * level + offset`, or `gain * level / mean of the region + offset`."""
+
+    LINEAR = "linear"
+    MEAN = "mean"
+
+
+class Preprocessing(_Strict):
+    """How pixels become the engine's input."""
+
+    input: str = "image"
+    fit: Fit = Fit.LETTERBOX
+    max_scale: float = Field(1.0, gt=0, le=16, description="letterbox: a small region is enlarged no further than this")
+    fill: int = Field(0, ge=0, le=255, description="letterbox: grey level around the region")
+    normalise: Normalise = Normalise.LINEAR
+    gain: float = 1 / 255
+    offset: float = 0.0
+
+
+class Tensor(_Strict):
+    """One input or output as the ONNX must have it."""
+
+    name: str = Field(min_length=1, max_length=128)
+    dtype: Literal["float32"] = "float32"
+    shape: tuple[Side, ...] = Field(min_length=1, max_length=4)
+
+
+class Files(_Strict):
+    """SHA-256 of every other file of the package."""
+
+    model: Sha256
+    calibration: Sha256
+    golden: Sha256
+
+
+class Training(_Strict):
+    """Where the model came from."""
+
+    data: str
+    seed: int
+    minutes: float = Field(ge=0)
+    images: int = Field(ge=0)
+    parameters: int = Field(ge=0)
+
+
+class Figures(_Strict):
+    """What the model did on images that took no part in training."""
+
+    data: str
+    auroc: float = Field(ge=0, le=1)
+    defects: int = Field(ge=0)
+    escapes: int = Field(ge=0)
+    goods: int = Field(ge=0)
+    overkills: int = Field(ge=0)
+
+
+class Manifest(_Strict):
+    """The whole of `manifest.yaml`."""
+
+    format: Literal[1]
+    name: Word
+    version: Word
+    description: str = Field("", max_length=1000)
+    licence: str = Field(min_length=1, max_length=200)
+    files: Files
+    inputs: tuple[Tensor, ...] = Field(min_length=1, max_length=1)
+    outputs: tuple[Tensor, ...] = Field(min_length=2, max_length=3)
+    preprocess: Preprocessing = Preprocessing()
+    classes: tuple[Word, ...] = Field(min_length=1, max_length=64)
+    golden_tolerance: float = Field(gt=0, le=0.1)
+    training: Training
+    figures: Figures
+
+    @model_validator(mode="after")
+    def _tensors(self) -> Self:
+        faults = []
+        image = self.inputs[0]
+        if image.name != self.preprocess.input:
+            faults.append(f"preprocess.input: {self.preprocess.input} is no input; the model has {image.name}")
+        if len(image.shape) != 4 or image.shape[:2] != (1, 1):  # noqa: PLR2004 - batch, channel, height, width
+            faults.append(f"inputs[0].shape: {list(image.shape)} is not [1, 1, height, width]")
+        if prod(image.shape) > _INPUT_LIMIT:
+            faults.append(f"inputs[0].shape: {prod(image.shape)} values are over {_INPUT_LIMIT}")
+        shapes = {tensor.name: tensor.shape for tensor in self.outputs}
+        if len(shapes) < len(self.outputs) or not {SCORE, MAP} <= set(shapes) <= {SCORE, MAP, KIND}:
+            faults.append(f"outputs: {', '.join(t.name for t in self.outputs)}; must be score, map and, at will, kind")
+        else:
+            cells = shapes[MAP]
+            if shapes[SCORE] != (1,):
+                faults.append(f"outputs.score.shape: {list(shapes[SCORE])} is not [1]")
+            if len(cells) != 4 or cells[:2] != (1, 1):  # noqa: PLR2004 - batch, channel, height, width
+                faults.append(f"outputs.map.shape: {list(cells)} is not [1, 1, height, width]")
+            elif KIND in shapes and shapes[KIND] != (1, len(self.classes), *cells[2:]):
+                faults.append(f"outputs.kind.shape: {list(shapes[KIND])} is not {[1, len(self.classes), *cells[2:]]}")
+        if KIND not in shapes and len(self.classes) > 1:
+            faults.append(f"classes: {len(self.classes)} need an output named kind")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class Calibration(_Strict):
+    """The whole of `calibration.json`: where good ends."""
+
+    threshold: float = Field(ge=0, le=1, description="a part with this score or more is rejected")
+    map_threshold: float = Field(gt=0, lt=1, description="a cell with this much or more belongs to a defect")
+    goods: int = Field(ge=0, description="good parts that the threshold was set on")
+    defects: int = Field(ge=0)
+
+
+_INPUT_LIMIT = 16_777_216  # values; 64 MiB of float32 per slot

@@ -1,0 +1,162 @@
+"""Engine on ONNX Runtime's CPU provider: the portable reference that every box can run."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqc.errors import EngineError
+from edgeqc.ports import EngineIo, EngineSlot, TensorSpec
+
+
+class OnnxRuntimeEngine:
+    """An `Engine` that computes in `wait`, on the caller's thread. Slots are numpy arrays bound to the session."""
+
+    def __init__(self, model: bytes, *, threads: int = 1, slots: int = 2) -> None:
+        """Build the session from bytes, bind `slots` sets of buffers, and run each once. EngineError if it cannot."""
+        import onnxruntime as ort  # noqa: PLC0415 - 40 MB and 0.3 s that only the station needs
+
+        ort.disable_telemetry_events()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = _FATAL
+        # A spinning pool burns the cores that the camera and the PLC link need between parts.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        try:
+            session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as exc:  # bare RuntimeError and kinds of its own
+            raise EngineError(f"onnxruntime cannot load the model: {_first_line(exc)}") from exc
+        self.io = EngineIo(
+            inputs=tuple(_spec(tensor) for tensor in session.get_inputs()),
+            outputs=tuple(_spec(tensor) for tensor in session.get_outputs()),
+        )
+        self.backend = f"onnxruntime {ort.__version__} CPU, {threads} thread{'s' if threads > 1 else ''}"
+        self._session: Any = session
+        self._slots = [_Slot(session, self.io, ort) for _ in range(slots)]
+        self._free = list(self._slots)
+        for slot in self._slots:  # the first run allocates the arena; a part must not pay for it
+            slot.run(session)
+
+    def acquire(self) -> EngineSlot:
+        """Lend a free slot; EngineError when all are out."""
+        if not self._free:
+            raise EngineError(f"{self.backend}: all {len(self._slots)} slots are out")
+        slot = self._free.pop()
+        slot.lent(self._free)
+        return slot
+
+    def submit(self, slot: EngineSlot) -> None:
+        """Mark the slot as ready to run."""
+        self._own(slot).submitted = True
+
+    def wait(self, slot: EngineSlot, until_ns: int) -> None:  # noqa: ARG002 - it computes here and may overrun
+        """Run the slot. EngineError when it was not submitted, was cancelled, or the runtime failed."""
+        own = self._own(slot)
+        if not own.submitted:
+            raise EngineError(f"{self.backend}: wait without submit")
+        own.submitted = False
+        own.run(self._session)
+
+    def cancel(self, slot: EngineSlot) -> None:
+        """Make a running `wait` of this slot end soon with EngineError. From any thread; a no-op on an idle slot."""
+        if isinstance(slot, _Slot):
+            slot.cancel()
+
+    def close(self) -> None:
+        """Free the session; the slots' views stay readable but nothing writes them any more."""
+        self._free.clear()
+        self._slots.clear()
+        self._session = None
+
+    def _own(self, slot: EngineSlot) -> _Slot:
+        if not isinstance(slot, _Slot) or slot not in self._slots:
+            raise EngineError(f"{self.backend}: the slot is not of this engine, or the engine is closed")
+        if not slot.out:
+            raise EngineError(f"{self.backend}: the slot was released")
+        return slot
+
+
+_FATAL: Final = 4  # ONNX Runtime would print to stderr what it raises anyway
+
+
+class _Slot:
+    """One set of buffers and their binding."""
+
+    def __init__(self, session: Any, io: EngineIo, ort: Any) -> None:
+        self._arrays: dict[str, NDArray[np.generic]] = {}
+        self._binding = session.io_binding()
+        for tensor in io.inputs:
+            self._binding.bind_ortvalue_input(tensor.name, self._buffer(tensor, ort))
+        for tensor in io.outputs:
+            self._binding.bind_ortvalue_output(tensor.name, self._buffer(tensor, ort))
+        self._inputs = {tensor.name for tensor in io.inputs}
+        self._options = ort.RunOptions()
+        self._options.log_severity_level = _FATAL
+        self._running = False
+        self._free: list[_Slot] = []
+        self.out = False
+        self.submitted = False
+
+    def _buffer(self, tensor: TensorSpec, ort: Any) -> Any:
+        """The OrtValue aliases the array (contract test), which must therefore live as long as the slot."""
+        array = np.zeros(tensor.shape, tensor.dtype)
+        self._arrays[tensor.name] = array
+        return ort.OrtValue.ortvalue_from_numpy(array)
+
+    def input(self, name: str) -> NDArray[np.generic]:
+        """The memory that the session reads."""
+        if name not in self._inputs:
+            raise EngineError(f"no input named {name}; there are {sorted(self._inputs)}")
+        return self._arrays[name]
+
+    def output(self, name: str) -> NDArray[np.generic]:
+        """The memory that the session writes."""
+        if name in self._inputs or name not in self._arrays:
+            raise EngineError(f"no output named {name}; there are {sorted(self._arrays.keys() - self._inputs)}")
+        return self._arrays[name]
+
+    def release(self) -> None:
+        """Back to the engine."""
+        if not self.out:
+            raise EngineError("slot released twice")
+        self.out = self.submitted = False
+        self._free.append(self)
+
+    def lent(self, free: list[_Slot]) -> None:
+        self._free = free
+        self.out = True
+
+    def run(self, session: Any) -> None:
+        self._options.terminate = False
+        self._running = True
+        try:
+            session.run_with_iobinding(self._binding, self._options)
+        except Exception as exc:  # bare RuntimeError and kinds of its own
+            raise EngineError(f"onnxruntime failed: {_first_line(exc)}") from exc
+        finally:
+            self._running = False
+
+    def cancel(self) -> None:
+        if self._running:
+            self._options.terminate = True
+
+
+def _spec(tensor: Any) -> TensorSpec:
+    """Shape and type as the model has them; EngineError where it leaves a size open."""
+    sizes = tuple(tensor.shape)
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise EngineError(f"{tensor.name}: shape {list(sizes)} is not fixed; export the model with static shapes")
+    kind = tensor.type.removeprefix("tensor(").removesuffix(")")
+    return TensorSpec(name=tensor.name, dtype=_DTYPES.get(kind, kind), shape=sizes)
+
+
+_DTYPES: Final = {"float": "float32", "double": "float64"}
+
+
+def _first_line(exc: Exception) -> str:
+    return (str(exc).splitlines() or [type(exc).__name__])[0][:255]

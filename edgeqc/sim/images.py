@@ -1,0 +1,77 @@
+"""Labelled images from a folder, as parts before the simulated camera."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqc.errors import EdgeqcError
+
+GOOD_LABELS: Final = frozenset({"free", "good", "ok"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """One row of a folder's index.csv."""
+
+    path: Path
+    label: str
+    mask: Path | None
+    group: str
+    """Pictures of one part share it; they must not be split between training and test."""
+
+    @property
+    def is_defect(self) -> bool:
+        """Is the part on this picture bad."""
+        return self.label not in GOOD_LABELS
+
+
+def read_index(folder: Path, split: str) -> list[Labelled]:
+    """Rows of `index.csv` (path, label, mask, split, group) with this split. EdgeqcError where there are none."""
+    index = folder / "index.csv"
+    try:
+        with index.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["split"] == split]
+    except (OSError, KeyError) as exc:
+        raise EdgeqcError(f"{index}: {exc}") from exc
+    if not rows:
+        raise EdgeqcError(f"{index}: no row has split {split}")
+    return [
+        Labelled(
+            path=folder / row["path"],
+            label=row["label"],
+            mask=folder / row["mask"] if row.get("mask") else None,
+            group=row.get("group") or row["path"],
+        )
+        for row in rows
+    ]
+
+
+def load_indexed(folder: Path, split: str) -> list[tuple[Path, bool]]:
+    """(path, is a defect) of each image of the split, in the index's order."""
+    return [(row.path, row.is_defect) for row in read_index(folder, split)]
+
+
+def load_grey(path: Path) -> NDArray[np.uint8]:
+    """A picture file as (height, width) Mono8. EdgeqcError where it cannot be read."""
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise EdgeqcError(f"{path}: cannot be read as an image")
+    return np.asarray(image, np.uint8)
+
+
+def pad_onto(image: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Lay a picture on the middle of a black frame of `shape` (height, width). EdgeqcError where it does not fit."""
+    height, width = image.shape
+    if height > shape[0] or width > shape[1]:
+        raise EdgeqcError(f"an image of {width}x{height} does not fit on a frame of {shape[1]}x{shape[0]}")
+    frame = np.zeros(shape, np.uint8)
+    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+    frame[top : top + height, left : left + width] = image
+    return frame
