@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 
 class Exported(nn.Module):
-    """What goes into the package: probabilities, and the score from the map."""
+    """What goes into the package: probabilities only, and the score from the map."""
 
     def __init__(self, net: Net) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Exported(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`score` (1,), `map` (1, 1, h, w), `kind` (1, classes, h, w)."""
         logits = self.net(images)
-        return torch.sigmoid(image_logit(logits[:, :1])), torch.sigmoid(logits[:, :1]), logits[:, 1:]
+        return torch.sigmoid(image_logit(logits[:, :1])), torch.sigmoid(logits[:, :1]), logits[:, 1:].softmax(1)
 
 
 def image_logit(cells: torch.Tensor) -> torch.Tensor:
