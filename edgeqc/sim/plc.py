@@ -1,0 +1,431 @@
+"""A simulated PLC, a process of its own: times the parts, raises their triggers and judges the results.
+
+`python -m edgeqc.sim.plc --type modbus --stage FILE --parts 300 --rate 25 --budget-ms 30` serves on 127.0.0.1 and prints
+`READY <port>`. It starts with the first READY bit that the daemon writes (`--start ready`), or with the line `go` on
+stdin (which `--start go` alone waits for), and prints `STARTED`. At each takt it then puts the next part (the stage's
+part + 1) before the camera and
+
+- `--trigger plc`: raises the trigger with a part id like P000042;
+- `--trigger line`: pulses the camera's input line;
+- `--trigger camera`: does nothing, for the camera in free run brings the parts itself (`stage.advance`).
+
+Where the PLC raises no trigger, an exposure of the camera is one. After the last part and one budget it writes the
+summary and prints `DONE`, and serves on until stdin is closed or SIGTERM. A PLC started again on the same stage goes on
+with the next part. Other lines on stdin: `refuse on`, `refuse off` (result writes are answered with an error).
+
+The log has one JSON line per part (edgeqc.sim.judge.PartReport), and at the end one with `summary`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol, Self, TextIO
+
+import numpy as np
+
+from edgeqc.plc.registers import ResultImage, Status
+from edgeqc.records import NS_PER_MS
+from edgeqc.sim import plc_modbus
+from edgeqc.sim.judge import Judge
+from edgeqc.sim.stage import Stage
+
+Kind = Literal["modbus", "opcua"]
+TriggerKind = Literal["plc", "line", "camera"]
+Start = Literal["ready", "go"]
+
+READY_TIMEOUT_S: Final = 30.0
+"""An OPC UA server takes about 3 s to start on a free core."""
+ALLOWANCE_MS: Final[dict[TriggerKind, float]] = {"plc": 5.0, "line": 20.0, "camera": 20.0}
+"""Not in the daemon's budget: a poll of 2 ms and its way / exposure and transfer of a frame (11 ms at 1 Gbit/s)."""
+
+
+class SimPlc:
+    """The PLC process, to be started, told, frozen, killed and started again on the same port."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        stage: Path,
+        log: Path,
+        *,
+        parts: int,
+        rate_hz: float,
+        budget_ms: float,
+        trigger: TriggerKind = "plc",
+        start: Start = "ready",
+        allowance_ms: float | None = None,
+        truth: Path | None = None,
+        pki: Path | None = None,
+        user: str = "",
+        password: str = "",
+    ) -> None:
+        """Nothing runs until `start`. `pki`: OPC UA with SignAndEncrypt only, the certificate made in that folder."""
+        self.kind: Kind = kind
+        self.port = 0
+        self.log = log
+        self._pki = pki
+        self._user, self._password = user, password
+        self._arguments = ["--type", kind, "--stage", str(stage), "--log", str(log), "--parts", str(parts)]
+        self._arguments += ["--rate", str(rate_hz), "--budget-ms", str(budget_ms), "--trigger", trigger]
+        self._arguments += ["--start", start, "--user", user, "--password", password]
+        for name, value in (("--allowance-ms", allowance_ms), ("--truth", truth), ("--pki", pki)):
+            if value is not None:
+                self._arguments += [name, str(value)]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._said = b""
+
+    @property
+    def pid(self) -> int:
+        """Of the running PLC; RuntimeError when it does not run."""
+        if self._process is None:
+            raise RuntimeError("the PLC is not running")
+        return self._process.pid
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The `plc:` entry of a configuration that reaches it."""
+        if self.kind == "modbus":
+            return {"type": "modbus", "host": "127.0.0.1", "port": self.port}
+        from edgeqc.sim import plc_opcua  # noqa: PLC0415 - loads asyncua
+
+        found: dict[str, Any] = {
+            "type": "opcua",
+            "url": f"opc.tcp://127.0.0.1:{self.port}",
+            "security": "none",
+            "nodes": {name: plc_opcua.node_text(name) for name in plc_opcua.NODES},
+        }
+        if self._pki is not None:
+            found |= {"security": "sign_encrypt", "server_certificate": str(self._pki / "pki" / "own.der")}
+        if self._user:
+            found |= {"user": self._user, "password": self._password}
+        return found
+
+    def start(self) -> Self:
+        """Serve, on the port of the last time where there was one; return once clients can connect."""
+        self._said = b""
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "edgeqc.sim.plc", *self._arguments, "--port", str(self.port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        try:
+            self.port = int(self._wait("READY", READY_TIMEOUT_S).split()[1])
+        except RuntimeError:
+            self.kill()
+            raise
+        return self
+
+    def go(self) -> None:
+        """Start with the parts now."""
+        self._tell("go")
+
+    def refuse(self, on: bool) -> None:
+        """Answer result writes with an error, or take them again."""
+        self._tell(f"refuse {'on' if on else 'off'}")
+
+    def wait_started(self, timeout_s: float) -> None:
+        """Until the first part is due; RuntimeError where it does not come to that."""
+        self._wait("STARTED", timeout_s)
+
+    def wait_done(self, timeout_s: float) -> dict[str, Any]:
+        """Until all parts are through; give the summary. RuntimeError where it does not come to that."""
+        self._wait("DONE", timeout_s)
+        return self.summary()
+
+    def summary(self) -> dict[str, Any]:
+        """The newest summary in the log; RuntimeError where there is none."""
+        for line in reversed(self.log.read_text().splitlines()):
+            found = json.loads(line).get("summary")
+            if found is not None:
+                return dict(found)
+        raise RuntimeError(f"{self.log}: no summary")
+
+    def stop(self) -> None:
+        """Write the summary, hang up and end."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Vanish: SIGKILL."""
+        self._end(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """Hang with all connections open: SIGSTOP."""
+        self._send(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Go on after `freeze`: SIGCONT."""
+        self._send(signal.SIGCONT)
+
+    def restart(self) -> None:
+        """Stop and serve again on the same port."""
+        self.stop()
+        self.start()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def _tell(self, line: str) -> None:
+        if self._process is None or self._process.stdin is None:
+            raise RuntimeError("the PLC is not running")
+        self._process.stdin.write(f"{line}\n".encode())
+        self._process.stdin.flush()
+
+    def _wait(self, word: str, timeout_s: float) -> str:
+        """Read what it says, line by line, until one begins with `word`."""
+        if self._process is None or self._process.stdout is None:
+            raise RuntimeError("the PLC is not running")
+        until = time.monotonic() + timeout_s
+        descriptor = self._process.stdout.fileno()
+        while True:
+            line, newline, rest = self._said.partition(b"\n")
+            if newline:
+                self._said = rest
+                if line.startswith(word.encode()):
+                    return line.decode()
+                continue
+            if not select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0]:
+                raise RuntimeError(f"the PLC did not say {word} within {timeout_s:g} s")
+            some = os.read(descriptor, 4096)
+            if not some:
+                raise RuntimeError(f"the PLC ended before it said {word}")
+            self._said += some
+
+    def _send(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with process:  # closes the pipes
+            process.send_signal(number)
+            process.send_signal(signal.SIGCONT)  # a frozen one would not see the signal
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class Server(Protocol):
+    """A protocol's side of the PLC."""
+
+    async def start(self, port: int) -> None:
+        """Serve on 127.0.0.1; clients can connect when it returns."""
+
+    async def raise_trigger(self, counter: int, part_id: str) -> None:
+        """Show a new part."""
+
+    async def refuse(self, on: bool) -> None:
+        """Answer result writes with an error, or take them again."""
+
+    async def stop(self) -> None:
+        """Hang up."""
+
+
+def main() -> int:
+    """Serve until stdin is closed, SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(
+        prog="python -m edgeqc.sim.plc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--type", choices=("modbus", "opcua"), default="modbus")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--stage", type=Path, required=True)
+    parser.add_argument("--parts", type=int, default=300)
+    parser.add_argument("--rate", type=float, default=10.0, help="parts per second")
+    parser.add_argument("--budget-ms", type=float, default=50.0, help="trigger to result")
+    parser.add_argument("--allowance-ms", type=float, help="added to the budget: 5 with --trigger plc, else 20")
+    parser.add_argument("--trigger", choices=("plc", "line", "camera"), default="plc")
+    parser.add_argument("--start", choices=("ready", "go"), default="ready")
+    parser.add_argument("--truth", type=Path, help=".npy, one flag per image: is it defective")
+    parser.add_argument("--log", type=Path, required=True, help="NDJSON, appended to")
+    parser.add_argument("--pki", type=Path, help="OPC UA: SignAndEncrypt only, certificate made in this folder")
+    parser.add_argument("--user", default="")
+    parser.add_argument("--password", default="")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.CRITICAL)
+    with contextlib.closing(Stage.attach(arguments.stage)) as stage, arguments.log.open("a", buffering=1) as log:
+        asyncio.run(_serve(arguments, stage, log))
+    return 0
+
+
+async def _serve(arguments: argparse.Namespace, stage: Stage, log: TextIO) -> None:
+    line = _Line(arguments, stage, log)
+    server: Server
+    if arguments.type == "modbus":
+        server = plc_modbus.ModbusPlc(line.wrote)
+    else:
+        from edgeqc.sim import plc_opcua  # noqa: PLC0415 - loads asyncua
+
+        server = plc_opcua.OpcuaPlc(line.wrote, pki=arguments.pki, user=arguments.user, password=arguments.password)
+    port = arguments.port or _free_port()
+    await server.raise_trigger(stage.part, "")  # no new part for a daemon that is there already
+    await server.start(port)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    _say(f"READY {port}")
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(line.run(server), name="line")
+            listening = tasks.create_task(_listen(line, server, stop), name="stdin")
+            await stop.wait()
+            running.cancel()
+            listening.cancel()
+    finally:
+        line.finish()
+        await server.stop()
+
+
+async def _listen(line: _Line, server: Server, stop: asyncio.Event) -> None:
+    """Do what stdin says until it is closed."""
+    reader = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    while words := (await reader.readline()).decode(errors="replace").split():
+        match words:
+            case ["go"]:
+                line.started.set()
+            case ["refuse", ("on" | "off") as state]:
+                await server.refuse(state == "on")
+            case _:
+                sys.stderr.write(f"edgeqc.sim.plc: unknown command: {' '.join(words)}\n")
+    stop.set()
+
+
+class _Line:
+    """Times the parts and feeds the judge."""
+
+    def __init__(self, arguments: argparse.Namespace, stage: Stage, log: TextIO) -> None:
+        self._stage = stage
+        self._log = log
+        self._parts: int = arguments.parts
+        self._takt_s: float = 1 / arguments.rate
+        self._trigger: TriggerKind = arguments.trigger
+        self._on_ready: bool = arguments.start == "ready"
+        allowance_ms = ALLOWANCE_MS[self._trigger] if arguments.allowance_ms is None else arguments.allowance_ms
+        self._window_s = (arguments.budget_ms + allowance_ms) / 1000
+        self._judge = Judge(
+            budget_ns=int(arguments.budget_ms * NS_PER_MS),
+            allowance_ns=int(allowance_ms * NS_PER_MS),
+            by_part_id=self._trigger == "plc",
+            truth=None if arguments.truth is None else np.load(arguments.truth).astype(bool).tolist(),
+        )
+        self._seen = stage.exposures
+        """Exposures that the judge was told of."""
+        self._next = 0
+        """First part whose exposure is still to come."""
+        self._last = -1
+        """Number of the last part; none before the start."""
+        self._finished = False
+        self.started = asyncio.Event()
+
+    def wrote(self, image: ResultImage, at_ns: int) -> None:
+        """The daemon wrote a result block."""
+        self._look()
+        self._judge.wrote(image, at_ns)
+        if self._on_ready and image.status & Status.READY:
+            self.started.set()
+
+    async def run(self, server: Server) -> None:
+        """Wait for the start, bring the parts, wait for the last result, say DONE."""
+        while not self.started.is_set():  # exposures before the start take up their own results
+            self._look()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.started.wait(), self._takt_s / 4)
+        self._next = self._stage.part + 1
+        self._last = self._stage.part + self._parts
+        _say("STARTED")
+        if self._trigger == "camera":
+            await self._free_run()
+        else:
+            await self._timed(server)
+        await asyncio.sleep(self._window_s)
+        self._look()
+        self.finish()
+        _say("DONE")
+
+    def finish(self) -> None:
+        """Write what is left and the summary, once."""
+        if self._finished:
+            return
+        self._finished = True
+        for report in self._judge.rest():
+            self._log.write(json.dumps(dataclasses.asdict(report)) + "\n")
+        self._log.write(json.dumps({"summary": self._judge.summary()}) + "\n")
+        self._log.flush()
+
+    async def _timed(self, server: Server) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        for number in range(self._next, self._last + 1):
+            # after a freeze the missed parts are not made up for: a line does not run faster than its takt
+            due = max(due + self._takt_s, loop.time())
+            await asyncio.sleep(due - loop.time())
+            self._stage.part = number
+            if self._trigger == "line":
+                self._stage.pulse()
+            else:
+                part_id = f"P{number:06d}"
+                self._judge.part(number, part_id, time.monotonic_ns())
+                await server.raise_trigger(number, part_id)
+            self._report()
+
+    async def _free_run(self) -> None:
+        self._stage.advance = True
+        try:
+            while self._stage.part < self._last:
+                await asyncio.sleep(self._takt_s / 8)
+                self._report()
+        finally:
+            self._stage.advance = False
+
+    def _look(self) -> None:
+        """Tell the judge of new exposures, where they are the triggers."""
+        if self._trigger == "plc":
+            return
+        while (exposure := self._stage.exposure(self._seen + 1)) is not None:
+            self._seen += 1
+            judged = self._next <= exposure.part <= self._last  # a part left standing is exposed again and again
+            if judged:
+                self._next = exposure.part + 1
+            self._judge.part(exposure.part, "", exposure.at_ns, judged=judged)
+
+    def _report(self) -> None:
+        self._look()
+        for report in self._judge.settled(time.monotonic_ns()):
+            self._log.write(json.dumps(dataclasses.asdict(report)) + "\n")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _free_port() -> int:
+    """Ask for a free port: neither server library says which one it got for 0."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
