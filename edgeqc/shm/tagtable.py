@@ -1,6 +1,6 @@
 """The newest value of every tag, for all processes: the watch process writes, the station and the office read.
 
-Layout of the file: one header page, per source a row of 256 bytes, per tag its name, per tag an entry of 64 bytes.
+Layout of the file: one header page, per source a row of 256 bytes, per tag its name, per tag an entry of 32 bytes.
 Rows and entries end in a CRC of what is before it. A reader takes its copy again until the CRC fits. A plain sequence
 number would not do: aarch64 may show one process's stores to another in any order, and Python has no fence.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
@@ -66,14 +66,13 @@ class TagTable:
         # One aligned machine word each, so never torn: the last sign of life.
         words = memoryview(block.memory)[_PAGE : _PAGE + sources * _ROW_STRIDE].cast("q")
         self._alive = words[_ALIVE_AT // 8 :: _ROW_STRIDE // 8] if sources else words
-        self._counts = [0] * tags
 
     @classmethod
     def create(cls, path: Path, sources: Sequence[TagSourceSettings]) -> TagTable:
         """Make the table, or take over one of the same shape; every tag is BAD until it is written."""
         tags = [tag.name for source in sources for tag in source.tags]
         block = Block(path, size=_size(len(sources), len(tags)))
-        _HEADER.pack_into(block.memory, 0, _MAGIC, len(sources), len(tags))
+        _HEADER.pack_into(block.memory, 0, b"", 0, 0)  # nobody attaches to a half-made table
         first = 0
         for index, source in enumerate(sources):
             at = _PAGE + index * _ROW_STRIDE
@@ -83,18 +82,18 @@ class TagTable:
         at = _PAGE + len(sources) * _ROW_STRIDE
         for index, name in enumerate(tags):
             _NAME.pack_into(block.memory, at + index * _NAME.size, name.encode())
+        _HEADER.pack_into(block.memory, 0, _MAGIC, len(sources), len(tags))
         table = cls(block)
         for index in range(len(sources)):
             table._alive[index] = 0
             table.write_source(index, up=False, changed_ns=0, updates_hz=0.0, losses=0, reason="not connected yet")
         for index in range(len(tags)):
             table.write(index, math.nan, Quality.BAD, 0.0, 0)
-        table._counts = [0] * len(tags)
         return table
 
     @classmethod
     def attach(cls, path: Path) -> TagTable:
-        """Read the watch process's table. FileNotFoundError until there is one."""
+        """Read the watch process's table. FileNotFoundError, or EdgeqcError while it is being made, until there is one."""
         return cls(Block(path, writable=False))
 
     def index(self, name: str) -> int:
@@ -111,7 +110,8 @@ class TagTable:
         So a value that never changes stays Good while its server is there, and nothing is Good once the server or
         the watch process is gone. Never blocks; 2 us.
         """
-        _, value, source_ts, received_ns, quality = self._fetch(self._entries + index * _ENTRY_STRIDE)
+        at = self._entries + index * _ENTRY_STRIDE
+        value, source_ts, received_ns, quality = _unseal(self.block, at, _ENTRY, _NO_ENTRY)
         source = self._source_of[index]
         if now_ns - self._alive[source] > self.stale_ns[source]:
             quality = Quality.BAD
@@ -122,10 +122,6 @@ class TagTable:
             source_ts=source_ts,
             received_ns=received_ns,
         )
-
-    def updates(self, index: int) -> int:
-        """How often the tag was written since the watch process started."""
-        return int(self._fetch(self._entries + index * _ENTRY_STRIDE)[0])
 
     def source(self, index: int) -> SourceState:
         """Give the state of a source as the watch process last told it."""
@@ -143,9 +139,7 @@ class TagTable:
 
     def write(self, index: int, value: float, quality: Quality, source_ts: float, received_ns: int) -> None:
         """Keep a tag's newest value. The watch process only; 1 us."""
-        count = self._counts[index] + 1
-        self._counts[index] = count
-        body = _ENTRY.pack(count, value, source_ts, received_ns, quality)
+        body = _ENTRY.pack(value, source_ts, received_ns, quality)
         at = self._entries + index * _ENTRY_STRIDE
         self.block.memory[at : at + _ENTRY.size + 4] = body + zlib.crc32(body).to_bytes(4, "little")
 
@@ -166,9 +160,6 @@ class TagTable:
         """Forget the mapping; the file stays for the other processes."""
         self._alive.release()
         self.block.close()
-
-    def _fetch(self, at: int) -> tuple[Any, ...]:
-        return _unseal(self.block, at, _ENTRY, _NO_ENTRY)
 
 
 def summarise(table: TagTable, now_ns: int) -> dict[str, dict[str, Any]]:
@@ -215,11 +206,11 @@ _STATE_AT: Final = _ALIVE_AT + 8
 _REASON_BYTES: Final = 120
 _STATE: Final = Struct(f"=BxxxIqd{_REASON_BYTES}s")
 _ROW_STRIDE: Final = 256
-_ENTRY: Final = Struct("=QddqI")
-"""Tag: updates, value, source_ts, received_ns, quality."""
-_ENTRY_STRIDE: Final = 64  # a cache line
+_ENTRY: Final = Struct("=ddqI")
+"""Tag: value, source_ts, received_ns, quality."""
+_ENTRY_STRIDE: Final = 32  # with the CRC; two to a cache line
 _QUALITIES: Final = tuple(sorted(Quality))
-_NO_ENTRY: Final = (0, math.nan, 0.0, 0, Quality.BAD)
+_NO_ENTRY: Final = (math.nan, 0.0, 0, Quality.BAD)
 _LOST_STATE: Final = (0, 0, 0, 0.0, b"the watch process ended while writing this")
 _TRIES: Final = 8
 _PATIENCE_S: Final = 20e-6
@@ -242,8 +233,5 @@ def _unseal(block: Block, at: int, layout: Struct, damaged: tuple[Any, ...]) -> 
         body = raw[:size]
         if zlib.crc32(body) == int.from_bytes(raw[size:], "little"):
             return layout.unpack(body)
-        _WAIT(0 if attempt == 0 else _PATIENCE_S)
+        time.sleep(_PATIENCE_S if attempt else 0)
     return damaged
-
-
-_WAIT: Final[Callable[[float], None]] = time.sleep

@@ -33,12 +33,11 @@ class Reading:
 
     def value(self, raw: object, quality: Quality, source_ts: float, received_ns: int) -> TagValue:
         """Give the tag's value: BAD where `raw` is no finite number, UNCERTAIN where it is outside min..max."""
-        if isinstance(raw, int | float) and math.isfinite(raw):
-            number = raw * self.scale + self.offset
-            if quality is Quality.GOOD and not self.low <= number <= self.high:
-                quality = Quality.UNCERTAIN
-        else:
+        number = raw * self.scale + self.offset if isinstance(raw, int | float) else math.nan
+        if not math.isfinite(number):
             number, quality = math.nan, Quality.BAD
+        elif quality is Quality.GOOD and not self.low <= number <= self.high:
+            quality = Quality.UNCERTAIN
         return TagValue(name=self.name, value=number, quality=quality, source_ts=source_ts, received_ns=received_ns)
 
     def bad(self, received_ns: int) -> TagValue:
