@@ -36,6 +36,9 @@ class TriggerSettings(Model):
         description="camera: the frame is the trigger (camera line or free run); plc: a tag counts parts and the daemon "
         "sends the camera's software trigger",
     )
+    part_id: Literal["count", "plc"] = Field(
+        "count", description="source camera: number the parts, or read the PLC's part id when the frame is in"
+    )
     poll_ms: float = Field(2.0, ge=0.5, le=100, description="how often the PLC's trigger block is read")
     frame_timeout_ms: float = Field(
         100, gt=0, le=60_000, description="a trigger without a frame for this long: the camera counts as silent"
@@ -131,7 +134,10 @@ class RecipeSettings(Model):
     threshold: float | None = Field(None, ge=0, le=1, description="null: the package's own calibration")
     region: RegionSettings = RegionSettings()
     keep_warm_ms: float = Field(
-        5, ge=0, le=10_000, description="an idle engine runs a blank part this often; 0 = never"
+        50,
+        ge=0,
+        le=10_000,
+        description="an idle engine runs a blank part this often, and once just before a part is due; 0 = never",
     )
 
 

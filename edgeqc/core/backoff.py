@@ -15,5 +15,5 @@ class Backoff:
 
     def delay_s(self, failures: int, lot: float) -> float:
         """Seconds to wait after so many failures in a row (from 1); `lot` is drawn by the caller from 0..1."""
-        plain = min(self.most_s, self.first_s * 2 ** min(max(failures - 1, 0), 30))
+        plain = min(self.most_s, self.first_s * 2.0 ** min(max(failures - 1, 0), 30))
         return plain * (1 + self.jitter_ratio * (2 * lot - 1))

@@ -29,12 +29,17 @@ def decide(
         fail_safe_at_ns: from this moment on it is too late for a PASS.
     """
     cause = _objection(frame=frame, score=score, engine_ok=engine_ok, tags_good=tags_good)
-    if now_ns >= fail_safe_at_ns:
+    if cause is None and now_ns >= fail_safe_at_ns:
         cause = Cause.LATE
     if cause is None:
         # Written so that only a comparison that holds can pass: NaN compares false with everything.
         return (Verdict.PASS, Cause.OK) if score < threshold else (Verdict.REJECT, Cause.DEFECT)
     return Verdict.REJECT, cause
+
+
+def overdue(*, frame_came: bool) -> tuple[Verdict, Cause]:
+    """The verdict when the time is up and there is no score yet."""
+    return Verdict.REJECT, Cause.LATE if frame_came else Cause.NO_FRAME
 
 
 def _objection(*, frame: FrameStatus | None, score: float, engine_ok: bool, tags_good: bool) -> Cause | None:

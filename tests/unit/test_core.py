@@ -15,7 +15,7 @@ from edgeqc.core.account import GVSP_CYCLE, MODBUS_CYCLE, Step, move
 from edgeqc.core.backoff import Backoff
 from edgeqc.core.budget import Budget
 from edgeqc.core.cadence import Cadence
-from edgeqc.core.decide import decide
+from edgeqc.core.decide import decide, overdue
 from edgeqc.core.keeping import KeepRule
 from edgeqc.core.restart import RestartBudget
 from edgeqc.records import JUDGED, NS_PER_S, RESULT_CODE, Cause, FrameStatus, Verdict
@@ -81,6 +81,11 @@ def test_each_fault_has_its_cause(changes: dict[str, object], cause: Cause) -> N
         "fail_safe_at_ns": 100,
     }
     assert decide(**{**good, **changes}) == (Verdict.REJECT, cause)  # type: ignore[arg-type]
+
+
+def test_an_overdue_part_is_rejected_and_says_what_is_missing() -> None:
+    assert overdue(frame_came=False) == (Verdict.REJECT, Cause.NO_FRAME)
+    assert overdue(frame_came=True) == (Verdict.REJECT, Cause.LATE)
 
 
 def test_every_cause_has_a_code_and_fail_safe_codes_start_at_100() -> None:

@@ -1,0 +1,35 @@
+"""How the daemon's processes log: structlog, JSON unless on a terminal, to standard error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import cast
+
+import structlog
+
+Log = structlog.typing.FilteringBoundLogger
+
+
+def configure(*, process: str, json: bool | None = None) -> Log:
+    """Set this process's logging up once and return its logger, which names the process in every line."""
+    plain = not sys.stderr.isatty() if json is None else json
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer() if plain else structlog.dev.ConsoleRenderer()
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+            structlog.processors.dict_tracebacks if plain else structlog.processors.UnicodeDecoder(),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("asyncua").setLevel(logging.CRITICAL)  # it logs every publish, and tracebacks of lost peers
+    logging.getLogger("pymodbus").setLevel(logging.CRITICAL)
+    return cast("Log", structlog.get_logger().bind(process=process))

@@ -1,0 +1,124 @@
+"""The guard: a thread that sleeps until something is due, and then does it whatever the line thread is stuck in.
+
+It owes every part its fail-safe verdict, the PLC its heartbeat, and PASS and REJECT their end.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from edgeqc.core.decide import overdue
+from edgeqc.cores import real_time
+from edgeqc.errors import PeerError
+from edgeqc.records import NS_PER_MS, NS_PER_S
+from edgeqc.shm.board import Row
+from edgeqc.station.outcome import Outcome
+from edgeqc.station.part import Part
+from edgeqc.station.plckeeper import PlcKeeper
+
+_IDLE_NS: Final = 100 * NS_PER_MS
+"""It looks up at least this often, so that its own heartbeat shows it alive."""
+_WRITE_NS: Final = 50 * NS_PER_MS
+"""For a heartbeat or a clearing write."""
+_RETRY_JOURNAL_NS: Final = NS_PER_S
+
+
+class Guard:
+    """Stands by for one station."""
+
+    def __init__(
+        self,
+        *,
+        outcome: Outcome,
+        plc: PlcKeeper | None,
+        row: Row,
+        heartbeat_ns: int,
+        hold_ns: int,
+        healthy: Callable[[], bool],
+        priority: int,
+    ) -> None:
+        """`healthy()` tells whether the station may call itself ready; `priority` is SCHED_FIFO's, 0 = ordinary."""
+        self._outcome = outcome
+        self._plc = plc
+        self._row = row
+        self._heartbeat_ns = heartbeat_ns
+        self._hold_ns = hold_ns
+        self._healthy = healthy
+        self._priority = priority
+        self._part: Part | None = None
+        self._wake = threading.Event()
+        self._stopping = False
+        self._next_beat_ns = 0
+        self._next_retry_ns = 0
+        self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
+
+    def start(self) -> None:
+        """Begin to stand by."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join(timeout=2)
+
+    def watch(self, part: Part) -> None:
+        """From now on this part has its fail-safe verdict coming. Line thread; costs microseconds."""
+        self._part = part
+        self._wake.set()
+
+    def _run(self) -> None:
+        real_time(self._priority)
+        while not self._stopping:
+            self._wake.wait(max(0, self._due_ns() - time.monotonic_ns()) / 1e9)
+            self._wake.clear()
+            self._row.beat("guard")
+            self._fail_safe()
+            self._tell_plc()
+            self._keep_journal()
+
+    def _due_ns(self) -> int:
+        now_ns = time.monotonic_ns()
+        due_ns = now_ns + _IDLE_NS
+        part = self._part
+        if part is not None and not part.settled:
+            due_ns = min(due_ns, part.fail_safe_at_ns)
+        if self._plc is not None and self._plc.up:
+            due_ns = min(due_ns, self._next_beat_ns)
+            if self._outcome.shown_at_ns:
+                due_ns = min(due_ns, self._outcome.shown_at_ns + self._hold_ns)
+        return due_ns
+
+    def _fail_safe(self) -> None:
+        part = self._part
+        if part is None:
+            return
+        if not part.settled and time.monotonic_ns() >= part.fail_safe_at_ns:
+            self._outcome.settle(part, *overdue(frame_came=part.frame_ns > 0))
+        if part.settled and self._part is part:
+            self._part = None
+
+    def _tell_plc(self) -> None:
+        """Heartbeat, and the end of the hold time; neither while a verdict is about to go out on the same link."""
+        if self._plc is None or not self._plc.up or self._part is not None:
+            return
+        now_ns = time.monotonic_ns()
+        try:
+            if self._outcome.shown_at_ns and now_ns >= self._outcome.shown_at_ns + self._hold_ns:
+                self._outcome.shown_at_ns = 0
+                self._plc.clear(now_ns + _WRITE_NS)
+            if now_ns >= self._next_beat_ns:
+                self._next_beat_ns = now_ns + self._heartbeat_ns
+                healthy = self._healthy()
+                self._plc.beat(ready=healthy, fault=not healthy, until_ns=now_ns + _WRITE_NS)
+        except PeerError:
+            self._row.count("plc_errors")  # the keeper says who and why, and reconnects
+
+    def _keep_journal(self) -> None:
+        now_ns = time.monotonic_ns()
+        if now_ns >= self._next_retry_ns:
+            self._next_retry_ns = now_ns + _RETRY_JOURNAL_NS
+            self._outcome.retry_journal()

@@ -1,0 +1,42 @@
+"""Lends frame slots to the archive and takes them back in time: the line never waits for the office."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from edgeqc.shm.slots import FrameSlots
+
+
+class Lender:
+    """Slots on loan, oldest first. Line thread only, but for `lend`, which the guard calls too (deque is atomic).
+
+    At most `most` slots are out at a time, so that the camera never runs out of memory to write to.
+    """
+
+    def __init__(self, slots: FrameSlots, *, most: int, take_back: Callable[[int], None]) -> None:
+        """`take_back(slot)` hands a slot that has come home to the camera."""
+        self.given_up = 0
+        """Images the office was too slow for."""
+        self._slots = slots
+        self._most = most
+        self._take_back = take_back
+        self._out: deque[int] = deque()
+
+    def lend(self, slot: int) -> int:
+        """Lend the slot's image; returns the lease number for the journal."""
+        lease = self._slots.lend(slot)
+        self._out.append(slot)
+        return lease
+
+    def collect(self) -> None:
+        """Take back what the office has returned, and what is over the limit whether returned or not."""
+        for _ in range(len(self._out)):
+            slot = self._out[0]
+            if not self._slots.returned(slot):
+                if len(self._out) <= self._most:
+                    return
+                self._slots.revoke(slot)
+                self.given_up += 1
+            self._out.popleft()
+            self._take_back(slot)

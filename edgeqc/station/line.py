@@ -1,0 +1,341 @@
+"""The line thread: sees triggers, takes frames, has them inspected and settled. Waits for camera and PLC, nothing else."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from edgeqc.cameras.keeper import CameraKeeper
+from edgeqc.core.account import GVSP_CYCLE, MODBUS_CYCLE, Step, move
+from edgeqc.core.budget import Budget
+from edgeqc.core.cadence import Cadence
+from edgeqc.core.decide import decide, overdue
+from edgeqc.errors import EngineError, PeerError
+from edgeqc.records import NS_PER_MS, NS_PER_S, Cause, Event, Frame, FrameStatus, PlcTrigger, Trigger, Verdict
+from edgeqc.settings import GigeCameraSettings, StationSettings, TriggerSource
+from edgeqc.shm.board import Row
+from edgeqc.shm.slots import FrameSlots
+from edgeqc.station.guard import Guard
+from edgeqc.station.inspection import Inspection
+from edgeqc.station.lender import Lender
+from edgeqc.station.outcome import Outcome
+from edgeqc.station.part import Part
+from edgeqc.station.plckeeper import PlcKeeper
+
+_TICK_NS: Final = 20 * NS_PER_MS
+"""The line thread comes up for air this often while no part is there."""
+_READ_NS: Final = 100 * NS_PER_MS
+"""For one read of the trigger block: a PLC that takes longer is as good as gone."""
+_ENGINE_FAILURES_MOST: Final = 3
+"""In a row; then the process ends and the supervisor starts a fresh one."""
+_FRAME_CYCLE: Final = {True: GVSP_CYCLE, False: 1 << 62}
+_COLLECT_NS: Final = 10 * NS_PER_S
+"""Cyclic garbage is looked for in idle time only, this often."""
+_TRANSFER_SLACK: Final = 1.25
+"""A frame that took this many times the usual transfer had been waiting for us."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peers:
+    """Everything the line thread talks to."""
+
+    camera: CameraKeeper
+    slots: FrameSlots
+    lender: Lender
+    inspection: Inspection
+    outcome: Outcome
+    guard: Guard
+    plc: PlcKeeper | None
+    row: Row
+    tags_good: Callable[[], bool]
+
+
+class Line:
+    """One station's flow of parts."""
+
+    def __init__(self, settings: StationSettings, peers: Peers, *, first_sequence: int) -> None:
+        """`first_sequence` numbers the first part; the journal knows where the last run ended."""
+        self.stopping = False
+        self._settings = settings
+        self._peers = peers
+        by_plc = settings.trigger.source is TriggerSource.PLC
+        self._budget = Budget.of_ms(
+            budget_ms=settings.budget_ms,
+            plc_write_ms=settings.plc_write_ms,
+            seen_late_ms=settings.trigger.poll_ms if by_plc else 0,
+        )
+        self._cycle = self._plc_cycle if by_plc else self._camera_cycle
+        self._sequence = first_sequence - 1
+        self._cadence = Cadence()
+        self._frame_id: int | None = None
+        self._frame_cycle = _FRAME_CYCLE[isinstance(settings.camera, GigeCameraSettings)]
+        self._counter: int | None = None
+        self._usual_transfer_ns = 0
+        self._next_poll_ns = 0
+        self._drain_until_ns = 0
+        self._reopened = 0
+        self._engine_failures = 0
+        self._ran_ns = 0
+        self._collected_ns = 0
+
+    def run(self) -> None:
+        """Judge parts until `stopping`. EngineError after three engine failures in a row."""
+        while not self.stopping:
+            self._peers.row.beat("line")
+            self._cycle()
+            if self._engine_failures >= _ENGINE_FAILURES_MOST:
+                raise EngineError(f"the engine failed {self._engine_failures} times in a row")
+            self._peers.lender.collect()
+            if self._peers.camera.reopened != self._reopened:
+                self._reopened = self._peers.camera.reopened
+                self._frame_id = None  # a fresh connection counts from where it likes
+                self._drain_until_ns = 0
+
+    # --- the frame is the trigger -------------------------------------------------------------------------------
+
+    def _camera_cycle(self) -> None:
+        asked_ns = time.monotonic_ns()
+        frame = self._peers.camera.next_frame(self._idle_until_ns(asked_ns))
+        if frame is None:
+            self._idle()
+            return
+        if not self._in_order(frame):
+            return
+        waited = frame.received_ns - asked_ns > NS_PER_MS // 5
+        part = self._open(self._arrived_ns(frame, waited=waited), self._part_id())
+        self._take(part, frame)
+
+    def _part_id(self) -> str:
+        if self._settings.trigger.part_id == "plc" and self._peers.plc is not None:
+            try:
+                until_ns = time.monotonic_ns() + self._budget.budget_ns // 4
+                return self._peers.plc.read_trigger(until_ns).part_id
+            except PeerError:
+                self._peers.row.count("plc_errors")
+        return ""
+
+    def _arrived_ns(self, frame: Frame, *, waited: bool) -> int:
+        """When the whole frame was there. Where we came late to fetch it, the wait counts against our budget."""
+        if waited or not self._usual_transfer_ns:
+            usual = self._usual_transfer_ns or frame.transfer_ns
+            self._usual_transfer_ns = (7 * usual + frame.transfer_ns) // 8
+            return frame.received_ns
+        return frame.received_ns - max(0, frame.transfer_ns - int(_TRANSFER_SLACK * self._usual_transfer_ns))
+
+    def _in_order(self, frame: Frame) -> bool:
+        """Account for the camera's frame counter; False for a frame that must not be judged (it is released)."""
+        row = self._peers.row
+        moved = move(self._frame_id, frame.frame_id, cycle=self._frame_cycle)
+        if moved.step in {Step.SAME, Step.BACK}:
+            row.count("doubled" if moved.step is Step.SAME else "stale")
+            self._peers.camera.release(frame.slot)
+            return False
+        self._frame_id = frame.frame_id
+        if moved.missed:
+            row.count("missed", moved.missed)
+            for _ in range(moved.missed):
+                self._missed(frame.received_ns)
+        return True
+
+    # --- the PLC says when --------------------------------------------------------------------------------------
+
+    def _plc_cycle(self) -> None:
+        now_ns = time.monotonic_ns()
+        if self._drain_until_ns:
+            self._drain(now_ns)
+        if now_ns < self._next_poll_ns:
+            self._idle()
+            time.sleep(max(0, self._next_poll_ns - time.monotonic_ns()) / 1e9)
+        plc = self._peers.plc
+        if plc is None:
+            raise EngineError("a station triggered by its PLC has none")  # settings refuse this
+        self._next_poll_ns = time.monotonic_ns() + int(self._settings.trigger.poll_ms * NS_PER_MS)
+        try:
+            reading = plc.read_trigger(time.monotonic_ns() + _READ_NS)
+        except PeerError:
+            self._next_poll_ns = time.monotonic_ns() + _TICK_NS
+            self._discard_frames()
+            return
+        moved = move(self._counter, reading.counter, cycle=MODBUS_CYCLE)
+        self._counter = reading.counter
+        match moved.step:
+            case Step.NEXT | Step.MISSED:
+                self._peers.row.count("missed", moved.missed)
+                for _ in range(moved.missed):
+                    self._missed(reading.read_ns)
+                self._triggered(reading)
+            case Step.BACK:
+                facts: dict[str, str | int | float | bool] = {"counter": reading.counter}
+                self._peers.outcome.note(Event(name="plc_counter_restarted", facts=facts))
+            case Step.FIRST | Step.SAME:
+                self._discard_frames()
+
+    def _triggered(self, reading: PlcTrigger) -> None:
+        part = self._open(reading.read_ns, reading.part_id)
+        if self._drain_until_ns:
+            self._settle(part, *overdue(frame_came=False))
+            return
+        self._discard_frames()
+        sent_ns = time.monotonic_ns()
+        try:
+            self._peers.camera.trigger()
+        except PeerError:
+            self._settle(part, *overdue(frame_came=False))
+            return
+        self._show_busy(part)
+        frame = self._own_frame(part, sent_ns)
+        if frame is None:
+            self._settle(part, *overdue(frame_came=False))
+            self._drain_until_ns = sent_ns + int(self._settings.trigger.frame_timeout_ms * NS_PER_MS)
+            return
+        self._take(part, frame)
+
+    def _show_busy(self, part: Part) -> None:
+        """PASS and REJECT off, BUSY on, while the camera exposes: the last part's result can't be taken for this one's."""
+        plc = self._peers.plc
+        if plc is None or not plc.up:
+            return
+        shown = replace(plc.shown, sequence=part.trigger.sequence, part_id=part.trigger.part_id, verdict=None, code=0)
+        try:
+            plc.show(replace(shown, busy=True, score=0.0), part.fail_safe_at_ns)
+            self._peers.outcome.shown_at_ns = 0
+        except PeerError:
+            self._peers.row.count("plc_errors")
+
+    def _own_frame(self, part: Part, sent_ns: int) -> Frame | None:
+        """The frame that this part's trigger made: one whose first packet came after the trigger was sent."""
+        while (frame := self._peers.camera.next_frame(part.fail_safe_at_ns)) is not None:
+            moved = move(self._frame_id, frame.frame_id, cycle=self._frame_cycle)
+            self._frame_id = frame.frame_id
+            if frame.received_ns - frame.transfer_ns >= sent_ns - NS_PER_MS and moved.step is not Step.SAME:
+                return frame
+            self._peers.row.count("doubled" if moved.step is Step.SAME else "stale")
+            self._peers.camera.release(frame.slot)
+        return None
+
+    def _drain(self, now_ns: int) -> None:
+        """A trigger went without its frame: until that frame has come, or is given up, no other can be trusted."""
+        frame = self._peers.camera.next_frame(now_ns + NS_PER_MS // 2)
+        if frame is not None:
+            self._frame_id = frame.frame_id
+            self._peers.row.count("stale")
+            self._peers.camera.release(frame.slot)
+            self._drain_until_ns = 0
+        elif now_ns >= self._drain_until_ns:
+            self._drain_until_ns = 0
+            self._peers.camera.lost(f"no frame within {self._settings.trigger.frame_timeout_ms:g} ms of a trigger")
+
+    def _discard_frames(self) -> None:
+        """A frame that nobody asked for belongs to no part."""
+        while (frame := self._peers.camera.next_frame(0)) is not None:
+            self._frame_id = frame.frame_id
+            self._peers.row.count("stale")
+            self._peers.camera.release(frame.slot)
+
+    # --- either way ---------------------------------------------------------------------------------------------
+
+    def _open(self, at_ns: int, part_id: str) -> Part:
+        """A part is there: from here on the guard owes it a verdict."""
+        part = self._part(at_ns, part_id)
+        self._peers.guard.watch(part)
+        self._cadence.part(at_ns)
+        return part
+
+    def _missed(self, at_ns: int) -> None:
+        """A part went by that we only know of by its number: recorded as a reject, no longer announced."""
+        part = self._part(at_ns, "")
+        part.announced = False
+        self._peers.outcome.settle(part, *overdue(frame_came=False))
+
+    def _part(self, at_ns: int, part_id: str) -> Part:
+        self._sequence += 1
+        self._peers.row.count("triggers")
+        now_ns = time.monotonic_ns()
+        trigger = Trigger(
+            sequence=self._sequence,
+            part_id=part_id or str(self._sequence),
+            at_ns=at_ns,
+            wall_ns=time.time_ns() - (now_ns - at_ns),
+        )
+        return Part(
+            trigger=trigger,
+            deadline_ns=self._budget.deadline_ns(at_ns),
+            fail_safe_at_ns=self._budget.fail_safe_at_ns(at_ns),
+        )
+
+    def _take(self, part: Part, frame: Frame) -> None:
+        """Judge a part by its frame, settle it, and see to the slot."""
+        part.frame_id = frame.frame_id
+        part.transfer_ns = frame.transfer_ns
+        part.slot = frame.slot
+        part.frame_ns = frame.received_ns
+        self._peers.row.put("frame_at_ns", frame.received_ns)
+        status, engine_ok = frame.status, True
+        if status is FrameStatus.OK:
+            status, engine_ok = self._inspect(part, frame)
+        if status is not FrameStatus.OK:
+            self._peers.row.count("bad_frames")
+        verdict, cause = decide(
+            frame=status,
+            score=part.score,
+            threshold=self._peers.inspection.threshold,
+            engine_ok=engine_ok,
+            tags_good=self._peers.tags_good(),
+            now_ns=time.monotonic_ns(),
+            fail_safe_at_ns=part.fail_safe_at_ns,
+        )
+        self._settle(part, verdict, cause)
+        if not part.lent:
+            self._peers.camera.release(frame.slot)
+
+    def _inspect(self, part: Part, frame: Frame) -> tuple[FrameStatus, bool]:
+        try:
+            found = self._peers.inspection.inspect(part, frame.pixels, self._peers.slots.map(frame.slot))
+        except EngineError as exc:
+            self._engine_failures += 1
+            self._peers.outcome.note(Event(name="engine_failed", facts={"reason": str(exc)}))
+            return frame.status, False
+        self._engine_failures = 0
+        self._ran_ns = time.monotonic_ns()
+        return (frame.status if found else FrameStatus.UNREADABLE), True
+
+    def _settle(self, part: Part, verdict: Verdict, cause: Cause) -> None:
+        if not self._peers.outcome.settle(part, verdict, cause) and math.isfinite(part.score):
+            self._peers.outcome.late_score(part, *overdue(frame_came=True))
+
+    # --- nothing to do ------------------------------------------------------------------------------------------
+
+    def _idle_until_ns(self, now_ns: int) -> int:
+        """How long to wait for a frame: a tick, or until the engine wants its run just before the next part."""
+        warm_ns = self._cadence.due_ns() - self._warm_lead_ns()
+        return warm_ns if now_ns < warm_ns < now_ns + _TICK_NS else now_ns + _TICK_NS
+
+    def _warm_lead_ns(self) -> int:
+        """So long before a part is due the engine is run: its own length, half as much again, and a wake-up."""
+        return self._peers.inspection.run_ns * 3 // 2 + 2 * NS_PER_MS
+
+    def _idle(self) -> None:
+        """Housekeeping that ends before the next part is due."""
+        now_ns = time.monotonic_ns()
+        run_ns = self._peers.inspection.run_ns * 5 // 4
+        if not self._cadence.leaves_room(now_ns, run_ns):
+            return
+        idle_ns = self._settings.recipe.keep_warm_ms * NS_PER_MS
+        due_ns = self._cadence.due_ns()
+        just_before = (
+            due_ns - self._warm_lead_ns() <= now_ns < due_ns and self._ran_ns < due_ns - 2 * self._warm_lead_ns()
+        )
+        if idle_ns and (just_before or now_ns - self._ran_ns > idle_ns):
+            try:
+                self._peers.inspection.keep_warm()
+            except EngineError as exc:
+                self._engine_failures += 1
+                self._peers.outcome.note(Event(name="engine_failed", facts={"reason": str(exc), "idle": True}))
+            self._ran_ns = time.monotonic_ns()
+        elif now_ns - self._collected_ns > _COLLECT_NS and self._cadence.leaves_room(now_ns, 10 * NS_PER_MS):
+            self._collected_ns = now_ns
+            gc.collect(1)

@@ -1,0 +1,211 @@
+"""Settling a part: journal first, then the PLC, then how that went. Once per part, whoever comes first."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import Final
+
+from edgeqc.core.keeping import KeepRule
+from edgeqc.errors import JournalError, PeerError
+from edgeqc.journal import JournalWriter
+from edgeqc.journal.codec import Body
+from edgeqc.records import JUDGED, RESULT_CODE, Cause, Delivery, PartRecord, PlcResult, Verdict
+from edgeqc.settings import JournalSync
+from edgeqc.shm.board import Row
+from edgeqc.station.lender import Lender
+from edgeqc.station.part import Part
+from edgeqc.station.plckeeper import PlcKeeper
+
+_UNJOURNALED_MOST: Final = 4096
+"""Records kept in memory while the disk is full: minutes of a fast line; more are counted as lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What each part record says about how the part was judged."""
+
+    name: str
+    threshold: float
+    model_digest: bytes
+
+
+class Outcome:
+    """Makes verdicts final. `settle` may be called by line and guard at once: the first one counts."""
+
+    def __init__(
+        self,
+        *,
+        station: str,
+        recipe: Recipe,
+        journal: JournalWriter,
+        sync: JournalSync,
+        plc: PlcKeeper | None,
+        lender: Lender,
+        keep: KeepRule,
+        row: Row,
+    ) -> None:
+        """Everything a verdict touches."""
+        self.shown_at_ns = 0
+        """When the PLC last acknowledged a result; 0 when it has been cleared since."""
+        self.unjournaled_lost = 0
+        self._station = station
+        self._recipe = recipe
+        self._journal = journal
+        self._sync = sync
+        self._plc = plc
+        self._lender = lender
+        self._keep = keep
+        self._row = row
+        self._lock = threading.Lock()
+        self._unjournaled: deque[Body] = deque()
+
+    def settle(self, part: Part, verdict: Verdict, cause: Cause) -> bool:
+        """Make this the part's verdict; False if it has one already (then nothing changes).
+
+        Returns when the PLC has acknowledged it, or cannot: at the part's deadline at the latest, but for a write
+        that was begun in time.
+        """
+        with self._lock:
+            if part.settled:
+                return False
+            part.settled = True
+        if verdict is Verdict.PASS and part.announced and self._plc is not None and not self._plc.up:
+            verdict, cause = Verdict.REJECT, Cause.PLC
+        record = self._record(part, verdict, cause)
+        journaled = self._append(record)
+        if verdict is Verdict.PASS and not self._safe(journaled, part):
+            verdict, cause = Verdict.REJECT, Cause.JOURNAL
+        delivery = self._announce(part, verdict, cause)
+        self._append(delivery)
+        self._count(part, delivery)
+        return True
+
+    def late_score(self, part: Part, verdict: Verdict, cause: Cause) -> None:
+        """The score came after the verdict: recorded beside it, changes nothing."""
+        if math.isfinite(part.score):
+            self._append(
+                Delivery(
+                    sequence=part.trigger.sequence,
+                    verdict=verdict,
+                    cause=cause,
+                    delivered=False,
+                    delivered_ns=0,
+                    late=True,
+                    late_score=part.score,
+                    reason="score came late",
+                )
+            )
+
+    def retry_journal(self) -> None:
+        """Bring what the full disk refused into the journal, in order, as far as it goes."""
+        while self._unjournaled:
+            try:
+                self._journal.append(self._unjournaled[0])
+            except JournalError:
+                return
+            self._unjournaled.popleft()
+
+    def note(self, body: Body) -> None:
+        """Journal something that is no part: an event, an alert."""
+        self._append(body)
+
+    def _record(self, part: Part, verdict: Verdict, cause: Cause) -> PartRecord:
+        record = PartRecord(
+            station=self._station,
+            trigger=part.trigger,
+            frame_id=part.frame_id,
+            verdict=verdict,
+            cause=cause,
+            score=part.score,
+            threshold=self._recipe.threshold,
+            ledger=part.ledger(decided_ns=time.monotonic_ns()),
+            deadline_ns=part.deadline_ns,
+            recipe=self._recipe.name,
+            model_digest=self._recipe.model_digest,
+            defects=part.defects,
+        )
+        if part.slot >= 0 and self._keep.keeps(verdict, self._row.get("passed") + 1):
+            part.lent = True
+            return replace(record, slot=part.slot, lease=self._lender.lend(part.slot))
+        return record
+
+    def _append(self, body: Body) -> int | None:
+        """Journal sequence, or None: kept in memory until the disk has room."""
+        if not self._unjournaled:
+            try:
+                return self._journal.append(body)
+            except JournalError:
+                pass
+        self._row.count("journal_errors")
+        self._unjournaled.append(body)
+        if len(self._unjournaled) > _UNJOURNALED_MOST:
+            self._unjournaled.popleft()
+            self.unjournaled_lost += 1
+        return None
+
+    def _safe(self, journaled: int | None, part: Part) -> bool:
+        """May this PASS be announced? Its record is in the journal, and on the disk where the rule says so."""
+        if journaled is None:
+            return False
+        return self._sync is JournalSync.GROUP or self._journal.wait_synced(journaled, part.fail_safe_at_ns)
+
+    def _announce(self, part: Part, verdict: Verdict, cause: Cause) -> Delivery:
+        delivered_ns, reason = 0, ""
+        if not part.announced:
+            reason = "missed: no longer announced"
+        elif self._plc is None:
+            delivered_ns = time.monotonic_ns()  # no PLC: the verdict is out when it is in the journal
+        else:
+            shown = self._plc.shown
+            result = PlcResult(
+                sequence=part.trigger.sequence,
+                part_id=part.trigger.part_id,
+                verdict=verdict,
+                code=RESULT_CODE[cause],
+                busy=False,
+                ready=shown.ready,
+                fault=shown.fault,
+                score=part.score if math.isfinite(part.score) else 0.0,
+            )
+            try:
+                # A fail-safe verdict that is overdue still goes out: the PLC's own window has its own say.
+                self._plc.show(
+                    result, max(part.deadline_ns, time.monotonic_ns() + part.deadline_ns - part.fail_safe_at_ns)
+                )
+                delivered_ns = self.shown_at_ns = time.monotonic_ns()
+            except PeerError as exc:
+                reason = exc.reason
+                self._row.count("plc_errors")
+        return Delivery(
+            sequence=part.trigger.sequence,
+            verdict=verdict,
+            cause=cause,
+            delivered=delivered_ns > 0,
+            delivered_ns=delivered_ns,
+            late=delivered_ns > part.deadline_ns,
+            late_score=math.nan,
+            reason=reason,
+        )
+
+    def _count(self, part: Part, delivery: Delivery) -> None:
+        row = self._row
+        row.count("verdicts")
+        row.count("passed" if delivery.verdict is Verdict.PASS else "rejected")
+        if delivery.cause not in JUDGED:
+            row.count("fail_safe")
+        if delivery.late:
+            row.count("late")
+        row.put("last_sequence", part.trigger.sequence)
+        row.put("last_passed", delivery.verdict is Verdict.PASS)
+        row.put("last_code", RESULT_CODE[delivery.cause])
+        if delivery.delivered_ns:
+            row.put("last_latency_ns", delivery.delivered_ns - part.trigger.at_ns)
+            row.put("last_transfer_ns", part.transfer_ns)
+            row.put("last_engine_ns", max(0, part.scored_ns - part.prepared_ns))
+            if not row.get("first_verdict_ns"):
+                row.put("first_verdict_ns", delivery.delivered_ns)
+        row.put("images_given_up", self._lender.given_up)

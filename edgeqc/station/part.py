@@ -1,0 +1,41 @@
+"""A part in flight, from its trigger to its verdict."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from edgeqc.records import Defect, Ledger, Trigger
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Part:
+    """Filled in by the line thread; settled once, by the line or by the guard (see Outcome.settle)."""
+
+    trigger: Trigger
+    deadline_ns: int
+    fail_safe_at_ns: int
+    announced: bool = True
+    """False for a part that was missed: it is recorded, but its time to be told to the PLC is over."""
+    frame_id: int = 0
+    slot: int = -1
+    frame_ns: int = 0
+    transfer_ns: int = 0
+    prepared_ns: int = 0
+    scored_ns: int = 0
+    score: float = math.nan
+    defects: tuple[Defect, ...] = field(default=())
+    settled: bool = False
+    lent: bool = False
+    """The slot is on loan to the archive: it comes back through Lender, not from the line."""
+
+    def ledger(self, *, decided_ns: int) -> Ledger:
+        """The time ledger up to the decision."""
+        return Ledger(
+            trigger_ns=self.trigger.at_ns,
+            frame_ns=self.frame_ns,
+            transfer_ns=self.transfer_ns,
+            prepared_ns=self.prepared_ns,
+            scored_ns=self.scored_ns,
+            decided_ns=decided_ns,
+        )

@@ -1,0 +1,299 @@
+"""The station's main: builds it from the configuration, runs the line on the main thread, ends with outputs safe."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from edgeqc import __version__
+from edgeqc.cameras.keeper import CameraKeeper
+from edgeqc.core.keeping import KeepRule
+from edgeqc.cores import end_with_parent, pin, pin_background, real_time, shared_cores, station_cores
+from edgeqc.errors import EdgeqcError, EngineError, PackageError
+from edgeqc.inference.judge import map_shape
+from edgeqc.journal import JournalWriter
+from edgeqc.loading import digest, paths, restore
+from edgeqc.logs import Log, configure
+from edgeqc.plc import open_link
+from edgeqc.records import NS_PER_MS, AlertChange, Event, Ne107, Quality, Started
+from edgeqc.settings import NoPlcSettings, Settings, StationSettings, TriggerSource
+from edgeqc.shm.board import Board, Row, State
+from edgeqc.shm.slots import FrameSlots
+from edgeqc.shm.tagtable import FILE_NAME, TagTable
+from edgeqc.station.guard import Guard
+from edgeqc.station.inspection import Inspection
+from edgeqc.station.lender import Lender
+from edgeqc.station.line import Line, Peers
+from edgeqc.station.outcome import Outcome, Recipe
+from edgeqc.station.plckeeper import PlcKeeper
+
+_SWITCH_S: Final = 0.0005
+"""The default 5 ms is how long one thread may keep the others from the interpreter (measured: p99 17.8 -> 8.4 ms)."""
+_HOLD_MOST_MS: Final = 200
+_SILENT_FRAMES: Final = 10
+"""A free-running camera that misses so many frames in a row is taken for lost, after half a second at least."""
+_SILENT_LEAST_MS: Final = 500
+
+
+def main(argv: list[str]) -> int:
+    """`edgeqc station NAME --run-dir DIR`; started by the supervisor."""
+    parser = argparse.ArgumentParser(prog="edgeqc station")
+    parser.add_argument("name")
+    parser.add_argument("--run-dir", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    end_with_parent()
+    settings = restore((arguments.run_dir / "settings.json").read_bytes())
+    log = configure(process=f"station-{arguments.name}")
+    row = Board.attach(arguments.run_dir)[f"station-{arguments.name}"]
+    station = next(station for station in settings.stations if station.name == arguments.name)
+    try:
+        return Station(settings, station, row=row, log=log).run()
+    except PackageError as exc:
+        log.critical("package_refused", reason=str(exc))
+        row.state = State.FAILED
+        return 5
+    except EngineError as exc:
+        log.critical("engine_failed", reason=str(exc))
+        return 1
+    except EdgeqcError as exc:
+        log.critical("station_failed", reason=str(exc))
+        return 1
+
+
+class Station:
+    """Everything of one station, wired together."""
+
+    def __init__(self, settings: Settings, station: StationSettings, *, row: Row, log: Log) -> None:
+        """Load the engine, open journal and slots; camera and PLC are connected to by their keepers' threads."""
+        self._settings, self._station, self._row, self._log = settings, station, row, log
+        row.state = State.STARTING
+        row.put("camera_up", 0)
+        row.put("plc_up", 0)
+        state_dir, run_dir = paths(settings)
+        sys.setswitchinterval(_SWITCH_S)
+        available = os.sched_getaffinity(0)
+        self._core = station_cores(settings, available).get(station.name)
+        self._shared_cores = shared_cores(settings, available)
+        self._has_real_time = real_time(station.priority)
+        pin_background(settings)
+        self.journal = JournalWriter(
+            state_dir / "journal" / f"station-{station.name}", settings.journal, on_trouble=self._on_disk
+        )
+        self._inspection = Inspection(station.recipe, station.camera)
+        shape = (station.camera.height_px, station.camera.width_px)
+        self._slots = FrameSlots.create(
+            run_dir / f"slots-{station.name}", per_bank=station.camera.slots, shape=shape, map_shape=map_shape(shape)
+        )
+        by_plc = station.trigger.source is TriggerSource.PLC
+        self._camera = CameraKeeper(
+            station.camera.model_copy(update={"silence_ms": _silence_ms(station)}),
+            self._slots,
+            software_trigger=by_plc,
+            on_change=self._on_camera,
+        )
+        self._plc: PlcKeeper | None = None
+        if not isinstance(station.plc, NoPlcSettings):
+            plc = station.plc
+            peer = f"plc {station.name}"
+            self._plc = PlcKeeper(
+                lambda: open_link(plc, peer=peer, state_dir=state_dir), peer=peer, on_change=self._on_plc
+            )
+        lender = Lender(self._slots, most=max(1, station.camera.slots // 2), take_back=self._camera.release)
+        self._outcome = Outcome(
+            station=station.name,
+            recipe=Recipe(
+                name=station.recipe.name,
+                threshold=self._inspection.threshold,
+                model_digest=self._inspection.package.digest,
+            ),
+            journal=self.journal,
+            sync=settings.journal.sync,
+            plc=self._plc,
+            lender=lender,
+            keep=KeepRule(
+                rejects=station.images.rejects,
+                every_nth_pass=station.images.every_nth_pass,
+                newest=station.images.newest,
+            ),
+            row=row,
+        )
+        hold_ms = station.result_hold_ms or min(station.takt_ms / 2, _HOLD_MOST_MS)
+        self._guard = Guard(
+            outcome=self._outcome,
+            plc=self._plc,
+            row=row,
+            heartbeat_ns=int(station.heartbeat_ms * NS_PER_MS),
+            hold_ns=int(hold_ms * NS_PER_MS),
+            healthy=lambda: self._camera.up,
+            priority=station.priority + 1 if self._has_real_time else 0,
+        )
+        self._tags = TagWatch(run_dir, station) if station.required_tags else None
+        self._line = Line(
+            station,
+            Peers(
+                camera=self._camera,
+                slots=self._slots,
+                lender=lender,
+                inspection=self._inspection,
+                outcome=self._outcome,
+                guard=self._guard,
+                plc=self._plc,
+                row=row,
+                tags_good=self._tags.good if self._tags is not None else lambda: True,
+            ),
+            first_sequence=self.journal.last_part_sequence + 1,
+        )
+
+    def run(self) -> int:
+        """Until SIGTERM; then no more parts, outputs safe, journal on the disk."""
+        signal.signal(signal.SIGTERM, lambda _number, _frame: self._stop())
+        self._tell_started()
+        self._camera.start()
+        if self._plc is not None:
+            self._plc.start()
+        self._guard.start()
+        if self._core is not None and not pin({self._core}):
+            self._log.warning("core_not_pinned", core=self._core)
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # the line looks for garbage itself, when no part is due
+        for loop in ("line", "guard"):
+            self._row.beat(loop)
+        self._row.state = State.READY
+        try:
+            self._line.run()
+        except EngineError as exc:
+            self._alert(f"{self._station.name}.engine.failed", active=True, text=str(exc))
+            raise
+        finally:
+            self._row.state = State.STOPPING
+            pin(self._shared_cores)
+            if self._plc is not None:
+                self._plc.stop()
+            self._guard.stop()
+            self._camera.stop(timeout_s=1.0)
+            self.journal.close()
+        return 0
+
+    def _stop(self) -> None:
+        self._line.stopping = True
+
+    def _tell_started(self) -> None:
+        package, engine = self._inspection.package, self._inspection.engine
+        self._row.backend = engine.backend
+        self._outcome.note(
+            Started(
+                process=f"station-{self._station.name}",
+                run_id=secrets.token_hex(8),
+                version=__version__,
+                config_digest=digest(self._settings)[:16],
+                backend=engine.backend,
+                model=package.name,
+                model_digest=package.digest.hex(),
+            )
+        )
+        for what, count in self.journal.repaired.items():
+            if count:
+                self._log.warning("journal_repaired", what=what, count=count)
+                self._outcome.note(Event(name="journal_repaired", facts={"what": what, "count": count}))
+        self._alert(f"{self._station.name}.engine.failed", active=False, text="")
+        self._log.info(
+            "station_started",
+            backend=engine.backend,
+            model=package.name,
+            golden_difference=self._inspection.golden_difference,
+            threshold=self._inspection.threshold,
+            core=self._core,
+            real_time=self._has_real_time,
+            next_part=self.journal.last_part_sequence + 1,
+        )
+
+    def _on_camera(self, up: bool, reason: str) -> None:
+        self._row.put("camera_up", up)
+        self._row.put("camera_reopened", self._camera.reopened)
+        self._peer_changed("camera", up, reason, action="Check power and link of the camera, then: edgeqc test camera")
+
+    def _on_plc(self, up: bool, reason: str) -> None:
+        self._row.put("plc_up", up)
+        if self._plc is not None:
+            self._row.put("plc_reconnected", self._plc.reconnected)
+        self._peer_changed("plc", up, reason, action="Check the PLC's network and that it runs, then: edgeqc test plc")
+
+    def _peer_changed(self, peer: str, up: bool, reason: str, *, action: str) -> None:
+        if up:
+            self._log.info("peer_back", peer=peer)
+        else:
+            self._log.warning("peer_lost", peer=peer, reason=reason)
+        self._alert(
+            f"{self._station.name}.{peer}.lost",
+            active=not up,
+            text=f"{peer} lost: {reason}" if reason else "",
+            action=action,
+        )
+
+    def _on_disk(self, name: str, facts: dict[str, str | int]) -> None:
+        self._log.warning(name, **facts)
+        full = name != "disk_ok"
+        self._alert(
+            f"{self._station.name}.journal.disk",
+            active=full,
+            text=f"journal: {name}" if full else "",
+            action="Make room on the state directory's disk; until then no part can pass once the journal is full",
+        )
+
+    def _alert(self, name: str, *, active: bool, text: str, action: str = "") -> None:
+        self._outcome.note(
+            AlertChange(
+                id=name,
+                active=active,
+                priority="high",
+                ne107=Ne107.FAILURE if active else Ne107.NORMAL,
+                text=text,
+                action=action,
+            )
+        )
+
+
+class TagWatch:
+    """Are the tags that this station requires fresh and Good?"""
+
+    def __init__(self, run_dir: Path, station: StationSettings) -> None:
+        """The watch process makes the table; until it is there, no required tag is good."""
+        self._path = run_dir / FILE_NAME
+        self._names = station.required_tags
+        self._table: TagTable | None = None
+        self._indices: list[int] = []
+
+    def good(self) -> bool:
+        """Every required tag is Good and was heard of lately. Microseconds; never waits."""
+        if self._table is None and not self._attach():
+            return False
+        table = self._table
+        if table is None:
+            return False
+        now_ns = time.monotonic_ns()
+        return all(table.read(index, now_ns).quality is Quality.GOOD for index in self._indices)
+
+    def _attach(self) -> bool:
+        try:
+            table = TagTable.attach(self._path)
+            self._indices = [table.index(name) for name in self._names]
+        except (OSError, EdgeqcError, KeyError):
+            return False
+        self._table = table
+        return True
+
+
+def _silence_ms(station: StationSettings) -> float | None:
+    """The silence rule of a camera that runs by itself; a triggered one is silent only when asked."""
+    if station.camera.silence_ms is not None or station.trigger.source is TriggerSource.PLC:
+        return station.camera.silence_ms
+    rate_hz = getattr(station.camera, "rate_hz", None)
+    return max(_SILENT_LEAST_MS, _SILENT_FRAMES * 1000 / rate_hz) if rate_hz else None

@@ -1,0 +1,281 @@
+"""The supervisor: starts, watches, restarts and stops the daemon's processes. Does nothing else, and so never waits."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from edgeqc import __version__
+from edgeqc.core.restart import RestartBudget
+from edgeqc.cores import pin_background
+from edgeqc.errors import AlreadyRunningError
+from edgeqc.journal import JournalWriter
+from edgeqc.loading import digest, dump, paths
+from edgeqc.logs import Log, configure
+from edgeqc.records import NS_PER_S, AlertChange, Event, Ne107, Started
+from edgeqc.rights import missing_rights
+from edgeqc.settings import Settings
+from edgeqc.shm.board import Board, Row, State
+
+_PERIOD_S: Final = 0.05
+_START_NS: Final = 60 * NS_PER_S
+"""Loading a large engine on a busy box; then a process that has not called itself ready counts as hung."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One process of the daemon."""
+
+    name: str
+    """Row of the status board, journal and log name."""
+    argv: tuple[str, ...]
+    """What stands behind `edgeqc` in `ps`."""
+    loops: tuple[str, ...]
+    hung_ns: int
+    """A loop that has not beaten for this long is hung: the process is killed and started again."""
+    stop_s: float
+    """How long it may take to stop in order."""
+
+
+def jobs(settings: Settings) -> list[Job]:
+    """The table of processes, in the order in which they are started; they are stopped from the top too.
+
+    Stations first: outputs are safe before anything else happens.
+    """
+    table = [
+        Job(
+            name=f"station-{station.name}",
+            argv=("station", station.name),
+            loops=("line", "guard"),
+            hung_ns=2 * NS_PER_S,
+            stop_s=3,
+        )
+        for station in settings.stations
+    ]
+    if settings.tags:
+        table.append(Job(name="watch", argv=("watch",), loops=("main",), hung_ns=10 * NS_PER_S, stop_s=3))
+    table.append(Job(name="office", argv=("office",), loops=("main",), hung_ns=20 * NS_PER_S, stop_s=5))
+    return table
+
+
+def run(settings: Settings, *, config_path: Path) -> int:
+    """Run the daemon until SIGTERM or SIGINT. Returns the exit code.
+
+    AlreadyRunningError where another daemon has this state directory.
+    """
+    state_dir, run_dir = paths(settings)
+    log = configure(process="supervisor")
+    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _alone(state_dir):
+        run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Supervisor(settings, state_dir=state_dir, run_dir=run_dir, log=log).run(config_path)
+
+
+@contextlib.contextmanager
+def _alone(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory; the lock goes with the process, however it ends."""
+    descriptor = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            if exc.errno == errno.EWOULDBLOCK:
+                raise AlreadyRunningError(f"{state_dir}: another edgeqc runs here") from exc
+            raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Child:
+    """A job and the process that does it now."""
+
+    job: Job
+    row: Row
+    process: subprocess.Popen[bytes] | None = None
+    start_at_ns: int = 0
+    killed: bool = False
+    budget: RestartBudget = field(default_factory=RestartBudget)
+
+
+class Supervisor:
+    """Holds the board, the children and systemd's watchdog."""
+
+    def __init__(self, settings: Settings, *, state_dir: Path, run_dir: Path, log: Log) -> None:
+        """Make the shared memory; nothing is started yet."""
+        self._settings, self._state_dir, self._run_dir, self._log = settings, state_dir, run_dir, log
+        self._board = Board.create(run_dir, [job.name for job in jobs(settings)])
+        (run_dir / "settings.json").touch(mode=0o600)
+        (run_dir / "settings.json").write_bytes(dump(settings))
+        self._journal = JournalWriter(
+            state_dir / "journal" / "supervisor", settings.journal.model_copy(update={"segment_mb": 1, "budget_mb": 8})
+        )
+        self._children = [_Child(job=job, row=self._board[job.name]) for job in jobs(settings)]
+        self._stopping = False
+        self._told_ready = False
+        self._status = ""
+        self._fed_ns = 0
+        self._watchdog_ns = int(os.environ.get("WATCHDOG_USEC", "0")) * 1000
+
+    def run(self, config_path: Path) -> int:
+        """Until told to stop; then everything in order."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal is no reason to stop a line
+        for missing in missing_rights(self._settings, self._state_dir, self._run_dir):
+            self._log.warning("right_missing", what=missing)
+        pin_background(self._settings)
+        self._journal.append(
+            Started(
+                process="supervisor",
+                run_id=f"{time.time_ns():016x}",
+                version=__version__,
+                config_digest=digest(self._settings)[:16],
+            )
+        )
+        self._log.info("daemon_started", version=__version__, config=str(config_path), state_dir=str(self._state_dir))
+        try:
+            while not self._stopping:
+                now_ns = time.monotonic_ns()
+                for child in self._children:
+                    self._tend(child, now_ns)
+                self._notify(now_ns)
+                time.sleep(_PERIOD_S)
+        finally:
+            self._stop()
+        return 0
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _tend(self, child: _Child, now_ns: int) -> None:
+        process = child.process
+        if process is None:
+            if now_ns >= child.start_at_ns:
+                self._start(child, now_ns)
+            return
+        code = process.poll()
+        if code is not None:
+            self._ended(child, code, now_ns)
+        elif not child.killed and (hung := self._hung(child, now_ns)):
+            self._log.error("process_hung", name=child.job.name, loop=hung)
+            child.killed = True
+            process.kill()
+
+    def _start(self, child: _Child, now_ns: int) -> None:
+        child.row.reset()
+        child.row.state = State.STARTING
+        child.row.started_ns = now_ns
+        child.killed = False
+        child.process = subprocess.Popen(  # noqa: S603 - this very package
+            [sys.executable, "-m", "edgeqc", *child.job.argv, "--run-dir", str(self._run_dir)],
+            stdin=subprocess.DEVNULL,
+        )
+        child.row.pid = child.process.pid
+
+    def _ended(self, child: _Child, code: int, now_ns: int) -> None:
+        delay_s = child.budget.ended(now_ns, random.random())  # noqa: S311 - jitter
+        child.process = None
+        child.row.pid = 0
+        child.row.state = State.FAILED
+        child.row.restarts += 1
+        child.start_at_ns = now_ns + int(delay_s * NS_PER_S)
+        self._log.error("process_ended", name=child.job.name, exit_code=code, again_in_s=round(delay_s, 2))
+        self._journal.append(
+            Event(name="process_ended", facts={"process": child.job.name, "exit_code": code, "again_in_s": delay_s})
+        )
+        if child.budget.degraded:
+            self._alert(child.job.name, active=True, code=code)
+
+    def _hung(self, child: _Child, now_ns: int) -> str:
+        """Which loop hangs, if any."""
+        row, job = child.row, child.job
+        if row.state is State.STARTING:
+            return "start" if now_ns - row.started_ns > _START_NS else ""
+        if row.state is not State.READY:
+            return ""
+        beats = row.beats()
+        for loop in job.loops:
+            if now_ns - beats.get(loop, row.started_ns) > job.hung_ns:
+                return loop
+        return ""
+
+    def _notify(self, now_ns: int) -> None:
+        """Tell systemd: ready once all run, and the watchdog while every loop answers or is being restarted by us."""
+        states = [child.row.state for child in self._children]
+        ready = all(state is State.READY for state in states)
+        if ready and not self._told_ready:
+            self._told_ready = True
+            _sd_notify("READY=1")
+            self._log.info("daemon_ready", processes=len(states))
+        if ready:
+            for child in self._children:
+                if child.budget.degraded and now_ns - child.row.started_ns > child.budget.window_ns:
+                    child.budget = RestartBudget()
+                    self._alert(child.job.name, active=False, code=0)
+        status = ", ".join(f"{child.job.name} {child.row.state.name.lower()}" for child in self._children)
+        if status != self._status:
+            self._status = status
+            _sd_notify(f"STATUS={status}")
+        answering = not any(child.process is not None and self._hung(child, now_ns) for child in self._children)
+        if answering and now_ns - self._fed_ns > self._watchdog_ns // 4:
+            self._fed_ns = now_ns
+            _sd_notify("WATCHDOG=1")
+
+    def _alert(self, name: str, *, active: bool, code: int) -> None:
+        self._journal.append(
+            AlertChange(
+                id=f"process.{name}",
+                active=active,
+                priority="critical",
+                ne107=Ne107.FAILURE if active else Ne107.NORMAL,
+                text=f"{name} keeps ending (exit code {code}); it is started again and again" if active else "",
+                action="See the log: journalctl -u edgeqc; then: edgeqc doctor" if active else "",
+            )
+        )
+
+    def _stop(self) -> None:
+        """Stations first, so that outputs are safe; the office last, so that it still sees what they wrote."""
+        _sd_notify("STOPPING=1")
+        self._log.info("daemon_stopping")
+        for child in self._children:
+            process = child.process
+            if process is None or process.poll() is not None:
+                continue
+            process.terminate()
+            try:
+                process.wait(child.job.stop_s)
+            except subprocess.TimeoutExpired:
+                self._log.error("process_killed", name=child.job.name, after_s=child.job.stop_s)
+                process.kill()
+                process.wait()
+            child.row.state = State.OFF
+        self._journal.close()
+        if not os.environ.get("RUNTIME_DIRECTORY"):
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+        self._log.info("daemon_stopped")
+
+
+def _sd_notify(message: str) -> None:
+    """Tell systemd, if it started us (sd_notify(3))."""
+    path = os.environ.get("NOTIFY_SOCKET")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.sendto(message.encode(), address)
