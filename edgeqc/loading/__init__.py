@@ -82,11 +82,18 @@ def digest(settings: Settings) -> str:
 
 def paths(settings: Settings, *, environ: Mapping[str, str] | None = None) -> tuple[Path, Path]:
     """(state directory, run directory), absolute; neither is made here."""
-    environ = os.environ if environ is None else environ
-    state_dir = settings.state_dir or _systemd("STATE_DIRECTORY", environ) or Path("state")
-    state_dir = Path(os.path.abspath(state_dir))  # noqa: PTH100 - resolve() would follow DynamicUser's private links
+    return _paths(settings.state_dir, settings.run_dir, os.environ if environ is None else environ)
+
+
+def default_paths(*, environ: Mapping[str, str] | None = None) -> tuple[Path, Path]:
+    """What `paths` gives where the configuration names neither."""
+    return _paths(None, None, os.environ if environ is None else environ)
+
+
+def _paths(state_dir: Path | None, run_dir: Path | None, environ: Mapping[str, str]) -> tuple[Path, Path]:
+    state_dir = (state_dir or _systemd("STATE_DIRECTORY", environ) or Path("state")).absolute()
     own = hashlib.sha256(bytes(state_dir)).hexdigest()[:8]
-    run_dir = settings.run_dir or _systemd("RUNTIME_DIRECTORY", environ) or _SHM / f"edgeqc-{os.getuid()}-{own}"
+    run_dir = run_dir or _systemd("RUNTIME_DIRECTORY", environ) or _SHM / f"edgeqc-{os.getuid()}-{own}"
     return state_dir, run_dir.absolute()
 
 

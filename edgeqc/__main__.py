@@ -1,0 +1,25 @@
+"""What `edgeqc` and `python -m edgeqc` run: a worker process straight away, or the command line."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Final
+
+WORKERS: Final = frozenset({"station", "watch", "office"})
+"""Started by the supervisor only; they must not pay for the command line's libraries (80 ms, 30 MB)."""
+
+
+def main() -> None:
+    """Run what the arguments name and exit with its code."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in WORKERS:
+        process = importlib.import_module(f"edgeqc.{arguments[0]}.process")
+        sys.exit(process.main(arguments[1:]))
+    from edgeqc.cli import main as command_line  # noqa: PLC0415 - see WORKERS
+
+    sys.exit(command_line(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""`edgeqc check`: can this configuration run?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeqc.cli.console import emit, talk, tell
+from edgeqc.cli.exits import Exit, code_of, say
+from edgeqc.errors import EdgeqcError, PackageError, SettingsError
+
+if TYPE_CHECKING:
+    from edgeqc.settings import Settings
+
+
+def check(
+    file: Annotated[Path, typer.Argument(help="The line's configuration.")],
+    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail, too.")] = False,
+    connect: Annotated[bool, typer.Option("--connect", help="Also reach every camera, PLC and broker.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, edgeqc.check/1.")] = False,
+) -> None:
+    """Check a configuration and its engine packages without starting anything; all faults are told at once."""
+    from edgeqc import loading  # noqa: PLC0415 - heavy
+
+    report: dict[str, Any] = {"file": str(file), "ok": False, "faults": [], "warnings": [], "peers": []}
+    error: EdgeqcError | None = None
+    try:
+        settings = loading.load(file)
+        report["digest"] = loading.digest(settings)
+        report["warnings"] = [*warnings(settings)]
+        report["packages"] = _packages(settings)
+        if connect:
+            from edgeqc.cli.peers import reach  # noqa: PLC0415 - heavy
+
+            report["peers"] = [finding.as_dict() for finding in reach(loading.resolved(settings))]
+    except SettingsError as caught:
+        error, report["faults"] = caught, caught.faults
+    except PackageError as caught:
+        error, report["faults"] = caught, [str(caught)]
+    unreachable = any(peer["state"] == "fail" for peer in report["peers"])
+    report["ok"] = error is None and not unreachable and not (strict and report["warnings"])
+    if as_json:
+        emit("edgeqc.check/1", report)
+    else:
+        _tell(report, error)
+    if error is not None:
+        raise typer.Exit(code_of(error))
+    raise typer.Exit(Exit.OK if report["ok"] else Exit.UNREACHABLE if unreachable else Exit.FAILED)
+
+
+def warnings(settings: Settings) -> list[str]:
+    """What is allowed and still seldom meant, as `path: what`."""
+    from edgeqc.loading import secrets  # noqa: PLC0415 - heavy
+    from edgeqc.settings import OpcuaSecurity  # noqa: PLC0415 - heavy
+
+    said: list[str] = []
+    for index, station in enumerate(settings.stations):
+        at = f"stations[{index}]"
+        folder: Path | None = getattr(station.camera, "folder", None)
+        if folder is not None and not folder.is_dir():
+            said.append(f"{at}.camera.folder: {folder} is no folder")
+        if getattr(station.plc, "security", None) is OpcuaSecurity.NONE:
+            said.append(f"{at}.plc.security: none: anyone on the network can forge triggers and results")
+        if station.budget_ms > station.takt_ms * 4:
+            said.append(f"{at}.budget_ms: {station.budget_ms:g} is {station.budget_ms / station.takt_ms:.0f} takts")
+        if station.plc.type == "none":
+            said.append(f"{at}.plc: none: verdicts reach no reject gate")
+    for index, source in enumerate(settings.tags):
+        if getattr(source, "security", None) is OpcuaSecurity.NONE:
+            said.append(f"tags[{index}].security: none: anyone on the network can forge tag values")
+    if settings.mqtt is not None and settings.mqtt.password is not None and settings.mqtt.tls is None:
+        said.append("mqtt.tls: is missing: the password crosses the network as clear text")
+    try:
+        loading_faults: list[str] = []
+        secrets.fill(settings.model_dump(mode="json", by_alias=True), environ=_environ())
+    except SettingsError as error:
+        loading_faults = error.faults
+    return [*said, *loading_faults]
+
+
+def _environ() -> dict[str, str]:
+    import os  # noqa: PLC0415 - only here
+
+    return dict(os.environ)
+
+
+def _packages(settings: Settings) -> list[dict[str, str]]:
+    from edgeqc.inference.package import load_package  # noqa: PLC0415 - heavy
+
+    packages = [load_package(folder) for folder in sorted({station.recipe.engine for station in settings.stations})]
+    return [
+        {"folder": str(package.folder), "name": package.name, "sha256": package.digest.hex()} for package in packages
+    ]
+
+
+def _tell(report: dict[str, Any], error: EdgeqcError | None) -> None:
+    for warning in report["warnings"]:
+        talk(f"warning: {warning}", style="yellow")
+    if error is not None:
+        say(error)
+        return
+    for package in report["packages"]:
+        tell(f"{package['folder']}: {package['name']}, sha256 {package['sha256'][:16]}")
+    for peer in report["peers"]:
+        tell(f"{peer['name']}: {peer['state']}: {peer['found']}")
+    tell(f"{report['file']}: {'valid' if report['ok'] else 'not as it should be'}, digest {report['digest'][:16]}")

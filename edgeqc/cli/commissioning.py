@@ -1,0 +1,138 @@
+"""`edgeqc test`: reach one peer and show what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgeqc.cli.console import emit, talk, tell
+from edgeqc.cli.exits import Exit
+
+if TYPE_CHECKING:
+    from edgeqc.settings import Settings, StationSettings
+
+File = Annotated[Path, typer.Argument(help="The line's configuration.")]
+Station = Annotated[str | None, typer.Option("--station", help="Which one; default: the first.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+
+def application() -> typer.Typer:
+    """The commands under `test`."""
+    app = typer.Typer(
+        help="Reach one peer and show what it says. The daemon must not run meanwhile.", no_args_is_help=True
+    )
+    app.command("camera")(camera)
+    app.command("plc")(plc)
+    app.command("mqtt")(mqtt)
+    return app
+
+
+def camera(
+    file: File,
+    station: Station = None,
+    frames: Annotated[int, typer.Option(min=1, max=10_000, help="How many to take.")] = 20,
+    save: Annotated[Path | None, typer.Option("--save", help="Write the last good frame to this PNG.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Take some frames: size, status, counter, pace and brightness."""
+    from edgeqc.cli.peers import look_at_camera  # noqa: PLC0415 - heavy
+
+    _, chosen = _station(file, station)
+    report = look_at_camera(chosen, frames=frames)
+    good = report.image is not None
+    if save is not None and report.image is not None:
+        import cv2  # noqa: PLC0415 - heavy
+
+        if not cv2.imwrite(str(save), report.image):
+            raise OSError(f"{save}: cannot be written as an image")
+    if as_json:
+        emit("edgeqc.test.camera/1", {**report.as_dict(), "ok": good})
+    else:
+        told = {
+            "frames": report.frames,
+            "size": report.size or "-",
+            "frame ids": f"{report.first_id}..{report.last_id}",
+        }
+        _tell(
+            f"camera {chosen.name} ({report.kind})", told | report.as_dict(), skip=("frames", "size", "kind", "station")
+        )
+        if save is not None and good:
+            talk(f"Wrote {save}.")
+    if not good:
+        talk(f"No good frame among {report.frames}: {report.status}.", style="bold red")
+        raise typer.Exit(Exit.FAILED)
+
+
+def plc(
+    file: File,
+    station: Station = None,
+    write: Annotated[bool, typer.Option("--write", help="Also write one result block: no result, not ready.")] = False,
+    save_certificate: Annotated[
+        Path | None, typer.Option("--save-certificate", help="OPC UA: write the certificate that the server shows.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Read the trigger block. For OPC UA, show the server's certificate: pin it once it is the one on the PLC."""
+    from edgeqc import loading  # noqa: PLC0415 - heavy
+    from edgeqc.cli.peers import certificate_of, look_at_plc  # noqa: PLC0415 - heavy
+
+    settings, chosen = _station(file, station)
+    shown = certificate_of(chosen)
+    if shown is not None and not as_json:
+        tell(f"certificate SHA-256: {shown[1]}")
+    if shown is not None and save_certificate is not None:
+        save_certificate.write_bytes(shown[0])
+        talk(
+            f"Wrote {save_certificate}. It came over an unprotected channel: compare the SHA-256 with the one on the PLC."
+        )
+        talk(f"Then pin it: plc.server_certificate: {save_certificate}")
+        if getattr(chosen.plc, "server_certificate", None) is None:
+            return
+    report = look_at_plc(chosen, state_dir=loading.paths(settings)[0], write=write)
+    fields = {name: getattr(report, name) for name in report.__dataclass_fields__}
+    if as_json:
+        emit("edgeqc.test.plc/1", {**fields, "certificate_sha256": shown[1] if shown else None, "ok": True})
+    else:
+        _tell(f"plc {chosen.name} ({report.kind})", fields, skip=("station", "kind"))
+
+
+def mqtt(file: File, as_json: Json = False) -> None:
+    """Open a session, publish one message to {prefix}/event and read it back where that is allowed."""
+    from edgeqc.cli.broker import look_at_broker  # noqa: PLC0415 - heavy
+
+    settings = _settings(file)
+    if settings.mqtt is None:
+        raise typer.BadParameter(f"{file} has no mqtt section", param_hint="FILE")
+    report = look_at_broker(settings.mqtt, node=settings.node, publish=True)
+    if as_json:
+        emit("edgeqc.test.mqtt/1", {**vars(report), "ok": True})
+    else:
+        _tell(f"broker {report.host}", vars(report), skip=("host",))
+        if report.readable is False:
+            talk(f"This user may not read {report.topic}; the daemon needs only to write there.")
+
+
+def _settings(file: Path) -> Settings:
+    from edgeqc import loading  # noqa: PLC0415 - heavy
+
+    return loading.resolved(loading.load(file))
+
+
+def _station(file: Path, name: str | None) -> tuple[Settings, StationSettings]:
+    settings = _settings(file)
+    for station in settings.stations:
+        if name in (None, station.name):
+            return settings, station
+    names = ", ".join(station.name for station in settings.stations)
+    raise typer.BadParameter(f"{name} is none of {names}", param_hint="--station")
+
+
+def _tell(title: str, fields: dict[str, Any], *, skip: tuple[str, ...]) -> None:
+    tell(title)
+    for name, value in fields.items():
+        if name in skip or value in ({}, None, ""):
+            continue
+        shown = ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else value
+        tell(f"  {name}: {shown}")

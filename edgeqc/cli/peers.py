@@ -1,0 +1,248 @@
+"""Reaching the camera, the PLC and the broker once, to see what they say."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqc import loading
+from edgeqc.cameras import open_camera
+from edgeqc.cli import broker
+from edgeqc.cli.findings import Finding, State
+from edgeqc.errors import EdgeqcError, PeerError
+from edgeqc.plc import open_link
+from edgeqc.records import NS_PER_MS, NS_PER_S, FrameStatus, PlcResult
+from edgeqc.settings import (
+    NoPlcSettings,
+    OpcuaPlcSettings,
+    OpcuaSecurity,
+    Settings,
+    StationSettings,
+    TriggerSource,
+)
+from edgeqc.shm.slots import FrameSlots
+
+FIRST_FRAME_S: Final = 5.0
+"""A free-running camera at 1 Hz with an exposure of some seconds still makes it."""
+CERTIFICATE_S: Final = 5.0
+PLC_CALL_NS: Final = 2 * NS_PER_S
+READS: Final = 50
+"""Requests for the latency figures: enough for a 95th percentile that means something, and over in a second."""
+
+
+@dataclass(kw_only=True, eq=False)
+class CameraReport:
+    """What a camera said in one look."""
+
+    station: str
+    kind: str
+    frames: int = 0
+    status: dict[str, int] = field(default_factory=dict)
+    size: str = ""
+    first_id: int = 0
+    last_id: int = 0
+    interval_ms: dict[str, float] = field(default_factory=dict)
+    """Frame to frame; with a software trigger: trigger to frame."""
+    transfer_ms: dict[str, float] = field(default_factory=dict)
+    grey: dict[str, float] = field(default_factory=dict)
+    counters: dict[str, int] = field(default_factory=dict)
+    zero_copy: bool = False
+    image: NDArray[np.uint8] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON has it, without the image."""
+        return {key: value for key, value in vars(self).items() if key != "image"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlcReport:
+    """What a PLC said in one look."""
+
+    station: str
+    kind: str
+    counter: int
+    part_id: str
+    read_ms: dict[str, float]
+    write_ms: float | None
+
+
+def look_at_camera(station: StationSettings, *, frames: int) -> CameraReport:
+    """Open the station's camera, take `frames` frames and close it. PeerError where it won't."""
+    camera = station.camera
+    by_software = station.trigger.source is TriggerSource.PLC
+    report = CameraReport(station=station.name, kind=camera.type)
+    moments: list[float] = []
+    transfers: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="edgeqc-", dir=_shared_memory()) as folder:
+        slots = FrameSlots.create(
+            Path(folder) / "frames", per_bank=camera.slots, shape=(camera.height_px, camera.width_px)
+        )
+        with closing(slots), closing(open_camera(camera, slots, 0, software_trigger=by_software)) as source:
+            last_ns = 0
+            for number in range(frames):
+                asked_ns = time.monotonic_ns()
+                if by_software:
+                    source.trigger()
+                frame = source.next_frame(asked_ns + int(FIRST_FRAME_S * NS_PER_S))
+                if frame is None:
+                    raise PeerError(station.name, _silent(station, number))
+                report.status[frame.status] = report.status.get(frame.status, 0) + 1
+                since_ns = asked_ns if by_software else last_ns
+                if since_ns:
+                    moments.append((frame.received_ns - since_ns) / NS_PER_MS)
+                transfers.append(frame.transfer_ns / NS_PER_MS)
+                last_ns = frame.received_ns
+                report.first_id = report.first_id or frame.frame_id
+                report.last_id = frame.frame_id
+                if frame.status is FrameStatus.OK:
+                    report.image = frame.pixels.copy()
+                source.release(frame.slot)
+                del frame  # its view would keep the mapping
+                report.frames += 1
+            report.counters = source.counters()
+            report.zero_copy = source.zero_copy
+    report.interval_ms, report.transfer_ms = figures(moments), figures(transfers)
+    if report.image is not None:
+        height, width = report.image.shape
+        report.size = f"{width}x{height}"
+        report.grey = {
+            "mean": round(float(report.image.mean()), 1),
+            "min": float(report.image.min()),
+            "max": float(report.image.max()),
+            "saturated_ratio": round(float((report.image == 255).mean()), 4),  # noqa: PLR2004 - white in Mono8
+        }
+    return report
+
+
+def look_at_plc(station: StationSettings, *, state_dir: Path, write: bool) -> PlcReport:
+    """Read the trigger block `READS` times; with `write`, write one result block that says "no result". PeerError."""
+    if isinstance(station.plc, NoPlcSettings):
+        raise PeerError(station.name, "has no PLC (plc: {type: none})")
+    spent: list[float] = []
+    write_ms = None
+    with closing(open_link(station.plc, peer=station.name, state_dir=state_dir)) as link:
+        trigger = link.read_trigger(time.monotonic_ns() + PLC_CALL_NS)  # the first one warms the connection up
+        for _ in range(READS):
+            asked_ns = time.monotonic_ns()
+            trigger = link.read_trigger(asked_ns + PLC_CALL_NS)
+            spent.append((trigger.read_ns - asked_ns) / NS_PER_MS)
+        if write:
+            nothing = PlcResult(
+                sequence=0, part_id="", verdict=None, code=0, busy=False, ready=False, fault=False, score=math.nan
+            )
+            asked_ns = time.monotonic_ns()
+            link.write_result(nothing, asked_ns + PLC_CALL_NS)
+            write_ms = (time.monotonic_ns() - asked_ns) / NS_PER_MS
+    return PlcReport(
+        station=station.name,
+        kind=station.plc.type,
+        counter=trigger.counter,
+        part_id=trigger.part_id,
+        read_ms=figures(spent),
+        write_ms=write_ms,
+    )
+
+
+def certificate_of(station: StationSettings) -> tuple[bytes, str] | None:
+    """What an OPC UA PLC shows: (certificate, SHA-256 as people compare it); None where it is not asked for."""
+    if not isinstance(station.plc, OpcuaPlcSettings) or station.plc.security is OpcuaSecurity.NONE:
+        return None
+    from edgeqc.plc.opcua_session import server_certificate  # noqa: PLC0415 - asyncua takes 0.4 s to import
+
+    shown = asyncio.run(server_certificate(station.plc, peer=station.name, timeout_s=CERTIFICATE_S))
+    digits = hashlib.sha256(shown).hexdigest().upper()
+    return shown, ":".join(digits[start : start + 2] for start in range(0, len(digits), 2))
+
+
+def reach(settings: Settings) -> list[Finding]:
+    """Every camera, PLC and the broker, each tried once; nothing is raised for a peer that is not there."""
+    state_dir, _ = loading.paths(settings)
+    found: list[Finding] = []
+    for station in settings.stations:
+        found.append(camera_finding(station))
+        found.append(plc_finding(station, state_dir=state_dir))
+    found.append(broker_finding(settings))
+    return found
+
+
+def camera_finding(station: StationSettings) -> Finding:
+    """Does the camera send frames?"""
+    name = f"camera {station.name}"
+    mend = f"edgeqc test camera FILE --station {station.name}"
+    try:
+        report = look_at_camera(station, frames=1 if station.trigger.source is TriggerSource.CAMERA else 3)
+    except EdgeqcError as error:
+        return Finding(name=name, state=State.FAIL, found=str(error), limit="a frame", mend=mend)
+    if report.image is None:
+        return Finding(name=name, state=State.WARN, found=f"frames, none good: {report.status}", limit="ok", mend=mend)
+    return Finding(name=name, state=State.OK, found=f"{report.kind}, {report.size}, frame {report.last_id}")
+
+
+def plc_finding(station: StationSettings, *, state_dir: Path) -> Finding:
+    """Does the PLC answer?"""
+    name = f"plc {station.name}"
+    if isinstance(station.plc, NoPlcSettings):
+        return Finding(name=name, state=State.OK, found="none configured")
+    try:
+        report = look_at_plc(station, state_dir=state_dir, write=False)
+    except EdgeqcError as error:
+        mend = f"edgeqc test plc FILE --station {station.name}"
+        return Finding(name=name, state=State.FAIL, found=str(error), limit="an answer", mend=mend)
+    slow = report.read_ms["p95"] > station.plc_write_ms
+    return Finding(
+        name=name,
+        state=State.WARN if slow else State.OK,
+        found=f"{report.kind}, counter {report.counter}, request p95 {report.read_ms['p95']:.2f} ms",
+        limit=f"under {station.plc_write_ms:g} ms (plc_write_ms)",
+        mend="give plc_write_ms what the PLC needs, or look at the network between" if slow else "",
+    )
+
+
+def broker_finding(settings: Settings) -> Finding:
+    """Does the broker take us in?"""
+    if settings.mqtt is None or not settings.mqtt.enabled:
+        return Finding(name="broker", state=State.OK, found="none configured")
+    try:
+        report = broker.look_at_broker(settings.mqtt, node=settings.node, publish=False)
+    except EdgeqcError as error:
+        return Finding(
+            name="broker", state=State.FAIL, found=str(error), limit="a session", mend="edgeqc test mqtt FILE"
+        )
+    return Finding(name="broker", state=State.OK, found=f"{settings.mqtt.host}, session in {report.connect_ms:.1f} ms")
+
+
+def figures(values: Sequence[float]) -> dict[str, float]:
+    """Median, 95th percentile and largest of some milliseconds; empty where there are none."""
+    if not values:
+        return {}
+    ordered = sorted(values)
+    return {
+        "p50": round(statistics.median(ordered), 3),
+        "p95": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))], 3),
+        "max": round(ordered[-1], 3),
+    }
+
+
+def _silent(station: StationSettings, number: int) -> str:
+    if station.trigger.source is TriggerSource.PLC:
+        return f"no frame within {FIRST_FRAME_S:g} s of the software trigger, {number} came before"
+    if getattr(station.camera, "trigger_line", None):
+        return f"no frame within {FIRST_FRAME_S:g} s, {number} came before; it waits for its trigger_line: move a part"
+    return f"no frame within {FIRST_FRAME_S:g} s, {number} came before"
+
+
+def _shared_memory() -> str | None:
+    folder = Path("/dev/shm")  # noqa: S108 - a folder of our own is made in it
+    return str(folder) if folder.is_dir() else None

@@ -1,0 +1,36 @@
+"""Which state directory a reading command means."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import Final
+
+import typer
+
+from edgeqc import loading
+
+LOCK: Final = "lock"
+
+
+def state_of(file: Path | None, state: Path | None) -> Path:
+    """The directory given, else the configuration's, else what `edgeqc run` here would use. It must be there."""
+    if state is None:
+        state = (loading.default_paths() if file is None else loading.paths(loading.load(file)))[0]
+    if not state.is_dir():
+        raise typer.BadParameter(
+            f"{state} is no directory; name the configuration, or --state DIR", param_hint="--state"
+        )
+    return state
+
+
+def in_use(state_dir: Path) -> bool:
+    """Does a daemon hold this directory now?"""
+    try:
+        with (state_dir / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False

@@ -1,0 +1,92 @@
+"""What the box must allow the daemon, tried rather than read: a seccomp filter or a container says no without a trace."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from edgeqc.settings import Settings, StationSettings
+
+UNIT_HINT: Final = "systemd/edgeqc.service has it; by hand:"
+
+
+def missing_rights(settings: Settings, state_dir: Path, run_dir: Path) -> list[str]:
+    """Everything the daemon needs at its start and does not get, each as `what: why: how to mend it`; [] = all there."""
+    missing = [
+        _told("writing the state directory", partial(_write, state_dir), f"chown -R $(id -un) {state_dir}"),
+        _told("writing the run directory", partial(_write, run_dir), f"chown -R $(id -un) {run_dir}"),
+        _told(
+            "UDP sockets", partial(_open_socket, socket.AF_INET, socket.SOCK_DGRAM), "RestrictAddressFamilies=AF_INET"
+        ),
+        _told(
+            "TCP sockets", partial(_open_socket, socket.AF_INET, socket.SOCK_STREAM), "RestrictAddressFamilies=AF_INET"
+        ),
+        _told(
+            "UNIX sockets", partial(_open_socket, socket.AF_UNIX, socket.SOCK_DGRAM), "RestrictAddressFamilies=AF_UNIX"
+        ),
+    ]
+    for station in settings.stations:
+        core = line_core(station)
+        at = f"station {station.name}"
+        missing.append(
+            _told(f"{at}: core {core}", partial(pinned, core), "name a core of this box, or widen AllowedCPUs=")
+        )
+        if station.priority:
+            mend = f"{UNIT_HINT} LimitRTPRIO={station.priority} and no SystemCallFilter=~@resources, or priority: 0"
+            missing.append(_told(f"{at}: SCHED_FIFO {station.priority}", partial(real_time, station.priority), mend))
+    return [fault for fault in missing if fault]
+
+
+def line_core(station: StationSettings) -> int:
+    """The core of the station's line thread: as configured, else the last one this process may use."""
+    return max(os.sched_getaffinity(0)) if station.cpu is None else station.cpu
+
+
+def real_time(priority: int) -> None:
+    """Try SCHED_FIFO in a thread that ends at once. OSError where it is refused."""
+    _in_thread(lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority)))
+
+
+def pinned(core: int) -> None:
+    """Try to pin a thread that ends at once to a core. OSError where it is refused."""
+    _in_thread(lambda: os.sched_setaffinity(0, {core}))
+
+
+def _in_thread(attempt: Callable[[], None]) -> None:
+    refused: list[OSError] = []
+
+    def body() -> None:
+        try:
+            attempt()
+        except OSError as error:
+            refused.append(error)
+
+    thread = threading.Thread(target=body, name="rights")
+    thread.start()
+    thread.join()
+    if refused:
+        raise refused[0]
+
+
+def _write(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"edgeqc")
+
+
+def _open_socket(family: int, kind: int) -> None:
+    socket.socket(family, kind).close()
+
+
+def _told(what: str, attempt: Callable[[], None], mend: str) -> str:
+    try:
+        attempt()
+    except OSError as error:
+        return f"{what}: {error.strerror or error}: {mend}"
+    return ""
