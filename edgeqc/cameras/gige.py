@@ -39,6 +39,9 @@ HUNG_S: Final = 8.0
 OLDEST_NS: Final = 10 * NS_PER_S
 """A transfer that seems longer than this is a stepped clock."""
 
+RESEND_SHARE: Final = 0.25
+"""Of the frame's retention, until a packet is asked for again; Aravis's 20 ms would use a short retention up at once."""
+
 _RESEND: Final = {"never": 0, "always": 1}
 _SO_RCVBUFFORCE: Final = 33
 """<asm-generic/socket.h>; Python has no name for it."""
@@ -169,7 +172,10 @@ class GigeCamera:
         library, settings = self._library, self._settings
         library.arv_camera_gv_set_stream_options(self._camera, PACKET_SOCKET_DISABLED)
         self._stream = stream = self._call("arv_camera_create_stream", None, None)
-        library.set_property(stream, "frame-retention", int(settings.frame_retention_ms * 1000))
+        retention_us = int(settings.frame_retention_ms * 1000)
+        library.set_property(stream, "frame-retention", retention_us)
+        library.set_property(stream, "initial-packet-timeout", 0)  # a dedicated link does not reorder: a gap is a loss
+        library.set_property(stream, "packet-timeout", max(1000, int(retention_us * RESEND_SHARE)))
         if settings.packet_resend in _RESEND:  # auto: Aravis has asked the camera whether it can
             library.set_property(stream, "packet-resend", _RESEND[settings.packet_resend])
         # socket-buffer stays as it is: Aravis would size the socket only after the first packet, and smaller than we do
@@ -208,12 +214,13 @@ class GigeCamera:
     def _judged(self, buffer: int, size: int, frame_id: int) -> FrameStatus:
         """Trust nothing but a complete frame of the right shape and a counter that goes up."""
         library, status = self._library, self._library.arv_buffer_get_status(buffer)
-        shape = (library.arv_buffer_get_image_height(buffer), library.arv_buffer_get_image_width(buffer))
-        if status == _SIZE_MISMATCH or (0 not in shape and shape != self._slots.shape):
-            return FrameStatus.WRONG_SIZE  # before "incomplete": a smaller image looks like missing packets, too
+        if status == _SIZE_MISMATCH:
+            return FrameStatus.WRONG_SIZE
         if status != _SUCCESS:
             return FrameStatus.INCOMPLETE  # holes show pixels of an older frame
-        if size != self._slots.frame_bytes or library.arv_buffer_get_image_pixel_format(buffer) != MONO8:
+        shape = (library.arv_buffer_get_image_height(buffer), library.arv_buffer_get_image_width(buffer))
+        mono8 = library.arv_buffer_get_image_pixel_format(buffer) == MONO8
+        if shape != self._slots.shape or size != self._slots.frame_bytes or not mono8:
             return FrameStatus.WRONG_SIZE
         last_id, self._last_id = self._last_id, frame_id
         return FrameStatus.OK if not last_id or _is_after(frame_id, last_id) else FrameStatus.STALE

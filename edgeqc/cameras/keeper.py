@@ -44,7 +44,11 @@ class CameraKeeper:
         software_trigger: bool,
         on_change: Callable[[bool, str], None] = _ignored,
     ) -> None:
-        """Connect nothing yet. `on_change(up, reason)` comes from the line thread or the keeper's; it must not block."""
+        """Connect nothing yet.
+
+        `on_change(up, reason)` is told once per change, by the line thread or the keeper's; it must not block. A camera
+        that connects again and again and never delivers stays down for it.
+        """
         self._settings, self._slots, self._software_trigger = settings, slots, software_trigger
         self._on_change = on_change
         self._silence_ns = 0 if software_trigger else int((settings.silence_ms or 0) * NS_PER_MS)
@@ -63,8 +67,12 @@ class CameraKeeper:
         self._past: dict[str, int] = {}
         self._zero_copy = True
         """Of the connections that are closed; as _past."""
-        self._told = True
-        """Has on_change been told of the state that is; only the first failure to open is news."""
+        self._told: bool | None = None
+        """What on_change was told last."""
+        self._delivered = False
+        """Has the current connection brought a frame."""
+        self._trusted = True
+        """Had the one before; if not, a new connection is no news until it does."""
         self._usable = threading.Event()
         self._wanted = threading.Event()
         self._stopping = threading.Event()
@@ -86,7 +94,6 @@ class CameraKeeper:
     def start(self) -> None:
         """Begin to connect. Call it before the line thread turns real-time: threads inherit that."""
         self.reason = "connecting"
-        self._told = False
         self._wanted.set()
         self._thread.start()
 
@@ -107,6 +114,9 @@ class CameraKeeper:
                 continue
             if frame is not None:
                 self._last_frame_ns = frame.received_ns
+                if not self._delivered:
+                    self._delivered = True
+                    self._tell(up=True, reason="")
                 with self._lock:
                     self._held.add(frame.slot)
                 return frame
@@ -143,9 +153,10 @@ class CameraKeeper:
                 return
             self._usable.clear()
             self.reason = reason
+            self._trusted, self._delivered = self._delivered, False
             self._retired.put((self._bank, camera))
         self._wanted.set()
-        self._on_change(False, reason)
+        self._tell(up=False, reason=reason)
 
     def counters(self) -> dict[str, int]:
         """What the library counted over all connections."""
@@ -205,18 +216,22 @@ class CameraKeeper:
             self.reopened += int(self._opened_ns > 0)
             self._opened_ns = self._last_frame_ns = time.monotonic_ns()
             self._bank, self._current, self.reason = bank, camera, ""
-            self._told = True
             self._wanted.clear()
             self._usable.set()
-        self._on_change(True, "")
+        if self._trusted:
+            self._tell(up=True, reason="")
 
     def _not_opened(self, reason: str) -> None:
         if self._stopping.is_set():
             return
         self.reason = reason
-        if not self._told:
-            self._told = True
-            self._on_change(False, reason)
+        self._tell(up=False, reason=reason)
+
+    def _tell(self, *, up: bool, reason: str) -> None:
+        with self._lock:
+            known, self._told = self._told, up
+        if up != known:
+            self._on_change(up, reason)
 
     def _free_bank(self) -> int | None:
         for bank in (1 - self._bank, self._bank):
