@@ -7,6 +7,7 @@ wrong number of registers, and waits out its timeout when the peer hangs up.
 from __future__ import annotations
 
 import asyncio
+import os
 import struct
 import time
 from typing import Final
@@ -71,13 +72,12 @@ class ModbusTags:
         now_ns = time.monotonic_ns()
         self._sink.alive(settings.name, now_ns)
         if isinstance(reply, int):
-            # one register that does not exist spoils its whole request: halve until it stands alone
-            halves = split_read(read, settings.tags)
+            halves = split_read(read, settings.tags) if reply in _SPOILED else []
             if not halves:
-                (place,) = read.places
-                reading = self._readings[place]
-                refused[reading.name] = f"exception {reply} {_EXCEPTIONS.get(reply, '')}".strip()
-                self._sink.put(self._first + place, reading.bad(now_ns))
+                for place in read.places:
+                    reading = self._readings[place]
+                    refused[reading.name] = f"exception {reply} {_EXCEPTIONS.get(reply, '')}".strip()
+                    self._sink.put(self._first + place, reading.bad(now_ns))
             return halves or [read]
         for place in read.places:
             tag = settings.tags[place]
@@ -110,7 +110,7 @@ class _Connection:
         except TimeoutError as exc:
             raise PeerTimeoutError(settings.name, f"{where} does not answer") from exc
         except OSError as exc:
-            raise PeerError(settings.name, f"{where}: {exc.strerror or exc}") from exc
+            raise PeerError(settings.name, f"{where}: {_reason(exc)}") from exc
         return cls(settings, reader, writer)
 
     async def read(self, address: int, count: int) -> bytes | int:
@@ -127,7 +127,7 @@ class _Connection:
         except asyncio.IncompleteReadError as exc:
             raise PeerError(self._peer, "the peer closed the connection") from exc
         except OSError as exc:
-            raise PeerError(self._peer, exc.strerror or str(exc)) from exc
+            raise PeerError(self._peer, _reason(exc)) from exc
 
     async def _reply(self, count: int) -> bytes | int:
         head = await self._reader.readexactly(_HEAD.size)
@@ -158,6 +158,8 @@ _READ_HOLDING: Final = 3
 _REFUSED: Final = 0x80
 _SHORTEST: Final = 3
 _LONGEST: Final = 254
+_SPOILED: Final = (2, 3)
+"""Exceptions by which one register spoils a whole request: halve it until that one stands alone."""
 _EXCEPTIONS: Final = {
     1: "illegal function",
     2: "illegal address",
@@ -167,3 +169,8 @@ _EXCEPTIONS: Final = {
     10: "gateway path unavailable",
     11: "gateway target does not answer",
 }
+
+
+def _reason(exc: OSError) -> str:
+    """What the system calls it; asyncio's own words leave out why."""
+    return os.strerror(exc.errno) if exc.errno else str(exc)
