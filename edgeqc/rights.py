@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from edgeqc.settings import Settings, StationSettings
+from edgeqc.cores import station_cores
+from edgeqc.settings import Settings
 
 UNIT_HINT: Final = "systemd/edgeqc.service has it; by hand:"
 
@@ -31,21 +32,17 @@ def missing_rights(settings: Settings, state_dir: Path, run_dir: Path) -> list[s
             "UNIX sockets", partial(_open_socket, socket.AF_UNIX, socket.SOCK_DGRAM), "RestrictAddressFamilies=AF_UNIX"
         ),
     ]
+    cores = station_cores(settings, os.sched_getaffinity(0))
     for station in settings.stations:
-        core = line_core(station)
         at = f"station {station.name}"
-        missing.append(
-            _told(f"{at}: core {core}", partial(pinned, core), "name a core of this box, or widen AllowedCPUs=")
-        )
+        core = cores.get(station.name) if station.cpu is None else station.cpu
+        if core is not None:
+            mend = "name a core of this box, or widen AllowedCPUs="
+            missing.append(_told(f"{at}: core {core}", partial(pinned, core), mend))
         if station.priority:
             mend = f"{UNIT_HINT} LimitRTPRIO={station.priority} and no SystemCallFilter=~@resources, or priority: 0"
             missing.append(_told(f"{at}: SCHED_FIFO {station.priority}", partial(real_time, station.priority), mend))
     return [fault for fault in missing if fault]
-
-
-def line_core(station: StationSettings) -> int:
-    """The core of the station's line thread: as configured, else the last one this process may use."""
-    return max(os.sched_getaffinity(0)) if station.cpu is None else station.cpu
 
 
 def real_time(priority: int) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import typer
 
+from edgeqc import __version__
 from edgeqc.cli import check, commissioning, config, doctor, init, journal, run
+from edgeqc.cli.console import tell
 from edgeqc.cli.exits import code_of, say
 from edgeqc.errors import EdgeqcError
 
@@ -43,11 +45,15 @@ def application() -> typer.Typer:
     return app
 
 
-def _options(
-    version: bool = typer.Option(False, "--version", help="Show the version and exit.", is_eager=True),
-) -> None:
-    if version:
-        from edgeqc import __version__  # noqa: PLC0415 - nothing else needs it
-
-        typer.echo(f"edgeqc {__version__}")
+def _version(asked: bool) -> None:
+    if asked:
+        tell(f"edgeqc {__version__}")
         raise typer.Exit
+
+
+def _options(
+    version: bool = typer.Option(
+        False, "--version", help="Show the version and exit.", is_eager=True, callback=_version
+    ),
+) -> None:
+    del version  # its callback has done all

@@ -52,7 +52,7 @@ def check(
 
 def warnings(settings: Settings) -> list[str]:
     """What is allowed and still seldom meant, as `path: what`."""
-    from edgeqc.loading import secrets  # noqa: PLC0415 - heavy
+    from edgeqc import loading  # noqa: PLC0415 - heavy
     from edgeqc.settings import OpcuaSecurity  # noqa: PLC0415 - heavy
 
     said: list[str] = []
@@ -63,6 +63,8 @@ def warnings(settings: Settings) -> list[str]:
             said.append(f"{at}.camera.folder: {folder} is no folder")
         if getattr(station.plc, "security", None) is OpcuaSecurity.NONE:
             said.append(f"{at}.plc.security: none: anyone on the network can forge triggers and results")
+        elif getattr(station.plc, "server_certificate", station) is None:
+            said.append(f"{at}.plc.server_certificate: is missing: edgeqc test plc FILE --save-certificate plc.der")
         if station.budget_ms > station.takt_ms * 4:
             said.append(f"{at}.budget_ms: {station.budget_ms:g} is {station.budget_ms / station.takt_ms:.0f} takts")
         if station.plc.type == "none":
@@ -70,20 +72,15 @@ def warnings(settings: Settings) -> list[str]:
     for index, source in enumerate(settings.tags):
         if getattr(source, "security", None) is OpcuaSecurity.NONE:
             said.append(f"tags[{index}].security: none: anyone on the network can forge tag values")
+        elif getattr(source, "server_certificate", source) is None:
+            said.append(f"tags[{index}].server_certificate: is missing: the server cannot be told from another")
     if settings.mqtt is not None and settings.mqtt.password is not None and settings.mqtt.tls is None:
         said.append("mqtt.tls: is missing: the password crosses the network as clear text")
     try:
-        loading_faults: list[str] = []
-        secrets.fill(settings.model_dump(mode="json", by_alias=True), environ=_environ())
+        loading.resolved(settings)
     except SettingsError as error:
-        loading_faults = error.faults
-    return [*said, *loading_faults]
-
-
-def _environ() -> dict[str, str]:
-    import os  # noqa: PLC0415 - only here
-
-    return dict(os.environ)
+        said += error.faults
+    return said
 
 
 def _packages(settings: Settings) -> list[dict[str, str]]:

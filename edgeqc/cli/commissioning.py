@@ -61,7 +61,7 @@ def camera(
         if save is not None and good:
             talk(f"Wrote {save}.")
     if not good:
-        talk(f"No good frame among {report.frames}: {report.status}.", style="bold red")
+        talk(f"No good frame among {report.frames}: {', '.join(report.status)}.", style="bold red")
         raise typer.Exit(Exit.FAILED)
 
 

@@ -39,7 +39,7 @@ def show(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str |
     for row in rows:
         table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
     if not console.is_terminal:
-        console.width = max(console.width, 200)  # a pipe has no edge; 80 columns would fold what grep looks for
+        console.width = 2000  # a pipe has no edge; 80 columns would fold what grep looks for
     console.print(table)
 
 

@@ -98,7 +98,8 @@ def look_at_camera(station: StationSettings, *, frames: int) -> CameraReport:
                 frame = source.next_frame(asked_ns + int(FIRST_FRAME_S * NS_PER_S))
                 if frame is None:
                     raise PeerError(station.name, _silent(station, number))
-                report.status[frame.status] = report.status.get(frame.status, 0) + 1
+                status = str(frame.status)
+                report.status[status] = report.status.get(status, 0) + 1
                 since_ns = asked_ns if by_software else last_ns
                 if since_ns:
                     moments.append((frame.received_ns - since_ns) / NS_PER_MS)
@@ -186,7 +187,9 @@ def camera_finding(station: StationSettings) -> Finding:
     except EdgeqcError as error:
         return Finding(name=name, state=State.FAIL, found=str(error), limit="a frame", mend=mend)
     if report.image is None:
-        return Finding(name=name, state=State.WARN, found=f"frames, none good: {report.status}", limit="ok", mend=mend)
+        return Finding(
+            name=name, state=State.WARN, found=f"frames, none good: {', '.join(report.status)}", limit="ok", mend=mend
+        )
     return Finding(name=name, state=State.OK, found=f"{report.kind}, {report.size}, frame {report.last_id}")
 
 
