@@ -17,7 +17,7 @@ SCORE = "score"
 MAP = "map"
 """Output (1, 1, h, w) float32: 0..1 per cell of the input, higher is worse."""
 KIND = "kind"
-"""Optional output (1, classes, h, w) float32: evidence for each class, whatever its scale."""
+"""Optional output (1, classes, h, w) float32: evidence for each class, largest wins."""
 
 
 class _Strict(BaseModel):

@@ -138,8 +138,8 @@ def check_io(engine_io: EngineIo, package: Package) -> None:
 
 
 _EXTERNAL: Final = b"\x0a\x08location"
-"""ONNX' StringStringEntryProto with the key `location`: how a tensor points at another file. ONNX Runtime would look
-for that file relative to the working directory when it is given bytes."""
+"""ONNX' StringStringEntryProto with the key `location`: how a tensor points at another file. ONNX Runtime 1.31 refuses
+that for a model given as bytes, but only after it has looked beside the working directory."""
 _GOLDEN_NS: Final = 30_000_000_000
 _Document = TypeVar("_Document", bound=BaseModel)
 
@@ -154,13 +154,16 @@ def _read(path: Path, limit: int) -> bytes:
     except OSError as exc:
         reason = "is a symbolic link" if path.is_symlink() else exc.strerror
         raise PackageError(f"{path}: {reason}") from exc
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise PackageError(f"{path}: is not a regular file")
         if status.st_size > limit:
             raise PackageError(f"{path}: {status.st_size} bytes are over {limit}")
-        return file.read(limit)
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(limit)
+    finally:
+        os.close(descriptor)
 
 
 def _verified(path: Path, limit: int, expected: str) -> bytes:
