@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import hashlib
 import secrets
 import signal
 import time
@@ -18,10 +17,11 @@ import structlog
 
 import edgeqc
 from edgeqc import loading, logs
+from edgeqc.cores import end_with_parent
 from edgeqc.journal import JournalWriter
 from edgeqc.records import AlertChange, Started
 from edgeqc.settings import Settings
-from edgeqc.shm.board import Board, Row
+from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.tagtable import FILE_NAME, TagTable
 from edgeqc.tags import open_source
 from edgeqc.watch.keeper import TagKeeper
@@ -36,9 +36,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="edgeqc watch")
     parser.add_argument("--run-dir", type=Path, required=True)
     run_dir: Path = parser.parse_args(argv).run_dir
+    end_with_parent()
+    settings = loading.restore((run_dir / "settings.json").read_bytes())
     log = logs.configure(process=PROCESS)
-    raw = (run_dir / "settings.json").read_bytes()
-    settings = loading.restore(raw)
     state_dir, _ = loading.paths(settings)
     row = Board.attach(run_dir)[PROCESS]
     journal = JournalWriter(
@@ -46,9 +46,11 @@ def main(argv: list[str]) -> int:
         settings.journal,
         on_trouble=lambda name, facts: log.warning(name, **facts),
     )
-    digest = hashlib.sha256(raw).hexdigest()
     started = Started(
-        process=PROCESS, run_id=secrets.token_hex(8), version=edgeqc.__version__, config_digest=digest[:16]
+        process=PROCESS,
+        run_id=secrets.token_hex(8),
+        version=edgeqc.__version__,
+        config_digest=loading.digest(settings)[:16],
     )
     try:
         journal.append(started)
@@ -94,8 +96,7 @@ async def run_watch(
 async def _until_told(settings: Settings, *, state_dir: Path, run_dir: Path, journal: JournalWriter, row: Row) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
     # what was made so far lives as long as the process: the collector need not look at it again
     gc.freeze()
 
@@ -105,6 +106,8 @@ async def _until_told(settings: Settings, *, state_dir: Path, run_dir: Path, jou
         row.put("tags_bad", keeper.bad)
         row.put("tags_good", keeper.tags - keeper.bad)
 
+    row.state = State.READY  # it serves; which sources do is told by the table
     structlog.get_logger().info("watch_started", sources=len(settings.tags))
     await run_watch(settings, state_dir=state_dir, run_dir=run_dir, journal=journal.append, beat=beat, stop=stop)
+    row.state = State.STOPPING
     structlog.get_logger().info("watch_stopped")
