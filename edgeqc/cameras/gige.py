@@ -127,6 +127,7 @@ class GigeCamera:
         if stream is not None:
             if free:
                 with contextlib.suppress(PeerError):
+                    _probe(self._peer, self._settings.address)  # stopping a dead camera would take 2.5 s and more
                     self._library.call(self._peer, "arv_camera_stop_acquisition", camera)
             self._library.unref(stream)  # joins the receive thread: nobody writes to the slots after this
         for buffer in self._buffers.values():

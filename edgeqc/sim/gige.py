@@ -36,7 +36,7 @@ KEPT: Final = 4
 """Frames that can be resent."""
 
 _KEY, _HEADER_BYTES, _ACK_WANTED = 0x42, 8, 0x01
-_DENIED, _BAD_ADDRESS, _UNKNOWN = 0x8006, 0x8003, 0x8001
+_UNKNOWN, _BAD_VALUE, _BAD_ADDRESS, _DENIED = 0x8001, 0x8002, 0x8003, 0x8006
 
 # bootstrap registers (clause 28) and those of the fake camera's GenICam description
 _CAPABILITY, _HEARTBEAT_MS, _PRIVILEGE = 0x934, 0x938, 0xA00
@@ -175,13 +175,7 @@ class GigeServer:
             case _Command.WRITE | _Command.WRITE_MEMORY if self._controller not in (None, sender):
                 status = _DENIED
             case _Command.WRITE:
-                pairs = list(struct.iter_unpack(">II", body))
-                if all(at + 4 <= _MEMORY for at, _ in pairs):
-                    for at, value in pairs:
-                        self._set(at, value)
-                    answer = struct.pack(">HH", 0, len(pairs))
-                else:
-                    status = _BAD_ADDRESS
+                status, answer = self._write(list(struct.iter_unpack(">II", body)))
             case _Command.WRITE_MEMORY:
                 (at,) = struct.unpack_from(">I", body)
                 end = at + len(body) - 4
@@ -193,6 +187,16 @@ class GigeServer:
             case _:
                 status = _UNKNOWN
         return status, answer
+
+    def _write(self, pairs: list[tuple[int, int]]) -> tuple[int, bytes]:
+        limits = {_WIDTH: self._get(_SENSOR_WIDTH), _HEIGHT: self._get(_SENSOR_HEIGHT)}
+        if any(at + 4 > _MEMORY for at, _ in pairs):
+            return _BAD_ADDRESS, b""
+        if any(value > limits.get(at, value) for at, value in pairs):
+            return _BAD_VALUE, b""
+        for at, value in pairs:
+            self._set(at, value)
+        return 0, struct.pack(">HH", 0, len(pairs))
 
     def _obey(self, register: int, value: int, sender: tuple[str, int]) -> None:
         """Do what a write to this register means; the answer is out already."""
