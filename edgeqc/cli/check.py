@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -12,7 +12,10 @@ from edgeqc.cli.exits import Exit, code_of, say
 from edgeqc.errors import EdgeqcError, PackageError, SettingsError
 
 if TYPE_CHECKING:
-    from edgeqc.settings import Settings
+    from edgeqc.settings import Settings, StationSettings
+
+FLIGHT_LIMIT: Final = 4
+"""Parts between camera and gate at a time: more is a typo more often than a long conveyor."""
 
 
 def check(
@@ -53,34 +56,46 @@ def check(
 def warnings(settings: Settings) -> list[str]:
     """What is allowed and still seldom meant, as `path: what`."""
     from edgeqc import loading  # noqa: PLC0415 - heavy
-    from edgeqc.settings import OpcuaSecurity  # noqa: PLC0415 - heavy
 
     said: list[str] = []
     for index, station in enumerate(settings.stations):
-        at = f"stations[{index}]"
-        folder: Path | None = getattr(station.camera, "folder", None)
-        if folder is not None and not folder.is_dir():
-            said.append(f"{at}.camera.folder: {folder} is no folder")
-        if getattr(station.plc, "security", None) is OpcuaSecurity.NONE:
-            said.append(f"{at}.plc.security: none: anyone on the network can forge triggers and results")
-        elif getattr(station.plc, "server_certificate", station) is None:
-            said.append(f"{at}.plc.server_certificate: is missing: edgeqc test plc FILE --save-certificate plc.der")
-        if station.budget_ms > station.takt_ms * 4:
-            said.append(f"{at}.budget_ms: {station.budget_ms:g} is {station.budget_ms / station.takt_ms:.0f} takts")
-        if station.plc.type == "none":
-            said.append(f"{at}.plc: none: verdicts reach no reject gate")
+        said += [f"stations[{index}].{warning}" for warning in _of_station(station)]
+        said += [f"stations[{index}].plc.{warning}" for warning in _of_endpoint(station.plc)]
     for index, source in enumerate(settings.tags):
-        if getattr(source, "security", None) is OpcuaSecurity.NONE:
-            said.append(f"tags[{index}].security: none: anyone on the network can forge tag values")
-        elif getattr(source, "server_certificate", source) is None:
-            said.append(f"tags[{index}].server_certificate: is missing: the server cannot be told from another")
-    if settings.mqtt is not None and settings.mqtt.password is not None and settings.mqtt.tls is None:
+        said += [f"tags[{index}].{warning}" for warning in _of_endpoint(source)]
+    mqtt = settings.mqtt
+    if mqtt is not None and mqtt.password is not None and mqtt.tls is None:
         said.append("mqtt.tls: is missing: the password crosses the network as clear text")
     try:
         loading.resolved(settings)
     except SettingsError as error:
         said += error.faults
     return said
+
+
+def _of_station(station: StationSettings) -> list[str]:
+    said: list[str] = []
+    folder: Path | None = getattr(station.camera, "folder", None)
+    if folder is not None and not folder.is_dir():
+        said.append(f"camera.folder: {folder} is no folder")
+    if station.budget_ms > station.takt_ms * FLIGHT_LIMIT:
+        said.append(f"budget_ms: {station.budget_ms:g} is over {FLIGHT_LIMIT} takts of {station.takt_ms:g} ms")
+    if station.plc.type == "none":
+        said.append("plc: none: verdicts reach no reject gate")
+    return said
+
+
+def _of_endpoint(peer: object) -> list[str]:
+    """What weakens an OPC UA channel; nothing for other peers."""
+    from edgeqc.settings import OpcuaEndpoint, OpcuaSecurity  # noqa: PLC0415 - heavy
+
+    if not isinstance(peer, OpcuaEndpoint):
+        return []
+    if peer.security is OpcuaSecurity.NONE:
+        return ["security: none: anyone on the network can forge what it says"]
+    if peer.server_certificate is None:
+        return ["server_certificate: is missing: edgeqc test plc FILE --save-certificate FILE shows it"]
+    return []
 
 
 def _packages(settings: Settings) -> list[dict[str, str]]:

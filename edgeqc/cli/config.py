@@ -8,7 +8,6 @@ from typing import Any
 import typer
 
 from edgeqc.cli.console import tell
-from edgeqc.settings import Settings
 
 
 def application() -> typer.Typer:
@@ -21,6 +20,8 @@ def application() -> typer.Typer:
 
 def schema() -> dict[str, Any]:
     """JSON schema of a configuration file, for editors."""
+    from edgeqc.settings import Settings  # noqa: PLC0415 - pydantic takes 0.1 s
+
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "edgeqc.line/1",

@@ -42,7 +42,7 @@ def load(
     told: list[tuple[document.Path, str]] = []
     data: dict[str, Any] = variables.expand(found.plain(), environ, (), told)
     names = {name: value for name, value in environ.items() if name.startswith(variables.PREFIX)}
-    origin = variables.override(data, {**names, **(overrides or {})})
+    origin = variables.override(data, {**names, **(overrides or {})}, told)
     settings, wrong = faults.validate(data)
     if settings is not None:
         data = json.loads(settings.model_dump_json(by_alias=True))

@@ -213,7 +213,8 @@ def _mend(data: dict[str, Any], path: Path, detail: ErrorDetails) -> Path | None
             node[last]["type"] = near[0] if near else tags[-1]
             return (*path, "type") if near else path
         case "literal_error" | "enum":
-            node[last] = _words(str(limits["expected"]))[0]
+            word = _words(str(limits["expected"]))[0]
+            node[last] = int(word) if word.isdecimal() else word
         case "greater_than" | "less_than":
             node[last] = limits["gt"] + 1 if kind == "greater_than" else limits["lt"] - 1
         case "greater_than_equal" | "less_than_equal":

@@ -28,39 +28,40 @@ def expand(data: Any, environ: Mapping[str, str], path: Path, faults: list[tuple
             return data
 
 
-def override(data: dict[str, Any], names: Mapping[str, str]) -> dict[Path, str]:
-    """Put each value of `names` (dotted key or number: text) over what `data` has; returns path: name.
+def override(data: dict[str, Any], names: Mapping[str, str], faults: list[tuple[Path, str]]) -> dict[Path, str]:
+    """Put each value of `names` (EDGEQC__KEY__KEY or a number in a list: text) over what `data` has.
 
-    A step that leads nowhere is made a mapping, so that validation names it as an unknown key.
+    Returns which name a path's value is from. Missing mappings are made, so that validation sees unknown keys.
     """
     origin: dict[Path, str] = {}
     for name, value in names.items():
         keys: list[str | int] = [
             int(part) if part.isdecimal() else part.lower() for part in name.removeprefix(PREFIX).split("__")
         ]
+        origin[tuple(keys)] = name
         node: Any = data
         for key in keys[:-1]:
             node = _step(node, key)
-        last = keys[-1]
-        if isinstance(node, list) and isinstance(last, int) and last < len(node):
-            node[last] = None if value == "null" else value
-        elif isinstance(node, dict):
-            node[str(last)] = None if value == "null" else value
-        else:
-            keys = [str(keys[0])]
-            data[str(keys[0])] = value
-        origin[tuple(keys)] = name
+        match node, keys[-1]:
+            case dict(), str() as key:
+                node[key] = None if value == "null" else value
+            case list(), int() as index if index < len(node):
+                node[index] = None if value == "null" else value
+            case _:
+                faults.append((tuple(keys), "leads nowhere in the file"))
     return origin
 
 
 def _step(node: Any, key: str | int) -> Any:
-    if isinstance(node, list):
-        return node[key] if isinstance(key, int) and key < len(node) else None
-    if isinstance(node, dict):
-        if not isinstance(node.get(str(key)), (dict, list)):
-            node[str(key)] = {}
-        return node[str(key)]
-    return None
+    match node, key:
+        case dict(), str() as name:
+            if not isinstance(node.get(name), (dict, list)):
+                node[name] = {}
+            return node[name]
+        case list(), int() as index if index < len(node):
+            return node[index]
+        case _:
+            return None
 
 
 def _filled(text: str, environ: Mapping[str, str], path: Path, faults: list[tuple[Path, str]]) -> str:

@@ -1,0 +1,354 @@
+"""Configuration files: what is refused, at which line, in which words; and what comes of a good one."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from edgeqc.errors import SettingsError
+from edgeqc.loading import SIZE_LIMIT, default_paths, digest, dump, load, paths, resolved, restore
+from edgeqc.loading.document import parse
+
+GOOD = """\
+version: 1
+node: box
+stations:
+  - name: top
+    takt_ms: 100
+    budget_ms: 80
+    camera: {type: replay, folder: parts, width_px: 640, height_px: 480}
+    recipe: {engine: engines/part/1}
+    plc: {type: none}
+"""
+
+TWENTY = """\
+version: 2
+node: Big Box
+colour: red
+mqtt: {host: broker, prot: 1883, port: 99999, password: 1234, enabled: yes}
+archive: {rows_days: 0}
+journal: {sync: eech}
+stations:
+  - name: top
+    takt_ms: 10
+    budget_ms: 8
+    budgt_ms: 8
+    priority: 99
+    camera:
+      type: gige
+      address: 192.168.1.5
+      width_px: 640
+      height_px: 4.5
+      exposre_us: 12000
+      exposure_us: 12000
+    recipe: {engine: e/1, threads: 010, backend: onnx}
+    plc: {type: modbos, prt: 502}
+    required_tags: [nowhere]
+  - name: side
+    name: again
+    takt_ms: fast
+    budget_ms: 80
+    camera: {type: replay, folder: "${NOT_SET_ANYWHERE}", width_px: 6, height_px: 480}
+    plc: {type: none}
+"""
+
+EXPECTED = {
+    (1, "version: 2 is none of 1"),
+    (2, "node: Big Box does not match"),
+    (3, "colour: is no key here"),
+    (4, "mqtt.prot: is no key here; did you mean port?"),
+    (4, "mqtt.port: 99999 is over 65535"),
+    (4, "mqtt.password: what is given is not text: put it in quotes"),
+    (4, 'mqtt.enabled: yes means true to some readers: write true, or "yes" for the text'),
+    (5, "archive.rows_days: 0 is under 1"),
+    (6, "journal.sync: eech is none of group, each; did you mean each?"),
+    (8, "stations[0].plc_write_ms: 10 is not under 8 (budget_ms)"),
+    (11, "stations[0].budgt_ms: is no key here; did you mean budget_ms?"),
+    (12, "stations[0].priority: 99 is over 90"),
+    (17, "stations[0].camera.height_px: 4.5 is not a whole number"),
+    (18, "stations[0].camera.exposre_us: is no key here; did you mean exposure_us?"),
+    (19, "stations[0].camera.exposure_us: 12000 is over 10000 (takt 10 ms)"),
+    (20, 'stations[0].recipe.threads: 010 is octal to some readers: write 10, or "010" for the text'),
+    (20, "stations[0].recipe.backend: onnx is none of onnxruntime"),
+    (21, "stations[0].plc.type: modbos is none of modbus, opcua, none; did you mean modbus?"),
+    (21, "stations[0].plc.host: is missing"),
+    (21, "stations[0].plc.prt: is no key here; did you mean port?"),
+    (22, "stations[0].required_tags[0]: nowhere is no tag of any source"),
+    (23, "stations[1].recipe: is missing"),
+    (24, "stations[1].name: is given twice, first in line 23"),
+    (25, "stations[1].takt_ms: fast is not a number"),
+    (27, "stations[1].camera.width_px: 6 is under 16"),
+    (27, "stations[1].camera.folder: ${NOT_SET_ANYWHERE} is not set in the environment"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith(("EDGEQC__", "EDGEQC_SECRET_"))]:
+        monkeypatch.delenv(name)
+
+
+def written(text, name="line.yaml"):
+    path = Path(name)
+    path.write_text(text)
+    return path
+
+
+def faults(text, **options):
+    with pytest.raises(SettingsError) as caught:
+        load(written(text), **options)
+    return caught.value.faults
+
+
+def test_twenty_faults_are_told_at_once_each_at_its_line():
+    told = faults(TWENTY)
+    for line, what in EXPECTED:
+        assert any(fault.startswith(f"line.yaml:{line}:") and what in fault for fault in told), (line, what, told)
+    assert len(told) == len(EXPECTED), told
+    numbers = [int(fault.split(":")[1]) for fault in told]
+    assert numbers == sorted(numbers)
+
+
+def test_fault_names_file_line_column_path_value_and_limit():
+    told = faults(GOOD.replace("takt_ms: 100", "takt_ms: -3"))
+    assert told == ["line.yaml:5:14: stations[0].takt_ms: -3 is not over 0"]
+
+
+def test_missing_key_says_what_it_is_for():
+    told = faults(GOOD.replace("    budget_ms: 80\n", ""))
+    assert told == ["line.yaml:4:5: stations[0].budget_ms: is missing (trigger to reject output)"]
+
+
+def test_fault_of_a_guess_is_not_told():
+    told = faults(GOOD.replace("takt_ms: 100", "takt_ms: much"))
+    assert told == ["line.yaml:5:14: stations[0].takt_ms: much is not a number"]
+
+
+def test_station_with_a_fault_does_not_hide_those_of_the_whole():
+    twice = GOOD.replace("takt_ms: 100", "takt_ms: -1") + GOOD[GOOD.index("  - name") :]
+    told = faults(twice)
+    assert [fault.split(": ", 1)[1] for fault in told] == [
+        "stations[0].takt_ms: -1 is not over 0",
+        "stations[1].name: top is the name of stations[0].name already",
+    ]
+
+
+def test_secret_is_never_shown():
+    text = GOOD + "mqtt: {host: b, password: 31337, passwort: geheim}\n"
+    told = faults(text)
+    assert len(told) == 2
+    assert "31337" not in "".join(told)
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("", "the file is empty"),
+        ("- a\n- b\n", "the top level must be a mapping"),
+        ("a: 1\n---\nb: 2\n", "a second document"),
+        ("a: [1, 2\nb: 3\n", "this is not YAML"),
+        ("a: \tb: c\n", "this is not YAML"),
+        ("a: !!python/object/apply:os.system [id]\nversion: 1\n", "tag tag:yaml.org,2002:python/object"),
+        ("a: !include other.yaml\n", "tag !include is not used here"),
+        ("? [a, b]\n: 1\n", "a key must be a plain word"),
+        ("a: *nowhere\n", "alias *nowhere is not defined above"),
+        ("a: &a [*a]\n", "alias *a holds itself"),
+        ("a: &a {b: 1}\nc: {<<: *a}\n", "<< (merge) is not used here"),
+        ("a: " + "[" * 50 + "]" * 50, "nested more than 16 deep"),
+        ("a: " + "[" * 50_000, "nested more than 16 deep"),
+        ("\x00", "this is not YAML"),
+    ],
+)
+def test_text_that_is_no_configuration_is_refused(text, what):
+    told = faults(text)
+    assert any(what in fault for fault in told), told
+
+
+@pytest.mark.parametrize(
+    ("word", "what"),
+    [
+        ("no", "no means false to some readers"),
+        ("Off", "Off means false to some readers"),
+        ("010", "010 is octal to some readers"),
+        ("1_000", "1_000 is a number to some readers: write 1000"),
+        ("12:30:45", "12:30:45 is a number of base 60 to some readers"),
+    ],
+)
+def test_word_that_yaml_versions_read_differently_is_refused(word, what):
+    assert any(what in fault for fault in faults(GOOD.replace("node: box", f"node: {word}")))
+
+
+def test_quoted_trap_is_text():
+    assert load(written(GOOD.replace("node: box", 'node: "010"'))).node == "010"
+
+
+def test_aliases_may_not_multiply():
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    for level in range(1, 12):
+        bomb += f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n"
+    began = time.monotonic()
+    assert any("once aliases are followed" in fault for fault in faults(bomb))
+    assert time.monotonic() - began < 5
+
+
+def test_file_over_the_size_limit_is_refused():
+    assert faults("#" * (SIZE_LIMIT + 1)) == ["line.yaml: over 1048576 bytes, the limit of a configuration"]
+
+
+def test_bytes_that_are_no_text_are_refused_with_their_line():
+    Path("line.yaml").write_bytes(b"version: 1\nnode: \xff\n")
+    with pytest.raises(SettingsError) as caught:
+        load(Path("line.yaml"))
+    assert caught.value.faults == ["line.yaml:2:1: byte 0xff is not UTF-8"]
+
+
+def test_missing_file_is_said():
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml: No such file"):
+        load(Path("nowhere.yaml"))
+
+
+def test_thousand_tags_load_in_half_a_second():
+    tags = ",\n".join(
+        f"{{name: tag{n}, node: 'ns=2;s=Machine.Tag{n}', unit: degC, min: 0, max: 9}}" for n in range(1000)
+    )
+    text = GOOD + f"tags:\n- {{type: opcua, name: plc, url: 'opc.tcp://h:4840', tags: [\n{tags}]}}\n"
+    path = written(text)
+    spent = []
+    for _ in range(3):
+        began = time.process_time()
+        settings = load(path)
+        spent.append(time.process_time() - began)
+    assert len(settings.tags[0].tags) == 1000
+    assert min(spent) < 0.5  # of this process's own time: other work on the box does not count
+
+
+def test_variables_are_filled_in_text_only():
+    text = GOOD.replace("node: box", "node: ${NODE}").replace("takt_ms: 100", "takt_ms: ${TAKT:-250}")
+    text = text.replace("folder: parts", 'folder: "${ROOT:-}a$$b"')
+    settings = load(written(text), environ={"NODE": "line7"})
+    assert (settings.node, settings.stations[0].takt_ms) == ("line7", 250)
+    assert settings.stations[0].camera.folder.name == "a$b"
+
+
+def test_variable_cannot_add_a_key():
+    text = GOOD.replace("node: box", "node: ${NODE}")
+    assert any("does not match" in fault for fault in faults(text, environ={"NODE": "a\nmqtt: {host: evil}"}))
+
+
+def test_needed_variable_says_its_message():
+    text = GOOD.replace("node: box", 'node: "${NODE:?name the box}"')
+    assert "line.yaml:2:7: node: ${NODE} is not set: name the box" in faults(text, environ={})
+
+
+def test_environment_goes_over_the_file():
+    environ = {"EDGEQC__STATIONS__0__TAKT_MS": "300", "EDGEQC__MQTT__HOST": "broker", "EDGEQC__STATE_DIR": "null"}
+    settings = load(written(GOOD + "state_dir: here\n"), environ=environ)
+    assert settings.stations[0].takt_ms == 300
+    assert settings.mqtt is not None
+    assert settings.mqtt.host == "broker"
+    assert settings.state_dir is None
+
+
+def test_overrides_go_over_the_environment():
+    settings = load(written(GOOD), environ={"EDGEQC__NODE": "a"}, overrides={"node": "b"})
+    assert settings.node == "b"
+
+
+def test_fault_in_the_environment_names_the_variable():
+    told = faults(
+        GOOD, environ={"EDGEQC__STATIONS__0__TAKT_MS": "-1", "EDGEQC__NOED": "x", "EDGEQC__STATIONS__7__X": "1"}
+    )
+    assert "EDGEQC__STATIONS__0__TAKT_MS: stations[0].takt_ms: -1 is not over 0" in told
+    assert "EDGEQC__NOED: noed: is no key here; did you mean node?" in told
+    assert "EDGEQC__STATIONS__7__X: stations[7].x: leads nowhere in the file" in told
+
+
+def test_relative_paths_begin_at_the_file(tmp_path):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "engines/part/1").mkdir(parents=True)
+    (tmp_path / "etc/parts").mkdir()
+    settings = load(written(GOOD, "etc/line.yaml"))
+    assert settings.stations[0].camera.folder == tmp_path / "etc/parts"
+    assert settings.stations[0].recipe.engine == tmp_path / "engines/part/1", "falls back to the current directory"
+
+
+def test_named_file_that_is_not_there_is_a_fault():
+    told = faults(GOOD + "mqtt: {host: b, tls: {ca: plant.pem}}\n")
+    assert len(told) == 1
+    assert "line.yaml:10:27: mqtt.tls.ca: plant.pem is no file" in told[0]
+
+
+def test_settings_reach_a_worker_unchanged():
+    settings = load(written(GOOD))
+    assert restore(dump(settings)) == settings
+    assert digest(settings) == digest(restore(dump(settings)))
+    assert digest(settings) != digest(load(written(GOOD.replace("takt_ms: 100", "takt_ms: 101"))))
+
+
+SECRET = GOOD + "mqtt: {host: b, user: u, password: 'secret://broker.pw'}\n"
+
+
+def test_secret_stays_a_reference_until_the_worker_has_it(tmp_path):
+    settings = load(written(SECRET))
+    assert b"secret://broker.pw" in dump(settings)
+    (tmp_path / "broker.pw").write_text("geheim\n")
+    filled = resolved(settings, environ={"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert filled.mqtt.password == "geheim"
+
+
+def test_systemd_credential_comes_before_the_file_and_that_before_the_environment(tmp_path):
+    settings = load(written(SECRET))
+    credentials, folder = tmp_path / "credentials", tmp_path / "secrets"
+    environ = {"EDGEQC_SECRET_BROKER_PW": "third", "CREDENTIALS_DIRECTORY": str(credentials)}
+    credentials.mkdir()
+    folder.mkdir()
+    assert resolved(settings, environ=environ, folder=folder).mqtt.password == "third"
+    (folder / "broker.pw").write_text("second")
+    (folder / "broker.pw").chmod(0o600)
+    assert resolved(settings, environ=environ, folder=folder).mqtt.password == "second"
+    (credentials / "broker.pw").write_text("first")
+    assert resolved(settings, environ=environ, folder=folder).mqtt.password == "first"
+
+
+def test_secret_that_others_can_read_is_refused(tmp_path):
+    (tmp_path / "broker.pw").write_text("geheim")
+    (tmp_path / "broker.pw").chmod(0o640)
+    with pytest.raises(SettingsError, match=r"mqtt\.password: .*mode 0640, 0600 is needed") as caught:
+        resolved(load(written(SECRET)), environ={"EDGEQC_SECRET_BROKER_PW": "x"}, folder=tmp_path)
+    assert "geheim" not in str(caught.value)
+
+
+def test_missing_secret_says_where_it_was_looked_for(tmp_path):
+    with pytest.raises(SettingsError, match=r"neither a systemd credential, nor .*, nor EDGEQC_SECRET_BROKER_PW"):
+        resolved(load(written(SECRET)), environ={}, folder=tmp_path)
+
+
+def test_secret_name_cannot_leave_its_folder(tmp_path):
+    text = SECRET.replace("broker.pw", "../../etc/shadow")
+    with pytest.raises(SettingsError, match="letters, digits, dot"):
+        resolved(load(written(text)), environ={}, folder=tmp_path)
+
+
+def test_directories_are_systemds_where_it_gives_them(tmp_path):
+    settings = load(written(GOOD))
+    environ = {"STATE_DIRECTORY": "/var/lib/edgeqc", "RUNTIME_DIRECTORY": "/run/edgeqc"}
+    assert paths(settings, environ=environ) == (Path("/var/lib/edgeqc"), Path("/run/edgeqc"))
+    state_dir, run_dir = default_paths(environ={})
+    assert state_dir == tmp_path / "state"
+    assert run_dir.parent == Path("/dev/shm")
+    assert run_dir.name.startswith(f"edgeqc-{os.getuid()}-")
+
+
+def test_two_lines_on_one_box_have_their_own_shared_memory():
+    one = load(written(GOOD + "state_dir: one\n"))
+    two = load(written(GOOD + "state_dir: two\n"))
+    assert paths(one, environ={})[1] != paths(two, environ={})[1]
+
+
+def test_marks_survive_flow_and_block_style():
+    document = parse("a:\n  - {b: 1, c: [2, 3]}\n")
+    mark = document.locate(("a", 0, "c", 1))
+    assert mark is not None
+    assert (mark.line, mark.column) == (2, 19)
