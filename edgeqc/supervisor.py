@@ -21,7 +21,6 @@ from typing import Final
 
 from edgeqc import __version__
 from edgeqc.core.restart import RestartBudget
-from edgeqc.cores import pin_background
 from edgeqc.errors import AlreadyRunningError
 from edgeqc.journal import JournalWriter
 from edgeqc.loading import digest, dump, paths
@@ -139,7 +138,6 @@ class Supervisor:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal is no reason to stop a line
         for missing in missing_rights(self._settings, self._state_dir, self._run_dir):
             self._log.warning("right_missing", what=missing)
-        pin_background(self._settings)
         self._journal.append(
             Started(
                 process="supervisor",

@@ -1,0 +1,300 @@
+"""A whole simulated line around a real daemon: camera, PLC, broker, tag server, and the daemon's own process.
+
+Every edge speaks its real protocol. `SimLine` starts everything, `edgeqc.sim.report` holds the three witnesses (PLC,
+archive, MQTT) against each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, Self
+
+import cv2
+import numpy as np
+import yaml
+
+from edgeqc.errors import EdgeqcError
+from edgeqc.shm.board import Board
+from edgeqc.sim.broker import Listener, SimBroker
+from edgeqc.sim.camera import SimCamera
+from edgeqc.sim.images import load_grey, load_indexed, pad_onto
+from edgeqc.sim.parts import draw_set
+from edgeqc.sim.plc import SimPlc
+from edgeqc.sim.stage import Stage
+from edgeqc.sim.tags import SimTags, tag_settings
+
+NODE: Final = "demo"
+STATION: Final = "top"
+SENSOR: Final = (1024, 1280)
+"""(height, width) of the simulated camera with drawn parts."""
+DISTINCT: Final = 48
+"""Drawn parts; the line shows them again and again."""
+SEED: Final = 20_261_122
+"""Of the parts on the line: another one than training drew from."""
+DAEMON_READY_S: Final = 30.0
+STOP_S: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartImages:
+    """What passes before the camera."""
+
+    file: Path
+    """.npy, (n, height, width) uint8."""
+    truth: Path
+    """.npy, (n,) bool: is it defective."""
+    shape: tuple[int, int]
+    located: bool
+    """True: the part lies somewhere on a dark frame, and the recipe has to find it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Plan:
+    """What kind of line."""
+
+    folder: Path
+    """Everything is kept in here; must exist."""
+    images: PartImages
+    engine: Path
+    parts: int = 300
+    rate_hz: float = 10.0
+    budget_ms: float = 80.0
+    plc: Literal["modbus", "opcua"] = "modbus"
+    camera: Literal["gige", "replay"] = "gige"
+    trigger: Literal["plc", "camera"] = "plc"
+    side_load: int = 0
+    mqtt: bool = True
+    start: Literal["ready", "go"] = "ready"
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Merged into the configuration: `{"stations": [{"images": {...}}]}`."""
+
+
+def drawn_parts(
+    folder: Path, *, count: int = DISTINCT, shape: tuple[int, int] = SENSOR, seed: int = SEED
+) -> PartImages:
+    """Draw parts into `folder` (again only where they are not there yet)."""
+    name = f"parts-{seed}-{count}-{shape[1]}x{shape[0]}"
+    found = PartImages(file=folder / f"{name}.npy", truth=folder / f"{name}-truth.npy", shape=shape, located=True)
+    if not found.truth.exists():
+        images = np.lib.format.open_memmap(found.file, mode="w+", dtype=np.uint8, shape=(count, *shape))
+        truth = np.zeros(count, bool)
+        for index, part in enumerate(draw_set(count, seed=seed, defect_ratio=0.25, shape=shape)):
+            images[index], truth[index] = part.image, part.flaw is not None
+        images.flush()
+        np.save(found.truth, truth)
+    return found
+
+
+def indexed_parts(folder: Path, source: Path, *, split: str) -> PartImages:
+    """Lay the images of `source`'s index.csv, in a shuffled but fixed order, onto a frame that holds the largest."""
+    rows = load_indexed(source, split)
+    pictures = [load_grey(path) for path, _ in rows]
+    height = -(-max(picture.shape[0] for picture in pictures) // 64) * 64 + 64
+    width = -(-max(picture.shape[1] for picture in pictures) // 64) * 64 + 64
+    order = np.random.default_rng(SEED).permutation(len(rows))
+    images = np.lib.format.open_memmap(
+        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(rows), height, width)
+    )
+    for at, index in enumerate(order):
+        images[at] = pad_onto(pictures[index], (height, width))
+    images.flush()
+    np.save(folder / "truth.npy", np.array([rows[index][1] for index in order], bool))
+    return PartImages(file=folder / "images.npy", truth=folder / "truth.npy", shape=(height, width), located=True)
+
+
+class SimLine:
+    """Starts, holds and stops everything. Use as a context; `stop_daemon` first where its archive is to be read."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Nothing runs yet."""
+        self.plan = plan
+        self.config = plan.folder / "line.yaml"
+        self.state_dir = plan.folder / "state"
+        self.run_dir = Path("/dev/shm") / f"edgeqc-sim-{os.getpid()}-{abs(hash(str(plan.folder))) % 10**8}"  # noqa: S108 - ours, by pid
+        self.log = plan.folder / "daemon.log"
+        self.camera: SimCamera | None = None
+        self.plc: SimPlc | None = None
+        self.broker: SimBroker | None = None
+        self.listener: Listener | None = None
+        self.tags: SimTags | None = None
+        self.stage: Stage | None = None
+        self.daemon: subprocess.Popen[bytes] | None = None
+        self.daemon_started_ns = 0
+        self._stack = contextlib.ExitStack()
+        self._cores = os.sched_getaffinity(0)
+
+    def __enter__(self) -> Self:
+        """Start the peers and write the configuration; the daemon is started by `start_daemon`."""
+        try:
+            self._start_peers()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop all, the daemon first."""
+        self.stop_daemon()
+        self._stack.close()
+
+    def start_daemon(self) -> None:
+        """`edgeqc run` in a process of its own, logging to a file."""
+        self.daemon_started_ns = time.monotonic_ns()
+        with self.log.open("ab") as log:
+            self.daemon = subprocess.Popen(  # noqa: S603 - this very package
+                [sys.executable, "-m", "edgeqc", "run", str(self.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "EDGEQC__RUN_DIR": str(self.run_dir)},
+                preexec_fn=lambda: os.sched_setaffinity(0, self._cores),  # noqa: PLW1509 - one call, no locks
+            )
+
+    def wait_ready(self, timeout_s: float = DAEMON_READY_S) -> Board:
+        """Until every process of the daemon is ready and camera and PLC are there; EdgeqcError if it does not come."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            if self.daemon is not None and self.daemon.poll() is not None:
+                raise EdgeqcError(f"the daemon ended with {self.daemon.returncode}; see {self.log}")
+            with contextlib.suppress(OSError, EdgeqcError):
+                board = Board.attach(self.run_dir)
+                row = board[f"station-{STATION}"]
+                if row.get("camera_up") and row.get("plc_up") and all(row.state == 2 for row in board.rows.values()):  # noqa: PLR2004 - State.READY
+                    return board
+            time.sleep(0.02)
+        raise EdgeqcError(f"the daemon was not ready within {timeout_s:g} s; see {self.log}")
+
+    def stop_daemon(self) -> int | None:
+        """SIGTERM and wait; its exit code, None where it did not run."""
+        if self.daemon is None:
+            return None
+        daemon, self.daemon = self.daemon, None
+        if daemon.poll() is None:
+            daemon.send_signal(signal.SIGTERM)
+            try:
+                daemon.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait()
+        return daemon.returncode
+
+    def kill_daemon(self) -> None:
+        """SIGKILL for the supervisor and all its processes at once: what a crash of the box looks like to the peers."""
+        if self.daemon is None:
+            return
+        with contextlib.suppress(OSError, EdgeqcError):
+            for row in Board.attach(self.run_dir).rows.values():
+                if row.pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(row.pid, signal.SIGKILL)
+        self.daemon.kill()
+        self.daemon.wait()
+        self.daemon = None
+
+    def _start_peers(self) -> None:
+        plan = self.plan
+        if len(self._cores) > 1:
+            # The last core is the station's; a simulated line must not be in its way.
+            os.sched_setaffinity(0, self._cores - {max(self._cores)})
+            self._stack.callback(os.sched_setaffinity, 0, self._cores)
+        self.stage = Stage.create(plan.folder / "stage")
+        self._stack.callback(self.stage.close)
+        self.plc = self._stack.enter_context(
+            SimPlc(
+                plan.plc,
+                plan.folder / "stage",
+                plan.folder / "plc.ndjson",
+                parts=plan.parts,
+                rate_hz=plan.rate_hz,
+                budget_ms=plan.budget_ms,
+                trigger=plan.trigger,
+                start=plan.start,
+                truth=plan.images.truth,
+            )
+        )
+        if plan.camera == "gige":
+            self.camera = self._stack.enter_context(SimCamera(plan.images.file, plan.folder / "stage"))
+        if plan.mqtt:
+            self.broker = self._stack.enter_context(SimBroker(plan.folder / "broker"))
+            self.listener = self._stack.enter_context(Listener("127.0.0.1", self.broker.port, f"edgeqc/{NODE}/#"))
+        if plan.side_load:
+            self.tags = self._stack.enter_context(SimTags("opcua", tags=plan.side_load))
+        if plan.trigger == "camera":
+            self.stage.advance = True
+        self.config.write_text(yaml.safe_dump(self.settings(), sort_keys=False))
+
+    def settings(self) -> dict[str, Any]:
+        """The configuration that reaches the peers."""
+        plan = self.plan
+        height, width = plan.images.shape
+        takt_ms = 1000 / plan.rate_hz
+        camera: dict[str, Any]
+        if self.camera is not None:
+            camera = {"type": "gige", "address": self.camera.address, "packet_bytes": 8000}
+            if plan.trigger == "camera":
+                camera["rate_hz"] = plan.rate_hz
+        else:
+            camera = {"type": "replay", "folder": str(_replay_folder(plan)), "rate_hz": plan.rate_hz}
+        assert self.plc is not None  # noqa: S101 - _start_peers made it
+        station: dict[str, Any] = {
+            "name": STATION,
+            "takt_ms": takt_ms,
+            "budget_ms": plan.budget_ms,
+            "trigger": {"source": plan.trigger},
+            "camera": {**camera, "width_px": width, "height_px": height},
+            "recipe": {
+                "engine": str(plan.engine),
+                "region": {"mode": "locate"} if plan.images.located else {"mode": "full"},
+            },
+            "plc": self.plc.settings,
+            "images": {"rejects": True, "every_nth_pass": 50},
+        }
+        settings: dict[str, Any] = {
+            "version": 1,
+            "node": NODE,
+            "state_dir": str(self.state_dir),
+            "stations": [station],
+        }
+        if self.broker is not None:
+            settings["mqtt"] = {"host": "127.0.0.1", "port": self.broker.port, "health_s": 2}
+        if self.tags is not None:
+            settings["tags"] = [tag_settings(plan.side_load, self.tags.url)]
+        merged: dict[str, Any] = _merged(settings, plan.changes)
+        return merged
+
+    def judged(self) -> list[dict[str, Any]]:
+        """What the PLC said of each part so far."""
+        found = (json.loads(line) for line in (self.plan.folder / "plc.ndjson").read_text().splitlines())
+        return [line for line in found if "summary" not in line]
+
+
+def _replay_folder(plan: Plan) -> Path:
+    """The images as files, in the order in which the line shows them: part n is image n modulo their number."""
+    folder = plan.folder / "frames"
+    folder.mkdir(exist_ok=True)
+    images = np.load(plan.images.file, mmap_mode="r")
+    for index in range(len(images)):
+        cv2.imwrite(str(folder / f"{index:06d}.png"), images[(index + 1) % len(images)])
+    return folder
+
+
+def _merged(base: Any, changes: Any) -> Any:
+    """`changes` over `base`: mappings are merged, lists item by item, all else is replaced."""
+    if isinstance(base, dict) and isinstance(changes, dict):
+        return {**base, **{key: _merged(base.get(key), value) for key, value in changes.items()}}
+    if isinstance(base, Sequence) and isinstance(changes, list) and not isinstance(base, str):
+        items = [_merged(item, change) for item, change in zip(base, changes, strict=False)]
+        return [*items, *changes[len(items) :], *base[len(items) :]]
+    return changes

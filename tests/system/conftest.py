@@ -1,0 +1,59 @@
+"""Whole daemons on simulated lines: real processes, real protocols, real files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from linebench import Bench
+
+from edgeqc.cameras.aravis import aravis_available
+from edgeqc.sim.line import PartImages, Plan, SimLine, drawn_parts
+
+ENGINE = Path(__file__).parents[2] / "engines" / "demo-part" / "1"
+RATE_HZ = 20.0
+BUDGET_MS = 45.0
+"""Of the takt of 50 ms: a part's verdict is out before the next part comes."""
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> PartImages:
+    return drawn_parts(tmp_path_factory.mktemp("parts"), count=16, shape=(480, 640))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, images: PartImages) -> Iterator[Callable[..., Bench]]:
+    """Make a running line: `bench(parts=100, camera="gige", ...)`; it is torn down at the end, whatever happened."""
+    if not aravis_available() and os.environ.get("EDGEQC_REQUIRE_PEERS") != "1":
+        pytest.skip("libaravis is not installed: apt-get install libaravis-0.8-0")
+    lines: list[SimLine] = []
+
+    def make(*, wait: bool = True, **changes: Any) -> Bench:
+        plan = Plan(
+            **{
+                "folder": tmp_path,
+                "images": images,
+                "engine": ENGINE,
+                "parts": 100,
+                "rate_hz": RATE_HZ,
+                "budget_ms": BUDGET_MS,
+                "start": "go",
+                **changes,
+            }
+        )
+        line = SimLine(plan)
+        line.__enter__()
+        lines.append(line)
+        line.start_daemon()
+        if wait:
+            line.wait_ready()
+            assert line.plc is not None
+            line.plc.go()
+        return Bench(line)
+
+    yield make
+    for line in lines:
+        line.__exit__(None, None, None)

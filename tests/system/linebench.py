@@ -1,0 +1,91 @@
+"""A line under test: what the system tests do to it and read from it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from edgeqc.shm.board import Board, Row
+from edgeqc.sim.line import STATION, SimLine
+from edgeqc.sim.report import archived, build
+
+
+class Bench:
+    """A line under test, with what the checks need."""
+
+    def __init__(self, line: SimLine) -> None:
+        self.line = line
+
+    @property
+    def row(self) -> Row:
+        return Board.attach(self.line.run_dir)[f"station-{STATION}"]
+
+    @property
+    def plc(self) -> Any:
+        assert self.line.plc is not None
+        return self.line.plc
+
+    @property
+    def stage(self) -> Any:
+        assert self.line.stage is not None
+        return self.line.stage
+
+    def pid(self, process: str) -> int:
+        return Board.attach(self.line.run_dir)[process].pid
+
+    def events(self) -> list[dict[str, Any]]:
+        """The daemon's log so far."""
+        return [json.loads(text) for text in self.line.log.read_text().splitlines() if text.startswith("{")]
+
+    def logged(self, event: str, **facts: object) -> list[dict[str, Any]]:
+        return [
+            found
+            for found in self.events()
+            if found["event"] == event and all(found.get(key) == value for key, value in facts.items())
+        ]
+
+    def part_is(self, number: int, timeout_s: float = 20) -> None:
+        """Wait until that part stands before the camera."""
+        until(lambda: self.stage.part >= number, timeout_s)
+
+    def judged_after(self, at_ns: int) -> list[dict[str, Any]]:
+        """The PLC's judgement of parts that were triggered after a moment (written a second after their deadline)."""
+        return [part for part in self.line.judged() if part["triggered_ns"] >= at_ns]
+
+    def finish(self, timeout_s: float = 40) -> dict[str, Any]:
+        """Let all parts through, stop in order, and hold the witnesses against each other."""
+        summary = self.plc.wait_done(timeout_s)
+        counters, backend = self.row.counters(), self.row.backend
+        time.sleep(0.3)  # the office tails the journal every 20 ms and commits in batches
+        messages = None
+        if self.line.listener is not None:
+            listener = self.line.listener
+            until(lambda: len({m["trigger_id"] for m in listener.payloads("edgeqc/demo/verdict")}) >= 1, 5)
+        assert self.line.stop_daemon() == 0, self.line.log.read_text()[-3000:]
+        if self.line.listener is not None:
+            messages = self.line.listener.payloads("edgeqc/demo/verdict")
+        return build(
+            judged=self.line.judged(),
+            summary=summary,
+            rows=archived(self.line.state_dir),
+            messages=messages,
+            counters=counters,
+            camera=self.line.plan.camera,
+            backend=backend,
+        )
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, f"it did not come within {timeout_s} s"
+        time.sleep(0.01)
+
+
+def first_good_after(parts: list[dict[str, Any]], at_ns: int) -> float:
+    """Seconds from a moment to the first part judged (not fail-safe) after it."""
+    times = [part["triggered_ns"] for part in parts if part["triggered_ns"] >= at_ns and 0 < part["code"] < 100]
+    assert times, "no part was judged again"
+    return (times[0] - at_ns) / 1e9
