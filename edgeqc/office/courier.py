@@ -1,0 +1,221 @@
+"""Deliveries through one connection: which message next, as news or as replayed, and what became of each."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from edgeqc.errors import PeerError
+from edgeqc.office import payloads
+from edgeqc.office.archive import Archive
+from edgeqc.office.books import Refused, Settled
+from edgeqc.office.mqtt import MqttConnection
+from edgeqc.office.view import ArchiveView, OutboxRow
+from edgeqc.records import NS_PER_S
+
+_LIVE_NS: Final = 5 * NS_PER_S
+"""A message older than this is no news: it is marked as replayed."""
+_PREFETCH: Final = 256
+_OVERHEAD_BYTES: Final = 256
+"""What MQTT adds to topic and payload at most, with our properties."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """Something to show that is not in the outbox: how things stand now."""
+
+    topic: str
+    """Below the prefix."""
+    payload: bytes
+    qos: int = 1
+    retain: bool = True
+
+
+@dataclass(slots=True, kw_only=True)
+class _Lane:
+    """Rows read ahead. Alerts have a lane of their own: they do not wait behind an hour of verdicts."""
+
+    urgent: bool
+    rows: deque[OutboxRow] = field(default_factory=deque)
+    after: int = 0
+    empty_at: int = -1
+    """The archive's commit count when the lane was last read to its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    """In flight; `row` is 0 for what is not in the outbox, or not in this archive's."""
+
+    row: int
+    topic: str
+
+
+class Courier:
+    """Empties the outbox through one connection. Used by the outbox's thread only."""
+
+    def __init__(
+        self,
+        connection: MqttConnection,
+        archive: Archive,
+        *,
+        prefix: str,
+        boot: str,
+        live_expiry_s: int,
+        greet: Callable[[ArchiveView | None], list[Message]],
+        alerts: Callable[[ArchiveView | None], list[Message]],
+    ) -> None:
+        """Begin with the greeting: how things stand.
+
+        Args:
+            connection: just opened.
+            archive: whose outbox is emptied.
+            prefix: topics begin with it.
+            boot: the kernel's boot id: times of another boot cannot be compared.
+            live_expiry_s: message expiry of what is news and not retained.
+            greet: the retained messages to begin with, alerts among them.
+            alerts: the alerts as they stand, for when their history has been replayed.
+        """
+        self.published = 0
+        self.replayed = 0
+        self.acknowledged = 0
+        self.refusals: list[tuple[str, str]] = []
+        """(topic, reason) of what the broker refused; the owner takes them out."""
+        self._connection = connection
+        self._archive = archive
+        self._prefix = prefix
+        self._boot = boot
+        self._live_expiry_s = live_expiry_s
+        self._alerts = alerts
+        self._view = archive.view
+        # In this order: an alert that comes in between is then both in the greeting and news, never in neither.
+        self._backlog = self._view.last_message() if self._view is not None else 0
+        self._first: deque[Message] = deque(greet(self._view))
+        self._lanes = (_Lane(urgent=True), _Lane(urgent=False))
+        self._restate = False
+        self._sent: dict[int, _Sent] = {}
+
+    def turn(self, shown: list[Message]) -> None:
+        """Settle what was acknowledged, show what is to be shown, send what there is room for."""
+        if self._archive.view is not self._view:
+            self._follow()
+        self._settle()
+        for message in shown:
+            if message.qos:
+                self._first.append(message)
+            else:
+                self._send(message.topic, message.payload, qos=0, retain=message.retain)
+        self._fill()
+
+    @property
+    def idle(self) -> bool:
+        """Is everything acknowledged that there is to send?"""
+        return not self._sent and not self._first and not any(lane.rows for lane in self._lanes) and self._at_end()
+
+    @property
+    def shown(self) -> bool:
+        """Has the broker taken everything that is not from the outbox?"""
+        return not self._first and all(sent.row for sent in self._sent.values())
+
+    @property
+    def head(self) -> int:
+        """The outbox row that waits longest for its acknowledgement; 0 = none."""
+        return next((sent.row for sent in self._sent.values() if sent.row), 0)
+
+    def _at_end(self) -> bool:
+        return all(lane.empty_at == self._archive.commits for lane in self._lanes)
+
+    def _follow(self) -> None:
+        """Another archive was begun: its rows are other rows."""
+        self._view = self._archive.view
+        self._backlog = 0
+        self._lanes = (_Lane(urgent=True), _Lane(urgent=False))
+        self._sent = {mid: _Sent(row=0, topic=sent.topic) for mid, sent in self._sent.items()}
+
+    def _settle(self) -> None:
+        done: list[int] = []
+        while self._connection.acks:
+            mid, refusal = self._connection.acks.popleft()
+            sent = self._sent.pop(mid, None)
+            if sent is None:
+                continue  # QoS 0: paho tells when it is written
+            self.acknowledged += 1
+            if refusal is not None:
+                self._refuse(sent.row, sent.topic, refusal)
+            elif sent.row:
+                done.append(sent.row)
+        if done:
+            self._archive.put(Settled(ids=done))
+
+    def _fill(self) -> None:
+        while len(self._sent) < self._connection.inflight:
+            if self._first:
+                message = self._first.popleft()
+                self._send(message.topic, message.payload, qos=1, retain=message.retain)
+                continue
+            row = self._next_row()
+            if row is None:
+                return
+            self._send_row(row)
+
+    def _next_row(self) -> OutboxRow | None:
+        for lane in self._lanes:
+            if not lane.rows:
+                self._read_ahead(lane)
+            if lane.rows:
+                return lane.rows.popleft()
+            if lane.urgent and self._restate:
+                self._restate = False
+                self._first.extend(self._alerts(self._view))
+        return None
+
+    def _read_ahead(self, lane: _Lane) -> None:
+        commits = self._archive.commits
+        if self._view is None or lane.empty_at == commits:
+            return
+        ended = self._archive.settling()
+        rows = self._view.undelivered(urgent=lane.urgent, after=lane.after, limit=_PREFETCH)
+        if rows:
+            lane.after = rows[-1].id
+        if len(rows) < _PREFETCH:
+            lane.empty_at = commits
+        lane.rows.extend(row for row in rows if row.id not in ended)
+
+    def _send_row(self, row: OutboxRow) -> None:
+        age_ns = time.monotonic_ns() - row.mono_ns
+        old = row.boot != self._boot or not 0 <= age_ns <= _LIVE_NS
+        if not old and row.id > self._backlog:
+            expiry_s = None if row.retain else self._live_expiry_s
+            self._send(row.topic, row.payload, qos=1, retain=row.retain, expiry_s=expiry_s, row=row.id)
+            return
+        if row.urgent and row.id > self._backlog:
+            self._restate = True
+        if not row.payload:
+            # What empties a retained topic is a state, not a story: the greeting has told the state.
+            self._archive.put(Settled(ids=[row.id]))
+            return
+        self.replayed += 1
+        self._send(row.topic, payloads.replayed(row.payload), qos=1, retain=False, row=row.id)
+
+    def _send(
+        self, topic: str, payload: bytes, *, qos: int, retain: bool, expiry_s: int | None = None, row: int = 0
+    ) -> None:
+        full = f"{self._prefix}/{topic}"
+        if len(full) + len(payload) + _OVERHEAD_BYTES > self._connection.packet_bytes:
+            self._refuse(row, topic, f"larger than the {self._connection.packet_bytes} bytes that the broker takes")
+            return
+        try:
+            mid = self._connection.publish(full, payload, qos=qos, retain=retain, expiry_s=expiry_s)
+        except PeerError as fault:
+            self._refuse(row, topic, fault.reason)
+            return
+        self.published += 1
+        if qos:
+            self._sent[mid] = _Sent(row=row, topic=topic)
+
+    def _refuse(self, row: int, topic: str, reason: str) -> None:
+        if row:
+            self._archive.put(Refused(id=row, reason=reason))
+        self.refusals.append((topic, reason))

@@ -1,0 +1,319 @@
+"""What the journals' entries become: rows of the archive, and messages for the broker in the same transaction."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+from edgeqc.journal import Cursor, Entry
+from edgeqc.office import payloads, tables
+from edgeqc.office.payloads import AlertState, Model, Payload
+from edgeqc.records import NS_PER_S, RESULT_CODE, AlertChange, Delivery, Event, PartRecord, Started
+
+DELIVERY_WAIT_NS: Final = 2 * NS_PER_S
+"""A verdict whose delivery is not told for this long is published as unknown: the station died in between."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Closed:
+    """A part whose story is complete, and the payload that tells it."""
+
+    record: PartRecord
+    delivery: Delivery | None
+    payload: Payload
+
+
+@dataclass(slots=True, kw_only=True)
+class _Open:
+    """A part whose delivery is still to come."""
+
+    record: PartRecord
+    row: int
+    mono_ns: int
+    seen_ns: int
+    model: Model
+    image: str | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What a transaction did: told to others only once it is committed."""
+
+    closed: list[Closed] = field(default_factory=list)
+    messages: int = 0
+    message_bytes: int = 0
+    started: bool = False
+    doubled: int = 0
+    """Entries that were in the archive already."""
+    refused: list[str] = field(default_factory=list)
+    """Entries that could not be understood, one line each."""
+
+
+class Intake:
+    """One connection's way in. Used by the archive's thread only, inside its transactions."""
+
+    def __init__(
+        self, database: sqlite3.Connection, *, node: str, cameras: dict[str, str], boot: str, publish: bool, now_ns: int
+    ) -> None:
+        """Begin with what is open in the archive.
+
+        Args:
+            database: the archive's writing connection.
+            node: this box's name in payloads.
+            cameras: camera name by station.
+            boot: the kernel's boot id: monotonic times of another boot mean nothing.
+            publish: False where no broker is configured: no messages are made.
+            now_ns: monotonic.
+        """
+        self._database = database
+        self._node = node
+        self._cameras = cameras
+        self._boot = boot
+        self._publish = publish
+        self._last_own = 0
+        self.reload(now_ns=now_ns)
+
+    def reload(self, *, now_ns: int) -> None:
+        """Take what is open from the archive: at the start, and after a transaction was rolled back."""
+        self._open: dict[str, dict[int, _Open]] = {}
+        self._runs: dict[str, sqlite3.Row] = {
+            row["writer"]: row for row in self._database.execute("SELECT * FROM journals")
+        }
+        for row in self._database.execute("SELECT * FROM parts WHERE open ORDER BY id"):
+            record = tables.part_of(row)
+            self._open.setdefault(f"station-{record.station}", {})[record.trigger.sequence] = _Open(
+                record=record,
+                row=row["id"],
+                mono_ns=record.ledger.journaled_ns,
+                seen_ns=now_ns,
+                model=Model.parse(row["model"]),
+                image=row["image"],
+            )
+
+    def take(self, entries: list[Entry], images: dict[int, str], outcome: Outcome, *, now_ns: int) -> None:
+        """Enter the entries of one journal, in order; `images` are the files promised, by part sequence."""
+        for entry in entries:
+            try:
+                self._enter(entry, images, outcome, now_ns)
+            except (ValueError, TypeError, KeyError, OverflowError, sqlite3.DataError, sqlite3.ProgrammingError) as exc:
+                outcome.refused.append(f"{entry.writer} {entry.sequence}: {exc!r}"[:255])
+
+    def remember(self, writer: str, cursor: Cursor) -> None:
+        """Everything before the cursor is in."""
+        self._database.execute(
+            "INSERT INTO journals(writer, segment, offset) VALUES(?, ?, ?) "
+            "ON CONFLICT(writer) DO UPDATE SET segment=excluded.segment, offset=excluded.offset",
+            (writer, cursor.segment, cursor.offset),
+        )
+
+    def expire(self, outcome: Outcome, *, now_ns: int) -> None:
+        """Publish what waits for its delivery since DELIVERY_WAIT_NS; `now_ns`: up to when all journals are read."""
+        for writer, parts in self._open.items():
+            for sequence in [key for key, part in parts.items() if now_ns - part.seen_ns > DELIVERY_WAIT_NS]:
+                self._close(writer, sequence, None, outcome)
+
+    @property
+    def waiting(self) -> bool:
+        """Is any part's delivery still to come?"""
+        return any(self._open.values())
+
+    def note(self, body: Event | AlertChange, outcome: Outcome, *, wall_ns: int, mono_ns: int) -> None:
+        """The office's own news. Its alerts are shown directly (they may say that this very archive is full)."""
+        # Microseconds, so that the number is unique after a new archive began and still fits a double.
+        self._last_own = max(self._last_own + 1, wall_ns // 1000)
+        entry = Entry(writer="office", sequence=self._last_own, wall_ns=wall_ns, mono_ns=mono_ns, body=body)
+        if isinstance(body, Event):
+            self._enter_event(entry, body.name, body.facts, outcome)
+        else:
+            self._insert_alert(entry, body)
+
+    def _enter(self, entry: Entry, images: dict[int, str], outcome: Outcome, now_ns: int) -> None:
+        match entry.body:
+            case PartRecord() as record:
+                self._enter_part(entry, record, images.get(record.trigger.sequence), outcome, now_ns)
+            case Delivery() as delivery:
+                self._enter_delivery(entry, delivery, outcome)
+            case Started() as started:
+                self._enter_started(entry, started, outcome)
+            case Event() as event:
+                self._enter_event(entry, event.name, event.facts, outcome)
+            case AlertChange() as change:
+                self._enter_alert(entry, change, outcome)
+
+    def _enter_part(self, entry: Entry, record: PartRecord, image: str | None, outcome: Outcome, now_ns: int) -> None:
+        run = self._runs.get(entry.writer)
+        model = run["model"] if run is not None else ""
+        row = tables.part_row(
+            record,
+            run_id=run["run_id"] if run is not None else "",
+            model=model,
+            journaled_ns=entry.mono_ns,
+            image=image,
+        )
+        inserted = self._database.execute(tables.INSERT_PART, row)
+        if inserted.rowcount == 0 or inserted.lastrowid is None:
+            outcome.doubled += 1
+            return
+        if not record.ledger.journaled_ns:
+            record = replace(record, ledger=replace(record.ledger, journaled_ns=entry.mono_ns))
+        parts = self._open.setdefault(entry.writer, {})
+        parts[record.trigger.sequence] = _Open(
+            record=record,
+            row=inserted.lastrowid,
+            mono_ns=entry.mono_ns,
+            seen_ns=now_ns,
+            model=Model.parse(model),
+            image=image,
+        )
+
+    def _enter_delivery(self, entry: Entry, delivery: Delivery, outcome: Outcome) -> None:
+        if delivery.sequence in self._open.get(entry.writer, {}):
+            self._close(entry.writer, delivery.sequence, delivery, outcome)
+            return
+        # Its verdict was published as unknown already: the archive learns the end all the same.
+        self._database.execute(
+            _COMPLETE_LATER,
+            (*_completion(delivery), entry.writer.removeprefix("station-"), delivery.sequence),
+        )
+
+    def _enter_started(self, entry: Entry, started: Started, outcome: Outcome) -> None:
+        for sequence in list(self._open.get(entry.writer, {})):
+            self._close(entry.writer, sequence, None, outcome)
+        self._database.execute(
+            "INSERT INTO journals(writer, segment, offset, run_id, version, config_digest, backend, model, model_digest) "
+            "VALUES(?, 0, 0, ?, ?, ?, ?, ?, ?) ON CONFLICT(writer) DO UPDATE SET run_id=excluded.run_id, "
+            "version=excluded.version, config_digest=excluded.config_digest, backend=excluded.backend, "
+            "model=excluded.model, model_digest=excluded.model_digest",
+            (
+                entry.writer,
+                started.run_id,
+                started.version,
+                started.config_digest,
+                started.backend,
+                started.model,
+                started.model_digest,
+            ),
+        )
+        self._runs[entry.writer] = self._database.execute(
+            "SELECT * FROM journals WHERE writer=?", (entry.writer,)
+        ).fetchone()
+        outcome.started = True
+        # What stood in the run before ended with it: the process raises again what still stands.
+        for row in self._database.execute(
+            "SELECT * FROM alerts WHERE id IN (SELECT max(id) FROM alerts GROUP BY alert_id) AND active AND source=?",
+            (entry.writer,),
+        ).fetchall():
+            self._enter_alert(entry, replace(tables.alert_of(row), active=False), outcome)
+        self._enter_event(entry, "started", asdict(started), outcome)
+
+    def _enter_event(self, entry: Entry, name: str, facts: dict[str, Any], outcome: Outcome) -> None:
+        payload = payloads.event(
+            name, facts, node=self._node, source=entry.writer, sequence=entry.sequence, wall_ns=entry.wall_ns
+        )
+        body = payloads.encode(payload)
+        self._database.execute(
+            "INSERT INTO events(source, sequence, wall_ns, name, facts) VALUES(?, ?, ?, ?, ?)",
+            (entry.writer, entry.sequence, entry.wall_ns, name, json.dumps(facts)),
+        )
+        self._post(payloads.EVENT, body, entry.mono_ns, outcome)
+
+    def _enter_alert(self, entry: Entry, change: AlertChange, outcome: Outcome) -> None:
+        state = self._insert_alert(entry, change)
+        topic = payloads.ALERT + change.id
+        body = payloads.encode(payloads.alert(state, node=self._node))
+        self._post(topic, body, entry.mono_ns, outcome, urgent=True, retain=change.active)
+        if not change.active:
+            self._post(topic, b"", entry.mono_ns, outcome, urgent=True, retain=True)
+
+    def _insert_alert(self, entry: Entry, change: AlertChange) -> AlertState:
+        last = self._database.execute(
+            "SELECT * FROM alerts WHERE alert_id=? ORDER BY id DESC LIMIT 1", (change.id,)
+        ).fetchone()
+        since_ns, count = (last["since_ns"], last["count"]) if last is not None else (entry.wall_ns, 0)
+        if change.active and (last is None or not last["active"]):
+            since_ns, count = entry.wall_ns, count + 1
+        self._database.execute(
+            "INSERT INTO alerts(source, sequence, wall_ns, alert_id, active, priority, ne107, text, action, value, "
+            "limit_value, unit, since_ns, count) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                entry.writer,
+                entry.sequence,
+                entry.wall_ns,
+                change.id,
+                change.active,
+                change.priority,
+                change.ne107.value,
+                change.text,
+                change.action,
+                change.value,
+                change.limit,
+                change.unit,
+                since_ns,
+                count,
+            ),
+        )
+        return AlertState(
+            source=entry.writer,
+            sequence=entry.sequence,
+            wall_ns=entry.wall_ns,
+            change=change,
+            since_ns=since_ns,
+            count=count,
+        )
+
+    def _close(self, writer: str, sequence: int, delivery: Delivery | None, outcome: Outcome) -> None:
+        part = self._open[writer][sequence]
+        payload = payloads.verdict(
+            part.record,
+            delivery,
+            node=self._node,
+            model=part.model,
+            camera=self._cameras.get(part.record.station, ""),
+            image=part.image,
+        )
+        body = payloads.encode(payload)
+        if delivery is not None:
+            self._database.execute(_COMPLETE, (*_completion(delivery), part.row))
+        else:
+            self._database.execute("UPDATE parts SET open=0 WHERE id=?", (part.row,))
+        self._post(payloads.VERDICT, body, part.mono_ns, outcome)
+        outcome.closed.append(Closed(record=part.record, delivery=delivery, payload=payload))
+        del self._open[writer][sequence]
+
+    def _post(
+        self, topic: str, body: bytes, mono_ns: int, outcome: Outcome, *, urgent: bool = False, retain: bool = False
+    ) -> None:
+        if not self._publish:
+            return
+        self._database.execute(
+            "INSERT INTO outbox(urgent, topic, payload, retain, mono_ns, boot) VALUES(?, ?, ?, ?, ?, ?)",
+            (urgent, topic, body, retain, mono_ns, self._boot),
+        )
+        outcome.messages += 1
+        outcome.message_bytes += len(topic) + len(body)
+
+
+_COMPLETE: Final = (
+    "UPDATE parts SET verdict=?, cause=?, code=?, delivered=?, delivered_ns=?, late=?, late_score=?, plc_reason=?, "
+    "open=0 WHERE id=?"
+)
+_COMPLETE_LATER: Final = _COMPLETE.replace(
+    "WHERE id=?", "WHERE id=(SELECT max(id) FROM parts WHERE station=? AND sequence=? AND delivered IS NULL)"
+)
+
+
+def _completion(delivery: Delivery) -> tuple[object, ...]:
+    """Values for _COMPLETE. What was announced is what counts."""
+    return (
+        delivery.verdict.value,
+        delivery.cause.value,
+        RESULT_CODE[delivery.cause],
+        delivery.delivered,
+        delivery.delivered_ns,
+        delivery.late,
+        None if math.isnan(delivery.late_score) else delivery.late_score,
+        delivery.reason,
+    )

@@ -1,0 +1,297 @@
+"""What the broker is told: topics and payloads, as `config/schema/*.json` fixes them. Pure."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from edgeqc.records import (
+    JUDGED,
+    NS_PER_MS,
+    NS_PER_S,
+    RESULT_CODE,
+    AlertChange,
+    Cause,
+    Delivery,
+    Ne107,
+    PartRecord,
+    Verdict,
+)
+
+Payload = dict[str, Any]
+"""One message body: what `json.dumps` takes."""
+
+STATE: Final = "state"
+INFO: Final = "info"
+HEALTH: Final = "health"
+VERDICT: Final = "verdict"
+LAST_VERDICT: Final = "verdict/last"
+EVENT: Final = "event"
+ALERT: Final = "alert/"
+
+SCHEMAS: Final = tuple(f"edgeqc.{name}/1" for name in ("verdict", "state", "info", "health", "alert", "event"))
+
+REASON: Final[dict[Cause, str]] = {
+    Cause.OK: "ok",
+    Cause.DEFECT: "defect",
+    Cause.ANOMALY: "anomaly",
+    Cause.LATE: "deadline",
+    Cause.NO_FRAME: "no_image",
+    Cause.BAD_FRAME: "no_image",
+    Cause.ENGINE: "model_error",
+    Cause.BAD_TAG: "process",
+    Cause.JOURNAL: "station",
+    Cause.PLC: "plc_error",
+    Cause.STARTING: "station",
+}
+"""The coarse class that dashboards group by; `cause` says it exactly."""
+
+_DIGITS: Final = 6
+"""Decimals of a score: a float32 has no more to say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The model a station runs, as it said when it started."""
+
+    name: str
+    version: str
+    digest: str = ""
+    """SHA-256 in hex."""
+
+    @classmethod
+    def parse(cls, text: str, digest: str = "") -> Model:
+        """From `name@version`."""
+        name, _, version = text.partition("@")
+        return cls(name=name or "unknown", version=version or "0", digest=digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlertState:
+    """An alert as it stands: its last change, and since when."""
+
+    source: str
+    """Whose journal told it; `office` for our own."""
+    sequence: int
+    wall_ns: int
+    change: AlertChange
+    since_ns: int
+    """UTC at which it last became active."""
+    count: int
+    """How often it became active."""
+
+
+def rfc3339(wall_ns: int) -> str:
+    """UTC with microseconds and Z."""
+    moment = datetime.fromtimestamp(wall_ns // NS_PER_S, UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{wall_ns % NS_PER_S // 1000:06d}Z"
+
+
+def encode(payload: Payload) -> bytes:
+    """UTF-8 JSON on one line; NaN is an error."""
+    return json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def replayed(body: bytes) -> bytes:
+    """The same payload, marked as told after the fact."""
+    return encode({**json.loads(body), "replayed": True})
+
+
+def verdict(
+    record: PartRecord, delivery: Delivery | None, *, node: str, model: Model, camera: str, image: str | None
+) -> Payload:
+    """One part. `delivery` None: the station ended before it could tell; `image`: its file in the state directory."""
+    if delivery is not None:
+        announced, cause = delivery.verdict, delivery.cause
+        plc = {"delivered": delivery.delivered, "late": delivery.late, "reason": delivery.reason}
+        met: bool | None = delivery.delivered and not delivery.late
+        late_score = delivery.late_score
+    else:
+        announced, cause = record.verdict, record.cause
+        plc = {"delivered": None, "late": None, "reason": "unknown: the station ended before it could tell"}
+        met = None
+        late_score = math.nan
+    score, threshold = _number(record.score), _number(record.threshold)
+    digest = record.model_digest.hex() if any(record.model_digest) else ""
+    return {
+        "schema": "edgeqc.verdict/1",
+        "ts": rfc3339(record.trigger.wall_ns),
+        "node": node,
+        "seq": record.trigger.sequence,
+        "station": record.station,
+        "part_id": record.trigger.part_id,
+        "trigger_id": record.trigger.sequence,
+        "frame_id": record.frame_id,
+        "recipe": record.recipe,
+        "result": announced.value,
+        "evaluation": _evaluation(announced, cause),
+        "reason": REASON[cause],
+        "cause": cause.value,
+        "result_code": RESULT_CODE[cause],
+        "defects": [
+            {
+                "class": defect.name,
+                "score": _number(defect.score),
+                "bbox": [defect.x_px, defect.y_px, defect.width_px, defect.height_px],
+                "camera": camera,
+            }
+            for defect in record.defects
+        ],
+        "score": score,
+        "threshold": threshold,
+        "margin": None if score is None or threshold is None else round(score - threshold, _DIGITS),
+        "late_score": _number(late_score),
+        "models": [{"name": model.name, "version": model.version, "sha256": digest, "role": "champion"}]
+        if digest
+        else [],
+        "latency_ms": latencies_ms(record, delivery),
+        "deadline_ms": round((record.deadline_ns - record.ledger.trigger_ns) / NS_PER_MS, 3),
+        "deadline_met": met,
+        "plc": plc,
+        "image": None if image is None else {"file": image},
+        "replayed": False,
+    }
+
+
+def latencies_ms(record: PartRecord, delivery: Delivery | None) -> dict[str, float | None]:
+    """Where the part's time went; None for a stage it never reached. `total` is trigger to PLC acknowledgement."""
+    ledger = record.ledger
+    delivered_ns = delivery.delivered_ns if delivery is not None else 0
+
+    def between(start_ns: int, end_ns: int) -> float | None:
+        return round((end_ns - start_ns) / NS_PER_MS, 3) if start_ns and end_ns else None
+
+    return {
+        "acquire": between(ledger.trigger_ns, ledger.frame_ns),
+        "transfer": round(ledger.transfer_ns / NS_PER_MS, 3) if ledger.frame_ns else None,
+        "preprocess": between(ledger.frame_ns, ledger.prepared_ns),
+        "infer": between(ledger.prepared_ns, ledger.scored_ns),
+        "decide": between(ledger.scored_ns or ledger.trigger_ns, ledger.decided_ns),
+        "journal": between(ledger.decided_ns, ledger.journaled_ns),
+        "plc_write": between(ledger.journaled_ns or ledger.decided_ns, delivered_ns),
+        "total": between(ledger.trigger_ns, delivered_ns),
+    }
+
+
+def alert(state: AlertState, *, node: str) -> Payload:
+    """An alert as it stands; `normal` once it is cleared."""
+    change = state.change
+    return {
+        "schema": "edgeqc.alert/1",
+        "ts": rfc3339(state.wall_ns),
+        "node": node,
+        "seq": state.sequence,
+        "source": state.source,
+        "id": change.id,
+        "state": "active_unacked" if change.active else "normal",
+        "priority": change.priority,
+        "ne107": change.ne107.value,
+        "text": change.text,
+        "value": _number(change.value),
+        "limit": _number(change.limit),
+        "unit": change.unit,
+        "since": rfc3339(state.since_ns),
+        "count": state.count,
+        "shelved_until": None,
+        "acked_by": None,
+        "action": change.action,
+        "replayed": False,
+    }
+
+
+def event(name: str, facts: dict[str, Any], *, node: str, source: str, sequence: int, wall_ns: int) -> Payload:
+    """A change of state worth keeping."""
+    return {
+        "schema": "edgeqc.event/1",
+        "ts": rfc3339(wall_ns),
+        "node": node,
+        "seq": sequence,
+        "source": source,
+        "name": name,
+        "facts": {key: _number(value) if isinstance(value, float) else value for key, value in facts.items()},
+        "replayed": False,
+    }
+
+
+def state(*, online: bool, reason: str, node: str, sequence: int, wall_ns: int) -> Payload:
+    """Is the daemon there? `reason` is start, reconnect, stop or will."""
+    return {
+        "schema": "edgeqc.state/1",
+        "ts": rfc3339(wall_ns),
+        "node": node,
+        "seq": sequence,
+        "state": "online" if online else "offline",
+        "reason": reason,
+    }
+
+
+def info(
+    stations: list[Payload], *, version: str, config_digest: str, node: str, sequence: int, wall_ns: int
+) -> Payload:
+    """What runs here: one entry per station, as `station_info` makes it."""
+    return {
+        "schema": "edgeqc.info/1",
+        "ts": rfc3339(wall_ns),
+        "node": node,
+        "seq": sequence,
+        "version": version,
+        "schemas": list(SCHEMAS),
+        "capabilities": ["verdict", "alert", "event", "health"],
+        "stations": stations,
+        "config_hash": config_digest,
+        "restart_required": [],
+    }
+
+
+def station_info(station: str, *, camera: str, backend: str, run_id: str, model: Model) -> Payload:
+    """One station in `info`: which backend runs which model."""
+    return {
+        "station": station,
+        "camera": camera,
+        "backend": backend,
+        "run_id": run_id,
+        "models": [{"name": model.name, "version": model.version, "sha256": model.digest, "role": "champion"}]
+        if model.digest
+        else [],
+    }
+
+
+def health(
+    components: dict[str, Any],
+    *,
+    latency_ms: dict[str, float | None],
+    deadline_missed_total: int,
+    disk: dict[str, int],
+    node: str,
+    sequence: int,
+    wall_ns: int,
+) -> Payload:
+    """How everything is; the status is that of the worst component (NE 107)."""
+    states = {part.get("ne107", Ne107.NORMAL) for part in components.values() if isinstance(part, dict)}
+    status = "failed" if Ne107.FAILURE in states else "degraded" if states - {Ne107.NORMAL} else "ok"
+    return {
+        "schema": "edgeqc.health/1",
+        "ts": rfc3339(wall_ns),
+        "node": node,
+        "seq": sequence,
+        "status": status,
+        "components": components,
+        "latency_ms": latency_ms,
+        "deadline_missed_total": deadline_missed_total,
+        "disk": disk,
+    }
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return None if value is None or not math.isfinite(value) else round(value, _DIGITS)
+
+
+def _evaluation(announced: Verdict, cause: Cause) -> str:
+    """OPC 40001-101's names. A fail-safe verdict says nothing about the part."""
+    if cause not in JUDGED:
+        return "not_decidable"
+    return "ok" if announced is Verdict.PASS else "not_ok"

@@ -1,0 +1,161 @@
+"""What `edgeqc records` shows: the archive's parts, from any process, whether the daemon runs or not."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+from edgeqc.errors import EdgeqcError
+from edgeqc.office import tables
+from edgeqc.office.payloads import rfc3339
+
+COLUMNS: Final = (
+    "ts",
+    "station",
+    "sequence",
+    "part_id",
+    "verdict",
+    "cause",
+    "code",
+    "score",
+    "threshold",
+    "late_score",
+    "recipe",
+    "model",
+    "model_sha256",
+    "frame_id",
+    "trigger_ns",
+    "frame_ns",
+    "transfer_ns",
+    "prepared_ns",
+    "scored_ns",
+    "decided_ns",
+    "journaled_ns",
+    "delivered_ns",
+    "deadline_ns",
+    "latency_ms",
+    "delivered",
+    "late",
+    "plc_reason",
+    "defects",
+    "image",
+    "run_id",
+)
+"""Of a row as `query` gives it, in the order of the CSV."""
+
+_QUERY: Final = """
+SELECT parts.*, images.path AS stored FROM parts LEFT JOIN images ON images.path = parts.image
+WHERE (:since IS NULL OR trigger_wall_ns >= :since) AND (:until IS NULL OR trigger_wall_ns < :until)
+AND (:station IS NULL OR parts.station = :station) AND (:verdict IS NULL OR verdict = :verdict)
+AND (:cause IS NULL OR cause = :cause) AND (:part_id IS NULL OR part_id = :part_id)
+ORDER BY trigger_wall_ns DESC, id DESC LIMIT :limit
+"""
+_SAME: Final = ("station", "sequence", "part_id", "verdict", "cause", "code", "score", "threshold", "late_score")
+_SAME_LATER: Final = ("recipe", "model", "frame_id", "deadline_ns", "plc_reason", "run_id")
+
+
+def query(
+    state_dir: Path,
+    *,
+    since_ns: int | None = None,
+    until_ns: int | None = None,
+    station: str | None = None,
+    verdict: str | None = None,
+    cause: str | None = None,
+    part_id: str | None = None,
+    limit: int = 100,
+) -> Iterator[dict[str, Any]]:
+    """Parts, newest first, one dict of COLUMNS each; times are UTC ns. `limit` < 0: all of them.
+
+    Raises:
+        EdgeqcError: there is no archive, or it cannot be read; the message says which and what to do.
+    """
+    path = state_dir / tables.FILE_NAME
+    if not path.exists():
+        raise EdgeqcError(f"{path}: no archive yet: has the daemon run with this state_dir?")
+    values = {
+        "since": since_ns,
+        "until": until_ns,
+        "station": station,
+        "verdict": verdict,
+        "cause": cause,
+        "part_id": part_id,
+        "limit": limit,
+    }
+    try:
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=2)
+    except sqlite3.Error as exc:
+        raise EdgeqcError(f"{path}: {exc}: may you read this folder?") from exc
+    try:
+        database.row_factory = sqlite3.Row
+        for row in database.execute(_QUERY, values):
+            yield _facts(row)
+    except sqlite3.Error as exc:
+        raise EdgeqcError(f"{path}: {exc}: may you read and write this folder? (reading needs its -shm file)") from exc
+    finally:
+        database.close()
+
+
+def export_csv(rows: Iterable[dict[str, Any]], out: TextIO) -> int:
+    """Write a header and the rows; returns how many. Defects are JSON in their column."""
+    writer = csv.DictWriter(out, COLUMNS)
+    writer.writeheader()
+    count = 0
+    for row in rows:
+        writer.writerow({**row, "defects": json.dumps(row["defects"], ensure_ascii=False)})
+        count += 1
+    return count
+
+
+def export_json(rows: Iterable[dict[str, Any]], out: TextIO) -> int:
+    """Write one JSON object a line, each with its schema; returns how many."""
+    count = 0
+    for row in rows:
+        out.write(json.dumps({"schema": "edgeqc.record/1", **row}, ensure_ascii=False) + "\n")
+        count += 1
+    return count
+
+
+def export_images(state_dir: Path, rows: Iterable[dict[str, Any]], folder: Path) -> int:
+    """Copy the rows' images and defect maps, verdict in the name; returns how many parts had one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    for row in rows:
+        if row["image"] is None:
+            continue
+        source = state_dir / row["image"]
+        name = f"{row['station']}-{row['sequence']:08d}-{row['verdict']}-{row['cause']}"
+        try:
+            shutil.copyfile(source, folder / f"{name}.png")
+        except FileNotFoundError:
+            continue  # deleted for its age or the budget since the rows were read
+        count += 1
+        defect_map = source.with_suffix(".map.png")
+        if defect_map.exists():
+            shutil.copyfile(defect_map, folder / f"{name}.map.png")
+    return count
+
+
+def _facts(row: sqlite3.Row) -> dict[str, Any]:
+    times = {f"{name}_ns": row[f"{name}_ns"] for name in _STAGES}
+    latency_ns = row["delivered_ns"] - row["trigger_ns"]
+    facts = {
+        "ts": rfc3339(row["trigger_wall_ns"]),
+        **{name: row[name] for name in (*_SAME, *_SAME_LATER)},
+        **times,
+        "model_sha256": row["model_digest"].hex(),
+        "latency_ms": round(latency_ns / 1e6, 3) if row["delivered_ns"] else None,
+        "delivered": None if row["delivered"] is None else bool(row["delivered"]),
+        "late": None if row["late"] is None else bool(row["late"]),
+        "defects": json.loads(row["defects"]),
+        "image": row["stored"],
+    }
+    return {name: facts[name] for name in COLUMNS}
+
+
+_STAGES: Final = ("trigger", "frame", "transfer", "prepared", "scored", "decided", "journaled", "delivered")

@@ -1,0 +1,264 @@
+"""The archive's tables: their layout, and how a part becomes a row and a row a part again."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import time
+from pathlib import Path
+from typing import Final
+
+from edgeqc.records import (
+    RESULT_CODE,
+    AlertChange,
+    Cause,
+    Defect,
+    Ledger,
+    Ne107,
+    PartRecord,
+    Trigger,
+    Verdict,
+)
+
+FILE_NAME: Final = "archive.db"
+SCHEMA_VERSION: Final = 1
+_CHECK_S: Final = 2.0
+"""How long the check at the start may take: a big archive is checked as far as this gets."""
+_PROGRESS_STEPS: Final = 10_000
+_CORRUPT: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
+_SCHEMA: Final = """
+CREATE TABLE parts(
+    id INTEGER PRIMARY KEY, station TEXT NOT NULL, sequence INTEGER NOT NULL, part_id TEXT NOT NULL,
+    trigger_wall_ns INTEGER NOT NULL, run_id TEXT NOT NULL,
+    verdict TEXT NOT NULL, cause TEXT NOT NULL, code INTEGER NOT NULL, score REAL, threshold REAL, late_score REAL,
+    recipe TEXT NOT NULL, model TEXT NOT NULL, model_digest BLOB NOT NULL, frame_id INTEGER NOT NULL,
+    trigger_ns INTEGER NOT NULL, frame_ns INTEGER NOT NULL, transfer_ns INTEGER NOT NULL, prepared_ns INTEGER NOT NULL,
+    scored_ns INTEGER NOT NULL, decided_ns INTEGER NOT NULL, journaled_ns INTEGER NOT NULL,
+    delivered_ns INTEGER NOT NULL, deadline_ns INTEGER NOT NULL,
+    delivered INTEGER, late INTEGER, plc_reason TEXT NOT NULL,
+    defects TEXT NOT NULL, image TEXT, open INTEGER NOT NULL,
+    UNIQUE(station, sequence, trigger_wall_ns));
+CREATE INDEX parts_by_time ON parts(trigger_wall_ns);
+CREATE INDEX parts_by_part ON parts(part_id);
+CREATE INDEX parts_open ON parts(station) WHERE open;
+CREATE TABLE events(
+    id INTEGER PRIMARY KEY, source TEXT NOT NULL, sequence INTEGER NOT NULL, wall_ns INTEGER NOT NULL,
+    name TEXT NOT NULL, facts TEXT NOT NULL);
+CREATE INDEX events_by_time ON events(wall_ns);
+CREATE TABLE alerts(
+    id INTEGER PRIMARY KEY, source TEXT NOT NULL, sequence INTEGER NOT NULL, wall_ns INTEGER NOT NULL,
+    alert_id TEXT NOT NULL, active INTEGER NOT NULL, priority TEXT NOT NULL, ne107 TEXT NOT NULL, text TEXT NOT NULL,
+    action TEXT NOT NULL, value REAL, limit_value REAL, unit TEXT NOT NULL, since_ns INTEGER NOT NULL,
+    count INTEGER NOT NULL);
+CREATE INDEX alerts_by_id ON alerts(alert_id, id);
+CREATE TABLE images(
+    path TEXT PRIMARY KEY, station TEXT NOT NULL, sequence INTEGER NOT NULL, bytes INTEGER NOT NULL,
+    ring INTEGER NOT NULL, stored_wall_ns INTEGER NOT NULL);
+CREATE TABLE journals(
+    writer TEXT PRIMARY KEY, segment INTEGER NOT NULL, offset INTEGER NOT NULL, run_id TEXT NOT NULL DEFAULT '',
+    version TEXT NOT NULL DEFAULT '', config_digest TEXT NOT NULL DEFAULT '', backend TEXT NOT NULL DEFAULT '',
+    model TEXT NOT NULL DEFAULT '', model_digest TEXT NOT NULL DEFAULT '');
+CREATE TABLE outbox(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, urgent INTEGER NOT NULL, topic TEXT NOT NULL, payload BLOB NOT NULL,
+    retain INTEGER NOT NULL, mono_ns INTEGER NOT NULL, boot TEXT NOT NULL);
+CREATE INDEX outbox_in_order ON outbox(urgent, id);
+CREATE TABLE dead_letters(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, payload BLOB NOT NULL, reason TEXT NOT NULL,
+    wall_ns INTEGER NOT NULL);
+"""
+
+PART_COLUMNS: Final = (
+    "station",
+    "sequence",
+    "part_id",
+    "trigger_wall_ns",
+    "run_id",
+    "verdict",
+    "cause",
+    "code",
+    "score",
+    "threshold",
+    "recipe",
+    "model",
+    "model_digest",
+    "frame_id",
+    "trigger_ns",
+    "frame_ns",
+    "transfer_ns",
+    "prepared_ns",
+    "scored_ns",
+    "decided_ns",
+    "journaled_ns",
+    "delivered_ns",
+    "deadline_ns",
+    "plc_reason",
+    "defects",
+    "image",
+    "open",
+)
+INSERT_PART: Final = (
+    f"INSERT INTO parts({', '.join(PART_COLUMNS)}) VALUES({', '.join('?' * len(PART_COLUMNS))}) ON CONFLICT DO NOTHING"
+)
+
+
+def open_archive(path: Path) -> sqlite3.Connection:
+    """Open for writing, made if missing; every commit reaches the disk.
+
+    Raises:
+        sqlite3.DatabaseError: with `is_damaged` true where the file is not, or no longer, a database of ours.
+    """
+    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=1)
+    database.row_factory = sqlite3.Row
+    try:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=FULL")
+        database.execute(f"PRAGMA journal_size_limit={16 << 20}")
+        if database.execute("PRAGMA user_version").fetchone()[0] == 0:
+            database.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+        _check(database)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def is_damaged(fault: sqlite3.Error) -> bool:
+    """Is it the file that is broken, rather than the disk that is full or away?"""
+    return getattr(fault, "sqlite_errorcode", 0) & 0xFF in _CORRUPT
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged archive with its WAL, so that a new one can begin. OSError if even that fails."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    target = path.with_name(f"{path.name}.damaged-{stamp}")
+    attempt = 0
+    while target.exists():
+        attempt += 1
+        target = path.with_name(f"{path.name}.damaged-{stamp}-{attempt}")
+    path.rename(target)
+    for suffix in ("-wal", "-shm"):
+        side = path.with_name(path.name + suffix)
+        if side.exists():
+            side.rename(target.with_name(target.name + suffix))
+    return target
+
+
+def part_row(
+    record: PartRecord, *, run_id: str, model: str, journaled_ns: int, image: str | None
+) -> tuple[object, ...]:
+    """Values for INSERT_PART: a part whose delivery is still open."""
+    ledger = record.ledger
+    return (
+        record.station,
+        record.trigger.sequence,
+        record.trigger.part_id,
+        record.trigger.wall_ns,
+        run_id,
+        record.verdict.value,
+        record.cause.value,
+        RESULT_CODE[record.cause],
+        record.score,  # SQLite stores NaN as NULL
+        record.threshold,
+        record.recipe,
+        model,
+        record.model_digest,
+        record.frame_id,
+        ledger.trigger_ns,
+        ledger.frame_ns,
+        ledger.transfer_ns,
+        ledger.prepared_ns,
+        ledger.scored_ns,
+        ledger.decided_ns,
+        ledger.journaled_ns or journaled_ns,
+        ledger.delivered_ns,
+        record.deadline_ns,
+        "",
+        json.dumps([_defect_facts(defect) for defect in record.defects]),
+        image,
+        1,
+    )
+
+
+def part_of(row: sqlite3.Row) -> PartRecord:
+    """The part as its journal record told it; its image's lease is gone."""
+    return PartRecord(
+        station=row["station"],
+        trigger=Trigger(
+            sequence=row["sequence"],
+            part_id=row["part_id"],
+            at_ns=row["trigger_ns"],
+            wall_ns=row["trigger_wall_ns"],
+        ),
+        frame_id=row["frame_id"],
+        verdict=Verdict(row["verdict"]),
+        cause=Cause(row["cause"]),
+        score=math.nan if row["score"] is None else row["score"],
+        threshold=math.nan if row["threshold"] is None else row["threshold"],
+        ledger=Ledger(
+            trigger_ns=row["trigger_ns"],
+            frame_ns=row["frame_ns"],
+            transfer_ns=row["transfer_ns"],
+            prepared_ns=row["prepared_ns"],
+            scored_ns=row["scored_ns"],
+            decided_ns=row["decided_ns"],
+            journaled_ns=row["journaled_ns"],
+            delivered_ns=row["delivered_ns"],
+        ),
+        deadline_ns=row["deadline_ns"],
+        recipe=row["recipe"],
+        model_digest=row["model_digest"],
+        defects=tuple(
+            Defect(
+                name=facts["class"],
+                score=facts["score"],
+                x_px=facts["bbox"][0],
+                y_px=facts["bbox"][1],
+                width_px=facts["bbox"][2],
+                height_px=facts["bbox"][3],
+            )
+            for facts in json.loads(row["defects"])
+        ),
+    )
+
+
+def alert_of(row: sqlite3.Row) -> AlertChange:
+    """The change that a row of `alerts` keeps."""
+    return AlertChange(
+        id=row["alert_id"],
+        active=bool(row["active"]),
+        priority=row["priority"],
+        ne107=Ne107(row["ne107"]),
+        text=row["text"],
+        action=row["action"],
+        value=row["value"],
+        limit=row["limit_value"],
+        unit=row["unit"],
+    )
+
+
+def _defect_facts(defect: Defect) -> dict[str, object]:
+    return {
+        "class": defect.name,
+        "score": round(defect.score, 6),
+        "bbox": [defect.x_px, defect.y_px, defect.width_px, defect.height_px],
+    }
+
+
+def _check(database: sqlite3.Connection) -> None:
+    """Look through the file for at most _CHECK_S; raises sqlite3.DatabaseError (corrupt) at the first fault."""
+    until = time.monotonic() + _CHECK_S
+    database.set_progress_handler(lambda: time.monotonic() > until, _PROGRESS_STEPS)
+    try:
+        finding = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.OperationalError as exc:
+        if getattr(exc, "sqlite_errorcode", 0) != sqlite3.SQLITE_INTERRUPT:
+            raise
+        return
+    finally:
+        database.set_progress_handler(None, 0)
+    if finding != "ok":
+        fault = sqlite3.DatabaseError(str(finding)[:255])
+        fault.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        raise fault

@@ -1,0 +1,324 @@
+"""A real MQTT 5 broker (mosquitto) on loopback, and someone who listens."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from paho.mqtt.client import Client, MQTTMessage, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from edgeqc.errors import EdgeqcError, PeerError, PeerTimeoutError
+
+_START_S: Final = 10.0
+_SUBSCRIBE_S: Final = 10.0
+_HELP: Final = "mosquitto is not installed: apt-get install mosquitto (the demo and the MQTT tests need it)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerTls:
+    """Certificates of a listener that speaks TLS."""
+
+    ca: Path
+    certificate: Path
+    private_key: Path
+    client_certificates: bool = False
+    """Must clients show a certificate of the same CA?"""
+
+
+def mosquitto_path() -> str | None:
+    """Where mosquitto is; Debian puts it where only root's PATH looks."""
+    return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/mosquitto/sbin")
+
+
+class SimBroker:
+    """A broker of our own, on one port for its whole life; start it, kill it, hang it, start it again."""
+
+    def __init__(
+        self,
+        *,
+        users: dict[str, str] | None = None,
+        acl: str | None = None,
+        tls: BrokerTls | None = None,
+        options: tuple[str, ...] = (),
+    ) -> None:
+        """Choose a free port; nothing runs before `start`.
+
+        Args:
+            users: password by name; None: anybody may connect.
+            acl: mosquitto's access list, e.g. `topic readwrite #`; None: everything is allowed.
+            tls: the listener speaks TLS.
+            options: further lines of mosquitto.conf.
+
+        Raises:
+            EdgeqcError: mosquitto is not installed.
+        """
+        path = mosquitto_path()
+        if path is None:
+            raise EdgeqcError(_HELP)
+        self._program = path
+        self._folder = tempfile.TemporaryDirectory(prefix="edgeqc-broker-")
+        self.port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._config = Path(self._folder.name) / "mosquitto.conf"
+        self._log = Path(self._folder.name) / "mosquitto.log"
+        self._config.write_text("\n".join(self._lines(users, acl, tls, options)) + "\n")
+
+    def start(self) -> None:
+        """Start and wait until it listens. EdgeqcError with mosquitto's own words if it does not."""
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - our own configuration
+                [self._program, "-c", str(self._config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        until_s = time.monotonic() + _START_S
+        while time.monotonic() < until_s and self._process.poll() is None:
+            try:
+                socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            except OSError:
+                time.sleep(0.02)
+            else:
+                return
+        words = self._log.read_text(errors="replace")[-1000:]
+        self.kill()
+        raise EdgeqcError(f"mosquitto did not start: {words}")
+
+    def kill(self) -> None:
+        """Gone without a word; when it starts again it knows what `save` wrote."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End it as an administrator would."""
+        self._end(signal.SIGTERM)
+
+    def hang(self) -> None:
+        """It keeps its connections and answers nothing (SIGSTOP)."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It goes on where it hung."""
+        self._signal(signal.SIGCONT)
+
+    def save(self) -> None:
+        """Have it write sessions and retained messages to its disk, as plants' brokers do now and then."""
+        before = self._saved()
+        self._signal(signal.SIGUSR1)
+        until_s = time.monotonic() + _START_S
+        while self._saved() == before and time.monotonic() < until_s:
+            time.sleep(0.02)
+
+    @property
+    def pid(self) -> int | None:
+        """Of the running broker."""
+        return self._process.pid if self._process is not None else None
+
+    def close(self) -> None:
+        """Kill it and delete its files."""
+        self.kill()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _saved(self) -> int:
+        try:
+            return (Path(self._folder.name) / "mosquitto.db").stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)  # a stopped process does not die of SIGTERM
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(5)
+
+    def _lines(
+        self, users: dict[str, str] | None, acl: str | None, tls: BrokerTls | None, options: tuple[str, ...]
+    ) -> list[str]:
+        folder = Path(self._folder.name)
+        lines = [
+            "per_listener_settings false",
+            "persistence true",
+            f"persistence_location {folder}/",
+            "autosave_interval 0",
+            "max_inflight_messages 0",
+            "log_dest stderr",
+            "log_type error",
+            "log_type warning",
+            "max_queued_messages 0",
+            "set_tcp_nodelay true",
+            f"listener {self.port} 127.0.0.1",
+            f"allow_anonymous {'true' if users is None else 'false'}",
+        ]
+        if os.geteuid() == 0:
+            lines.append("user root")  # else it would drop to a user that may not read this folder
+        if users is not None:
+            lines.append(f"password_file {_password_file(folder, users)}")
+        if acl is not None:
+            (folder / "acl").write_text(acl + "\n")
+            lines.append(f"acl_file {folder / 'acl'}")
+        if tls is not None:
+            lines += [f"cafile {tls.ca}", f"certfile {tls.certificate}", f"keyfile {tls.private_key}"]
+            lines.append(f"require_certificate {'true' if tls.client_certificates else 'false'}")
+        return [*lines, *options]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """One message as a subscriber got it."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    qos: int
+    properties: dict[str, Any]
+    """MQTT 5 properties by name; user properties as a list of pairs."""
+    at_ns: int
+    """Monotonic time of arrival."""
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """The payload; {} where it is empty."""
+        return dict(json.loads(self.payload)) if self.payload else {}
+
+
+class Listener:
+    """Subscribes and keeps everything, in order of arrival. Reconnects by itself.
+
+    With a client id the broker keeps its session, so that it misses nothing while it is away.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        topic: str = "#",
+        *,
+        user: str | None = None,
+        password: str | None = None,
+        ca: Path | None = None,
+        client_id: str = "",
+    ) -> None:
+        """Connect to 127.0.0.1 and wait until the broker has granted the subscription. PeerError if it does not."""
+        self._lock = threading.Condition()
+        self._received: list[Received] = []
+        self._subscribed = threading.Event()
+        self._topic = topic
+        self._refused = ""
+        self._client = client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTv5)
+        client.reconnect_delay_set(1, 1)
+        client.on_connect = self._on_connect
+        client.on_subscribe = lambda *_: self._subscribed.set()
+        client.on_message = self._on_message
+        if user is not None:
+            client.username_pw_set(user, password)
+        if ca is not None:
+            client.tls_set(ca_certs=str(ca))
+        peer = f"mqtt 127.0.0.1:{port}"
+        try:
+            client.connect("127.0.0.1", port, keepalive=5, properties=_session(3600 if client_id else 0))
+        except OSError as exc:
+            raise PeerError(peer, str(exc)) from exc
+        client.loop_start()
+        if not self._subscribed.wait(_SUBSCRIBE_S):
+            self.close()
+            raise PeerTimeoutError(peer, self._refused or f"no subscription within {_SUBSCRIBE_S:g} s")
+
+    def received(self, suffix: str = "") -> list[Received]:
+        """Everything so far whose topic ends with `suffix`."""
+        with self._lock:
+            return [message for message in self._received if message.topic.endswith(suffix)]
+
+    def wait(self, count: int, suffix: str = "", *, timeout_s: float) -> list[Received]:
+        """What `received` gives once there are `count` of them, or at the timeout."""
+        until_s = time.monotonic() + timeout_s
+        with self._lock:
+            while True:
+                found = [message for message in self._received if message.topic.endswith(suffix)]
+                left_s = until_s - time.monotonic()
+                if len(found) >= count or left_s <= 0:
+                    return found
+                self._lock.wait(min(left_s, 0.2))
+
+    def close(self) -> None:
+        """Disconnect and end the thread."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _on_connect(self, client: Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if reason.is_failure:
+            self._refused = f"refused: {reason.getName()}"
+        else:
+            client.subscribe(self._topic, qos=1)
+
+    def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
+        properties: dict[str, Any] = {}
+        if message.properties is not None:
+            properties = message.properties.json()  # type: ignore[no-untyped-call] # paho leaves it untyped
+        with self._lock:
+            self._received.append(
+                Received(
+                    topic=message.topic,
+                    payload=bytes(message.payload),
+                    retain=message.retain,
+                    qos=message.qos,
+                    properties=properties,
+                    at_ns=time.monotonic_ns(),
+                )
+            )
+            self._lock.notify_all()
+
+
+def _session(expiry_s: int) -> Properties:
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho leaves it untyped
+    properties.SessionExpiryInterval = expiry_s
+    return properties
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _password_file(folder: Path, users: dict[str, str]) -> Path:
+    program = shutil.which("mosquitto_passwd") or shutil.which("mosquitto_passwd", path="/usr/sbin")
+    if program is None:
+        raise EdgeqcError(_HELP)
+    path = folder / "passwords"
+    path.touch(mode=0o600)
+    for name, password in users.items():
+        subprocess.run(  # noqa: S603 - our own names
+            [program, "-b", str(path), name, password], check=True, capture_output=True, timeout=10
+        )
+    return path
