@@ -27,6 +27,8 @@ from edgeqc.settings import ModbusPlcSettings
 
 CONNECT_S: Final = 2.0
 """For each of the two connections; a PLC on the same switch answers in milliseconds."""
+SILENCE_S: Final = 1.0
+"""A peer that owes a reply for longer is not slow but gone, or keeps silent to a unit that it does not have."""
 _CLOSE_S: Final = 0.5
 _MBAP: Final = struct.Struct(">HHHB")  # transaction, protocol (0), length of what follows, unit
 _LENGTH_MIN: Final = 3  # unit, function code, one byte
@@ -38,8 +40,10 @@ _KEEPALIVE_S: Final = 5  # a cable pulled between two parts is noticed even if n
 class ModbusLink:
     """A `PlcLink`. Two connections, so that a trigger poll never waits for a result and neither for the other's reply.
 
-    A timeout between two replies leaves a connection usable (the late reply is skipped by its transaction id); a
-    timeout inside a reply, a broken frame or a closed socket ends it, and each call after that says so.
+    Never more than one request is under way on each: after a timeout the next call first waits, within its own bound,
+    for the late reply and drops it. So a PLC that hung executes at most one stale write when it goes on.
+    What ends a connection: a reply that breaks off or was never asked for, a frame that is not Modbus, a closed socket,
+    `SILENCE_S` without the reply that is due. Each call after that says so; open another link.
     """
 
     def __init__(self, settings: ModbusPlcSettings, *, peer: str) -> None:
@@ -94,6 +98,8 @@ class _Connection:
         self._lock = threading.Lock()
         self._transaction = 0
         self._received = bytearray()
+        self._asked_ns = 0
+        """When the request under way was sent; 0 = none is."""
         self._dead = ""
         """Why nothing can be asked any more."""
         self._pdus = DecodePDU(is_server=False)
@@ -124,23 +130,19 @@ class _Connection:
         """Send the request once and return its reply, whose PDU has `reply_bytes`. Hold the lock."""
         if self._dead:
             raise PeerError(self._peer, f"connection given up: {self._dead}")
+        if self._asked_ns:
+            self._reply(until_ns)  # late: nobody waits for it any more
         self._transaction = self._transaction % 0xFFFF + 1  # never 0: that is what careless peers answer with
         request.transaction_id = self._transaction
         self._bound(until_ns)
+        self._asked_ns = time.monotonic_ns()
         try:
             self._socket.sendall(self._framer.buildFrame(request))
         except TimeoutError as exc:  # part of the request may be on its way
             raise self._give_up("the peer takes no more requests", PeerTimeoutError) from exc
         except OSError as exc:
             raise self._give_up(exc.strerror or str(exc)) from exc
-        while True:
-            transaction, unit, pdu = self._next_frame(until_ns)
-            age = self._transaction - transaction & 0xFFFF
-            if age == 0:
-                break
-            if transaction == 0 or age >= 1 << 15:
-                raise PeerError(self._peer, f"reply to transaction {transaction}, never asked")
-        return self._checked(request, reply_bytes, unit, pdu)
+        return self._checked(request, reply_bytes, *self._reply(until_ns))
 
     def close(self) -> None:
         """Wake a call that is under way, wait for it to notice, close."""
@@ -168,6 +170,22 @@ class _Connection:
         if reply is None:
             raise PeerError(self._peer, f"undecodable reply {pdu.hex()}")
         return reply
+
+    def _reply(self, until_ns: int) -> tuple[int, bytes]:
+        """Unit and PDU that answer the request under way."""
+        while True:
+            try:
+                transaction, unit, pdu = self._next_frame(until_ns)
+            except PeerTimeoutError as exc:
+                if time.monotonic_ns() - self._asked_ns > SILENCE_S * NS_PER_S:
+                    raise self._give_up(f"no reply for {SILENCE_S:g} s", PeerTimeoutError) from exc
+                raise
+            age = self._transaction - transaction & 0xFFFF
+            if age == 0:
+                self._asked_ns = 0
+                return unit, pdu
+            if transaction == 0 or age >= 1 << 15:  # an older one was answered twice: skip it
+                raise self._give_up(f"reply to transaction {transaction}, never asked")
 
     def _next_frame(self, until_ns: int) -> tuple[int, int, bytes]:
         """Transaction, unit and PDU of the next frame in the stream."""

@@ -227,8 +227,8 @@ class SimPlc:
 class Server(Protocol):
     """A protocol's side of the PLC."""
 
-    async def start(self, port: int) -> None:
-        """Serve on 127.0.0.1; clients can connect when it returns."""
+    async def start(self, port: int, counter: int) -> None:
+        """Serve on 127.0.0.1, the trigger counter standing there; clients can connect when it returns."""
 
     async def raise_trigger(self, counter: int, part_id: str) -> None:
         """Show a new part."""
@@ -276,8 +276,7 @@ async def _serve(arguments: argparse.Namespace, stage: Stage, log: TextIO) -> No
 
         server = plc_opcua.OpcuaPlc(line.wrote, pki=arguments.pki, user=arguments.user, password=arguments.password)
     port = arguments.port or _free_port()
-    await server.raise_trigger(stage.part, "")  # no new part for a daemon that is there already
-    await server.start(port)
+    await server.start(port, stage.part)  # no new part for a daemon that is there already
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -33,8 +33,9 @@ class ModbusPlc:
         self._refusing = False
         self._server: ModbusTcpServer | None = None
 
-    async def start(self, port: int) -> None:
-        """Serve on 127.0.0.1; clients can connect when it returns."""
+    async def start(self, port: int, counter: int) -> None:
+        """Serve on 127.0.0.1, the trigger counter standing there; clients can connect when it returns."""
+        self._trigger = pack_trigger(counter, "")
         block = SimData(0, values=[0] * REGISTERS, datatype=DataType.REGISTERS)
         device = SimDevice(1, simdata=[block], action=self._access)
         self._server = ModbusTcpServer(device, address=("127.0.0.1", port))

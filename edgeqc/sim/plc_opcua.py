@@ -61,8 +61,8 @@ class OpcuaPlc:
         self._names = {node: name for name, node in self._ids.items()}
         self._values: dict[str, Any] = {name: first for name, (_, _, first) in NODES.items()}
 
-    async def start(self, port: int) -> None:
-        """Serve on 127.0.0.1; clients can connect when it returns."""
+    async def start(self, port: int, counter: int) -> None:
+        """Serve on 127.0.0.1, the trigger counter standing there; clients can connect when it returns."""
         logging.getLogger("asyncua").setLevel(logging.CRITICAL)
         server = self._server
         await server.init()
@@ -84,6 +84,7 @@ class OpcuaPlc:
             node = await folder.add_variable(self._ids[name], shown, first, kind)
             if name not in {"trigger", "part_id"}:
                 await node.set_writable()
+        await self.raise_trigger(counter, "")
         server.subscribe_server_callback(CallbackType.PostWrite, self._written)
         await server.start()
 
