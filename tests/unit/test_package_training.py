@@ -12,8 +12,10 @@ pytest.importorskip("onnx", reason="the train extra is not installed: pip instal
 from edgeqc.inference.engine import open_engine
 from edgeqc.inference.package import check_golden, load_package
 from edgeqc.sim.parts import draw_set
-from edgeqc.train.__main__ import DEMO_OUT, main
+from edgeqc.train.__main__ import _DRAWN_TASK, DEMO_OUT, main
+from edgeqc.train.learn import Plan, learn
 from edgeqc.train.package import Scores, best_threshold
+from edgeqc.train.samples import Batches, drawn, prepare
 
 
 def _checked(folder):
@@ -91,3 +93,23 @@ def test_auroc_counts_ties_half():
     assert _scores([0.1, 0.5], [0.5, 0.9]).auroc == pytest.approx(0.875)
     assert _scores([0.1], [0.9]).auroc == 1
     assert _scores([0.1], []).auroc == 0
+
+
+def test_same_seed_trains_the_same_network():
+    def weights():
+        samples = prepare(_DRAWN_TASK, drawn(_DRAWN_TASK, count=12, seed=4, defect_ratio=0.5))
+        batches = Batches(samples, _DRAWN_TASK.spec, size=4, crop=(128, 128), turns=True, seed=4)
+        net = learn(batches, 4, Plan(steps=2, minutes=None, seed=4), lambda *_told: None)
+        return [value.numpy() for value in net.state_dict().values()]
+
+    for one, two in zip(weights(), weights(), strict=True):
+        assert np.array_equal(one, two)
+
+
+def test_training_ends_at_its_minutes():
+    samples = prepare(_DRAWN_TASK, drawn(_DRAWN_TASK, count=8, seed=5, defect_ratio=0.5))
+    batches = Batches(samples, _DRAWN_TASK.spec, size=4, crop=(64, 64), turns=True, seed=5)
+    steps = []
+    learn(batches, 4, Plan(steps=1_000_000, minutes=0.02), lambda step, done, _loss: steps.append((step, done)))
+    assert steps[-1][1] == 1
+    assert len(steps) < 10_000
