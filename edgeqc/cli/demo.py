@@ -153,10 +153,8 @@ def _collect(line: SimLine, row: Row, summary: dict[str, Any]) -> dict[str, Any]
     from edgeqc.sim.report import archived, build  # noqa: PLC0415 - heavy
 
     counters, backend = row.counters(), row.backend
-    verdicts = f"edgeqc/{line.settings()['node']}/verdict"
     if line.listener is not None:
-        listener = line.listener
-        _wait(lambda: len(listener.payloads(verdicts)) >= counters["verdicts"], 10)
+        _wait(lambda: len(line.told()) >= counters["verdicts"], 10)
     code = line.stop_daemon()
     if code:
         raise EdgeqcError(f"the daemon ended with {code}; see {line.log}")
@@ -164,7 +162,7 @@ def _collect(line: SimLine, row: Row, summary: dict[str, Any]) -> dict[str, Any]
         judged=line.judged(),
         summary=summary,
         rows=archived(line.state_dir),
-        messages=line.listener.payloads(verdicts) if line.listener is not None else None,
+        messages=line.told() if line.listener is not None else None,
         counters=counters,
         camera=line.plan.camera,
         backend=backend,

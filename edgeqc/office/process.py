@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import edgeqc
+from edgeqc.cores import end_with_parent, pin_background
 from edgeqc.errors import EdgeqcError
 from edgeqc.journal import Cursor, mark_archived
+from edgeqc.loading import paths, restore
+from edgeqc.logs import configure
 from edgeqc.office import payloads, tables
 from edgeqc.office.archive import Archive
 from edgeqc.office.books import Tailed
 from edgeqc.office.courier import Message
 from edgeqc.office.figures import Figures
+from edgeqc.office.health import components
 from edgeqc.office.images import ImageStore
 from edgeqc.office.intake import Outcome
 from edgeqc.office.notices import Notice, Notices
@@ -27,6 +33,7 @@ from edgeqc.office.tail import Tail
 from edgeqc.office.view import ArchiveView
 from edgeqc.records import Ne107
 from edgeqc.settings import Settings
+from edgeqc.shm.board import Board, State
 
 TAIL_S: Final = 0.02
 """A verdict waits this long at most before the office sees it."""
@@ -40,6 +47,42 @@ _LOOK_S: Final = 1.0
 _CALM_S: Final = 600.0
 """A notice about something that happens again and again ends after this long without it."""
 _MB: Final = 1 << 20
+
+
+def main(argv: list[str]) -> int:
+    """`edgeqc office --run-dir DIR`; started by the supervisor."""
+    parser = argparse.ArgumentParser(prog="edgeqc office")
+    parser.add_argument("--run-dir", type=Path, required=True)
+    run_dir: Path = parser.parse_args(argv).run_dir
+    end_with_parent()
+    settings = restore((run_dir / "settings.json").read_bytes())
+    log = configure(process="office")
+    pin_background(settings)
+    board = Board.attach(run_dir)
+    row = board["office"]
+
+    async def until_told() -> None:
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        row.beat("main")
+        row.state = State.READY
+        log.info("office_started")
+        await run_office(
+            settings,
+            state_dir=paths(settings)[0],
+            run_dir=run_dir,
+            beat=lambda: row.beat("main"),
+            health=lambda: components(settings, board, run_dir),
+            stop=stop,
+        )
+        log.info("office_stopped")
+
+    try:
+        asyncio.run(until_told())
+    except EdgeqcError as exc:
+        log.critical("office_failed", reason=str(exc))
+        return 1
+    return 0
 
 
 async def run_office(

@@ -227,8 +227,8 @@ class SimLine:
         if plan.camera == "gige":
             self.camera = self._stack.enter_context(SimCamera(plan.images.file, plan.folder / "stage"))
         if plan.mqtt:
-            self.broker = self._stack.enter_context(SimBroker(plan.folder / "broker"))
-            self.listener = self._stack.enter_context(Listener("127.0.0.1", self.broker.port, f"edgeqc/{NODE}/#"))
+            self.broker = self._stack.enter_context(SimBroker())
+            self.listener = self._stack.enter_context(Listener(self.broker.port, f"edgeqc/{NODE}/#"))
         if plan.side_load:
             self.tags = self._stack.enter_context(SimTags("opcua", tags=plan.side_load))
         if plan.trigger == "camera":
@@ -273,6 +273,10 @@ class SimLine:
             settings["tags"] = [tag_settings(plan.side_load, self.tags.url)]
         merged: dict[str, Any] = _merged(settings, plan.changes)
         return merged
+
+    def told(self) -> list[dict[str, Any]]:
+        """Every verdict message so far, as a subscriber got it."""
+        return [] if self.listener is None else [message.json for message in self.listener.received("/verdict")]
 
     def judged(self) -> list[dict[str, Any]]:
         """What the PLC said of each part so far."""

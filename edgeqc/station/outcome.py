@@ -171,12 +171,14 @@ class Outcome:
                 fault=shown.fault,
                 score=part.score if math.isfinite(part.score) else 0.0,
             )
+            started_ns = time.monotonic_ns()
             try:
                 # A fail-safe verdict that is overdue still goes out: the PLC's own window has its own say.
                 self._plc.show(
                     result, max(part.deadline_ns, time.monotonic_ns() + part.deadline_ns - part.fail_safe_at_ns)
                 )
                 delivered_ns = self.shown_at_ns = time.monotonic_ns()
+                self._row.put("last_plc_ns", delivered_ns - started_ns)
             except PeerError as exc:
                 reason = exc.reason
                 self._row.count("plc_errors")

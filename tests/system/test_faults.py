@@ -197,9 +197,9 @@ def test_a_hung_broker_costs_no_verdict_and_no_message(bench: Make) -> None:
     broker = line.line.broker
     assert broker is not None
     line.part_is(20)
-    broker.freeze()
+    broker.hang()
     line.part_is(80)
-    broker.thaw()
+    broker.resume()
     until(lambda: told(line) >= 140, 60)
     report = line.finish()
     whole(report)
@@ -207,8 +207,7 @@ def test_a_hung_broker_costs_no_verdict_and_no_message(bench: Make) -> None:
 
 
 def told(line: Bench) -> int:
-    assert line.line.listener is not None
-    return len({message["trigger_id"] for message in line.line.listener.payloads("edgeqc/demo/verdict")})
+    return len({message["trigger_id"] for message in line.line.told()})
 
 
 # --- our own processes ----------------------------------------------------------------------------------------------
