@@ -48,6 +48,7 @@ class SimBroker:
 
     def __init__(
         self,
+        folder: Path | None = None,
         *,
         users: dict[str, str] | None = None,
         acl: str | None = None,
@@ -57,6 +58,7 @@ class SimBroker:
         """Choose a free port; nothing runs before `start`.
 
         Args:
+            folder: keeps its files and its log; None: a temporary one.
             users: password by name; None: anybody may connect.
             acl: mosquitto's access list, e.g. `topic readwrite #`; None: everything is allowed.
             tls: the listener speaks TLS.
@@ -69,11 +71,13 @@ class SimBroker:
         if path is None:
             raise EdgeqcError(_HELP)
         self._program = path
-        self._folder = tempfile.TemporaryDirectory(prefix="edgeqc-broker-")
+        self._temporary = tempfile.TemporaryDirectory(prefix="edgeqc-broker-") if folder is None else None
+        self._folder = Path(self._temporary.name) if self._temporary is not None else folder or Path()
+        self._folder.mkdir(parents=True, exist_ok=True)
         self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self._config = Path(self._folder.name) / "mosquitto.conf"
-        self._log = Path(self._folder.name) / "mosquitto.log"
+        self._config = self._folder / "mosquitto.conf"
+        self._log = self._folder / "mosquitto.log"
         self._config.write_text("\n".join(self._lines(users, acl, tls, options)) + "\n")
 
     def start(self) -> None:
@@ -124,9 +128,10 @@ class SimBroker:
         return self._process.pid if self._process is not None else None
 
     def close(self) -> None:
-        """Kill it and delete its files."""
+        """Kill it and delete its temporary files."""
         self.kill()
-        self._folder.cleanup()
+        if self._temporary is not None:
+            self._temporary.cleanup()
 
     def __enter__(self) -> Self:
         self.start()
@@ -137,7 +142,7 @@ class SimBroker:
 
     def _saved(self) -> int:
         try:
-            return (Path(self._folder.name) / "mosquitto.db").stat().st_mtime_ns
+            return (self._folder / "mosquitto.db").stat().st_mtime_ns
         except FileNotFoundError:
             return 0
 
@@ -160,7 +165,7 @@ class SimBroker:
     def _lines(
         self, users: dict[str, str] | None, acl: str | None, tls: BrokerTls | None, options: tuple[str, ...]
     ) -> list[str]:
-        folder = Path(self._folder.name)
+        folder = self._folder
         lines = [
             "per_listener_settings false",
             "persistence true",
@@ -215,6 +220,7 @@ class Listener:
 
     def __init__(
         self,
+        host: str,
         port: int,
         topic: str = "#",
         *,
@@ -223,7 +229,7 @@ class Listener:
         ca: Path | None = None,
         client_id: str = "",
     ) -> None:
-        """Connect to 127.0.0.1 and wait until the broker has granted the subscription. PeerError if it does not."""
+        """Connect and wait until the broker has granted the subscription. PeerError if it does not."""
         self._lock = threading.Condition()
         self._received: list[Received] = []
         self._subscribed = threading.Event()
@@ -238,9 +244,9 @@ class Listener:
             client.username_pw_set(user, password)
         if ca is not None:
             client.tls_set(ca_certs=str(ca))
-        peer = f"mqtt 127.0.0.1:{port}"
+        peer = f"mqtt {host}:{port}"
         try:
-            client.connect("127.0.0.1", port, keepalive=5, properties=_session(3600 if client_id else 0))
+            client.connect(host, port, keepalive=5, properties=_session(3600 if client_id else 0))
         except OSError as exc:
             raise PeerError(peer, str(exc)) from exc
         client.loop_start()
@@ -252,6 +258,11 @@ class Listener:
         """Everything so far whose topic ends with `suffix`."""
         with self._lock:
             return [message for message in self._received if message.topic.endswith(suffix)]
+
+    def payloads(self, topic: str) -> list[dict[str, Any]]:
+        """The JSON bodies that came on exactly this topic, empty ones left out."""
+        with self._lock:
+            return [message.json for message in self._received if message.topic == topic and message.payload]
 
     def wait(self, count: int, suffix: str = "", *, timeout_s: float) -> list[Received]:
         """What `received` gives once there are `count` of them, or at the timeout."""
