@@ -1,7 +1,7 @@
 """Tags by OPC UA subscription: asyncua below, a fresh client per connection, health by the age of what was published.
 
-The subscription's publish responses are taken as they come: no queue and no task per notification between asyncua and
-the sink, so nothing can overflow here, and a thousand values cost the loop few milliseconds.
+Publish responses are taken as they come: no queue and no task per notification between asyncua's decoder and the sink,
+so nothing can overflow here, and a response that cannot be decoded ends the connection instead of being skipped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Final
 import structlog
 from asyncua import ua
 from asyncua.client.client import Client
+from asyncua.client.ua_session import UaSession
+from asyncua.ua import uaerrors
 from asyncua.ua.attribute_ids import AttributeIds
+from asyncua.ua.ua_binary import struct_from_binary
 
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.plc import opcua_session
@@ -83,6 +86,7 @@ class _Subscription:
         self._published_ns = time.monotonic_ns()
         self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._overflows = 0
+        self._pumps = _PUBLISH_REQUESTS
 
     async def open(self, client: Client) -> float:
         """Subscribe to every tag; give the longest silence (ms) that a living server may keep."""
@@ -94,7 +98,7 @@ class _Subscription:
             MaxNotificationsPerPublish=ua.UInt32(_MAX_NOTIFICATIONS),
             PublishingEnabled=True,
         )
-        made = await session.create_subscription(asked, self._on_publish)
+        made = await _create_subscription(client, asked)
         publishing_ms, keep_alives = float(made.RevisedPublishingInterval), int(made.RevisedMaxKeepAliveCount)
         wanted = _keep_alives(settings.stale_ms, publishing_ms)
         if keep_alives > wanted:
@@ -114,20 +118,58 @@ class _Subscription:
         return max(settings.stale_ms, _PATIENCE * publishing_ms * max(keep_alives, 1))
 
     async def watch(self, client: Client, silence_ms: float) -> None:
-        """Return never; raise PeerError when the connection breaks or the server is silent for `silence_ms`."""
+        """Take what is published; raise PeerError when the connection breaks or is silent for `silence_ms`."""
 
         async def on_lost(exc: Exception) -> None:
             self._fail(f"connection lost: {exc}")
 
         client.connection_lost_callback = on_lost
         name = self._settings.name
-        while True:
-            silent_ms = (time.monotonic_ns() - self._published_ns) / NS_PER_MS
-            if silent_ms >= silence_ms:
-                raise PeerTimeoutError(name, f"no sign of life for {silent_ms:.0f} ms")
-            done, _ = await asyncio.wait([self._failed], timeout=(silence_ms - silent_ms) / 1000)
-            if done:
-                raise PeerError(name, self._failed.result())
+        pumps = [
+            asyncio.create_task(self._pump(client.uaclient.session), name=f"tags {name} publish {number}")
+            for number in range(_PUBLISH_REQUESTS)
+        ]
+        try:
+            while True:
+                silent_ms = (time.monotonic_ns() - self._published_ns) / NS_PER_MS
+                if silent_ms >= silence_ms:
+                    raise PeerTimeoutError(name, f"no sign of life for {silent_ms:.0f} ms")
+                done, _ = await asyncio.wait([self._failed], timeout=(silence_ms - silent_ms) / 1000)
+                if done:
+                    raise PeerError(name, self._failed.result())
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+    async def _pump(self, session: UaSession) -> None:
+        """Keep one publish request with the server. The silence rule is its timeout."""
+        acknowledged: list[ua.SubscriptionAcknowledgement] = []
+        try:
+            while True:
+                try:
+                    response = await session.publish(acknowledged)
+                except uaerrors.BadTooManyPublishRequests:
+                    self._pumps -= 1
+                    if self._pumps:
+                        return  # the server has enough with the others
+                    raise
+                except uaerrors.BadTimeout:
+                    continue  # the server gave the request back unused
+                acknowledged = []
+                response.ResponseHeader.ServiceResult.check()
+                self._take_published(response.Parameters)
+                message = response.Parameters.NotificationMessage
+                if message.NotificationData:
+                    acknowledged = [
+                        ua.SubscriptionAcknowledgement(
+                            SubscriptionId=response.Parameters.SubscriptionId, SequenceNumber=message.SequenceNumber
+                        )
+                    ]
+        except PeerError as exc:
+            self._fail(exc.reason)
+        except Exception as exc:  # noqa: BLE001 - root of the task; told to the source's task
+            self._fail(f"{type(exc).__name__}: {exc}")
 
     async def _monitor(self, client: Client, subscription_id: ua.IntegerId) -> None:
         settings = self._settings
@@ -173,19 +215,15 @@ class _Subscription:
         self.refused[reading.name] = reason[:255]
         self._sink.put(self._first + place, reading.bad(time.monotonic_ns()))
 
-    def _on_publish(self, published: ua.PublishResult) -> None:
-        """Take one publish response, on asyncua's publish task: it would swallow what is raised here."""
+    def _take_published(self, published: ua.PublishResult) -> None:
         self._published_ns = now_ns = time.monotonic_ns()
         self._sink.alive(self._settings.name, now_ns)
-        try:
-            for notification in published.NotificationMessage.NotificationData or ():
-                if isinstance(notification, ua.DataChangeNotification):
-                    for item in notification.MonitoredItems:
-                        self._take(item.ClientHandle, item.Value, now_ns)
-                elif isinstance(notification, ua.StatusChangeNotification):
-                    self._fail(f"subscription ended: {notification.Status.name}")
-        except Exception as exc:  # noqa: BLE001 - handed to the source's task
-            self._fail(f"{type(exc).__name__}: {exc}")
+        for notification in published.NotificationMessage.NotificationData or ():
+            if isinstance(notification, ua.DataChangeNotification):
+                for item in notification.MonitoredItems:
+                    self._take(item.ClientHandle, item.Value, now_ns)
+            elif isinstance(notification, ua.StatusChangeNotification):
+                raise PeerError(self._settings.name, f"subscription ended: {notification.Status.name}")
 
     def _take(self, place: int, value: ua.DataValue, now_ns: int) -> None:
         if place >= len(self._readings):
@@ -220,6 +258,8 @@ _PATIENCE: Final = 1.5
 """Times the keep-alive period that the server insists on, where that is over stale_ms."""
 _LIFETIME_COUNT: Final = 1000
 """Publishing intervals after which the server forgets a dead client's subscription; at least 3 keep-alives."""
+_PUBLISH_REQUESTS: Final = 3
+"""With the server at a time, so that a backlog goes out at once and not one response per round trip (node-opcua)."""
 _MAX_NOTIFICATIONS: Final = 2000
 """Per publish response: decoding them holds the loop for about 30 ms."""
 _ITEMS_PER_CALL: Final = 500
@@ -230,3 +270,18 @@ _FASTEST_MS: Final = 10.0
 
 def _keep_alives(stale_ms: float, publishing_ms: float) -> int:
     return max(1, int(stale_ms / _KEEP_ALIVES_PER_SILENCE / max(publishing_ms, 1.0)))
+
+
+async def _create_subscription(client: Client, asked: ua.CreateSubscriptionParameters) -> ua.CreateSubscriptionResult:
+    """Create it past `UaSession.create_subscription`.
+
+    That one starts asyncua's own publish loop: one request at a time, and a notification that it cannot decode is lost.
+    """
+    protocol = client.uaclient.protocol
+    if protocol is None:
+        raise ConnectionError("closed")
+    reply = await protocol.send_request(ua.CreateSubscriptionRequest(Parameters=asked))
+    response = struct_from_binary(ua.CreateSubscriptionResponse, reply)
+    response.ResponseHeader.ServiceResult.check()
+    result: ua.CreateSubscriptionResult = response.Parameters
+    return result

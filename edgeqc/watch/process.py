@@ -39,6 +39,7 @@ def main(argv: list[str]) -> int:
     end_with_parent()
     settings = loading.restore((run_dir / "settings.json").read_bytes())
     log = logs.configure(process=PROCESS)
+    structlog.contextvars.bind_contextvars(process=PROCESS)  # for the sources' own loggers
     state_dir, _ = loading.paths(settings)
     row = Board.attach(run_dir)[PROCESS]
     journal = JournalWriter(

@@ -1,0 +1,43 @@
+// An OPC UA server by another vendor: node nodeopcua_server.js TAGS PERIOD_MS, run where node-opcua is installed.
+// User edge, password s3cret; each tag counts periods. Prints READY <url>.
+const { OPCUAServer, DataType, SecurityPolicy, MessageSecurityMode, OPCUACertificateManager } = require("node-opcua");
+const path = require("path");
+const [, , tags, period] = process.argv;
+(async () => {
+  const trust = new OPCUACertificateManager({
+    rootFolder: path.join(process.cwd(), "pki"),
+    automaticallyAcceptUnknownCertificate: true,
+  });
+  await trust.initialize();
+  const server = new OPCUAServer({
+    port: 0,
+    hostname: "127.0.0.1",
+    serverInfo: { applicationUri: "urn:edgeqc:test:node-opcua" },
+    serverCertificateManager: trust,
+    securityPolicies: [SecurityPolicy.Basic256Sha256],
+    securityModes: [MessageSecurityMode.SignAndEncrypt],
+    allowAnonymous: false,
+    userManager: { isValidUser: (user, password) => user === "edge" && password === "s3cret" },
+  });
+  await server.initialize();
+  const space = server.engine.addressSpace;
+  const own = space.getOwnNamespace();
+  const line = own.addObject({ organizedBy: space.rootFolder.objects, browseName: "Line" });
+  const variables = [];
+  for (let index = 0; index < +tags; index++) {
+    const variable = own.addVariable({
+      componentOf: line, browseName: "Tag" + index, nodeId: "s=Tag" + index, dataType: "Double",
+      minimumSamplingInterval: 0,
+    });
+    variable.setValueFromSource({ dataType: DataType.Double, value: 0 });
+    variables.push(variable);
+  }
+  await server.start();
+  const port = server.endpoints[0].port;
+  let count = 0;
+  setInterval(() => {
+    count += 1;
+    for (const variable of variables) variable.setValueFromSource({ dataType: DataType.Double, value: count });
+  }, +period);
+  console.log(`READY opc.tcp://127.0.0.1:${port} ns=${own.index}`);
+})().catch((error) => { console.error(error); process.exit(1); });

@@ -1,0 +1,112 @@
+"""OPC UA tags from an independent server: node-opcua, installed by npm into a folder of the test run."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from edgeqc.plc.opcua_session import server_certificate
+from edgeqc.records import Quality, TagValue
+from edgeqc.settings import OpcuaEndpoint, OpcuaTagSource
+from edgeqc.tags import open_source
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+TAGS = 1000
+SERVER = Path(__file__).with_name("nodeopcua_server.js")
+
+
+class Sink:
+    """Counts samples, per tag and those that are missing between two."""
+
+    def __init__(self) -> None:
+        self.newest: dict[int, TagValue] = {}
+        self.samples = 0
+        self.jumps = 0
+        self.reasons: list[str] = []
+
+    def put(self, index: int, value: TagValue) -> None:
+        before = self.newest.get(index)
+        if before is not None and value.quality is Quality.GOOD and value.value != before.value + 1:
+            self.jumps += 1
+        self.newest[index] = value
+        self.samples += 1
+
+    def alive(self, source: str, at_ns: int) -> None: ...
+
+    def lost(self, source: str, reason: str) -> None:
+        self.reasons.append(reason)
+
+    def back(self, source: str) -> None: ...
+
+
+@pytest.fixture
+def server(tmp_path: Path):
+    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "node-opcua@2"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=200)
+    # node looks for modules beside the script
+    script = tmp_path / SERVER.name
+    script.write_bytes(SERVER.read_bytes())
+    with subprocess.Popen(
+        ["node", str(script), str(TAGS), "100"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("READY "):
+                    _, url, namespace = line.split()
+                    yield process, url, namespace
+                    break
+            else:
+                pytest.fail("the server did not start")
+        finally:
+            process.kill()
+
+
+async def test_a_thousand_encrypted_tags_lose_no_sample(server, tmp_path: Path):
+    process, url, namespace = server
+    shown = await server_certificate(OpcuaEndpoint.model_validate({"url": url}), peer="line", timeout_s=10)
+    (tmp_path / "server.der").write_bytes(shown)
+    settings = OpcuaTagSource.model_validate(
+        {
+            "name": "line",
+            "type": "opcua",
+            "url": url,
+            "server_certificate": tmp_path / "server.der",
+            "user": "edge",
+            "password": "s3cret",
+            "tags": [
+                *({"name": f"t{index}", "node": f"{namespace};s=Tag{index}"} for index in range(TAGS)),
+                {"name": "gone", "node": f"{namespace};s=NoSuchTag"},
+            ],
+        }
+    )
+    sink = Sink()
+    task = asyncio.create_task(open_source(settings, first_index=0, sink=sink, state_dir=tmp_path).run())
+    end = time.monotonic() + 60
+    while sink.samples < 5 * TAGS:
+        assert time.monotonic() < end, sink.reasons
+        await asyncio.sleep(0.05)  # polls the condition
+    us, peer = psutil.Process(), psutil.Process(process.pid)
+    busy = [sum(who.cpu_times()[:2]) for who in (us, peer)]
+    began, samples = time.monotonic(), sink.samples
+    await asyncio.sleep(30)  # the measurement
+    elapsed = time.monotonic() - began
+    ours, theirs = (
+        100 * (sum(who.cpu_times()[:2]) - before) / elapsed for who, before in zip((us, peer), busy, strict=True)
+    )
+    rate = (sink.samples - samples) / elapsed
+    print(  # noqa: T201 - shown by pytest -s
+        f"{rate:.0f} samples/s, client {ours:.1f} % of a core, server {theirs:.1f} %, {sink.jumps} jumps"
+    )
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert sink.newest[TAGS].quality is Quality.BAD
+    assert sink.reasons == []
+    assert sink.jumps == 0
+    assert rate > TAGS  # a shared machine may slow the server; it loses no sample for that, and none waits
+    assert time.time() - sink.newest[0].source_ts < 10
