@@ -1,0 +1,448 @@
+import json
+import math
+import sqlite3
+import time
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from edgeqc.journal import Cursor, Entry, JournalWriter
+from edgeqc.office import tables
+from edgeqc.office.archive import Archive
+from edgeqc.office.books import ImagesGone, ImageStored, Noted, Refused, Settled, Tailed
+from edgeqc.office.tail import Tail
+from edgeqc.records import (
+    AlertChange,
+    Cause,
+    Defect,
+    Delivery,
+    Event,
+    Ledger,
+    Ne107,
+    PartRecord,
+    Started,
+    Trigger,
+    Verdict,
+)
+from edgeqc.settings import ArchiveSettings, JournalSettings
+
+PATIENCE_S = 20.0
+WALL_NS = time.time_ns()
+
+
+def part(sequence: int, *, cause: Cause = Cause.DEFECT, wall_ns: int = WALL_NS) -> PartRecord:
+    now_ns = time.monotonic_ns()
+    return PartRecord(
+        station="top",
+        trigger=Trigger(sequence=sequence, part_id=f"P{sequence}", at_ns=now_ns, wall_ns=wall_ns + sequence),
+        frame_id=sequence,
+        verdict=Verdict.PASS if cause is Cause.OK else Verdict.REJECT,
+        cause=cause,
+        score=0.75,
+        threshold=0.5,
+        ledger=Ledger(trigger_ns=now_ns, frame_ns=now_ns + 1, prepared_ns=now_ns + 2, scored_ns=now_ns + 3),
+        deadline_ns=now_ns + 60_000_000,
+        recipe="cap",
+        model_digest=b"\x01" * 32,
+        defects=(Defect(name="dent", score=0.75, x_px=1, y_px=2, width_px=3, height_px=4),),
+    )
+
+
+def delivery(sequence: int, *, cause: Cause = Cause.DEFECT, **changes) -> Delivery:
+    fields = {
+        "sequence": sequence,
+        "verdict": Verdict.PASS if cause is Cause.OK else Verdict.REJECT,
+        "cause": cause,
+        "delivered": True,
+        "delivered_ns": time.monotonic_ns(),
+        "late": False,
+        "late_score": math.nan,
+        **changes,
+    }
+    return Delivery(**fields)
+
+
+def started(run: int) -> Started:
+    return Started(
+        process="station-top",
+        run_id=f"{run:016x}",
+        version="0.1.0",
+        config_digest="00ff",
+        backend="onnxruntime",
+        model="demo@1",
+        model_digest="01" * 32,
+    )
+
+
+def alert(*, active: bool) -> AlertChange:
+    return AlertChange(
+        id="top.camera.lost", active=active, priority="high", ne107=Ne107.FAILURE, text="No frame", action="Look"
+    )
+
+
+class Desk:
+    """A state directory with one journal, and an archive on it that can be stopped and started."""
+
+    def __init__(self, state_dir: Path, outbox_bytes: int | None = 1 << 20) -> None:
+        self.state_dir = state_dir
+        self.outbox_bytes = outbox_bytes
+        self.journal = JournalWriter(state_dir / "journal" / "station-top", JournalSettings())
+        self.troubles: list[str | None] = []
+        self.closed: list = []
+
+    @contextmanager
+    def archive(self, settings: ArchiveSettings | None = None):
+        archive = Archive(
+            self.state_dir / tables.FILE_NAME,
+            settings or ArchiveSettings(),
+            node="n1",
+            cameras={"top": "cam"},
+            boot="boot",
+            outbox_bytes=self.outbox_bytes,
+            on_commit=lambda outcome, _tailed: self.closed.extend(outcome.closed),
+            on_trouble=self.troubles.append,
+        )
+        tail = Tail(self.state_dir, archive, lambda _record: None)
+        archive.start()
+        try:
+            yield archive, tail
+        finally:
+            archive.stop(PATIENCE_S)
+            tail.close()
+
+    def settle(self, archive: Archive, tail: Tail) -> None:
+        """Tail until there is nothing left to read and nothing left to write."""
+        until(lambda: archive.view is not None)
+        until(lambda: not tail.turn() and archive.idle)
+
+    def rows(self, query: str) -> list[sqlite3.Row]:
+        with closing(sqlite3.connect(self.state_dir / tables.FILE_NAME)) as database:
+            database.row_factory = sqlite3.Row
+            return database.execute(query).fetchall()
+
+    def messages(self, topic: str) -> list[dict]:
+        rows = self.rows("SELECT * FROM outbox ORDER BY id")
+        return [json.loads(row["payload"]) for row in rows if row["topic"] == topic and row["payload"]]
+
+
+def until(condition) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, "not within the time a loaded box needs"
+        time.sleep(0.005)  # another thread has to do it
+
+
+@pytest.fixture
+def desk(tmp_path):
+    made = Desk(tmp_path)
+    yield made
+    made.journal.close()
+
+
+def test_a_part_becomes_one_row_and_one_message(desk):
+    desk.journal.append(started(1))
+    desk.journal.append(part(1))
+    desk.journal.append(delivery(1))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    (row,) = desk.rows("SELECT * FROM parts")
+    assert (row["station"], row["sequence"], row["part_id"], row["run_id"]) == ("top", 1, "P1", f"{1:016x}")
+    assert (row["delivered"], row["late"], row["open"], row["late_score"]) == (1, 0, 0, None)
+    assert row["journaled_ns"] > 0
+    (message,) = desk.messages("verdict")
+    assert (message["seq"], message["part_id"], message["plc"]["delivered"]) == (1, "P1", True)
+    assert message["models"][0]["name"] == "demo"
+
+
+def test_reading_a_journal_twice_changes_nothing(desk):
+    for sequence in range(1, 51):
+        desk.journal.append(part(sequence))
+        desk.journal.append(delivery(sequence))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        first = Tailed(
+            folder=desk.journal.folder,
+            entries=[
+                Entry(writer="station-top", sequence=n, wall_ns=1, mono_ns=1, body=body)
+                for n, body in enumerate((part(1), delivery(1)))
+            ],
+            cursor=Cursor(segment=1, offset=512),
+            images={},
+        )
+        assert archive.offer(first)
+        until(lambda: archive.idle)
+    assert len(desk.rows("SELECT * FROM parts")) == 50
+    assert [message["seq"] for message in desk.messages("verdict")] == list(range(1, 51))
+
+
+def test_a_restart_goes_on_where_it_was(desk):
+    desk.journal.append(part(1))
+    desk.journal.append(delivery(1))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    desk.journal.append(part(2))
+    desk.journal.append(delivery(2))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    assert [message["seq"] for message in desk.messages("verdict")] == [1, 2]
+
+
+def test_a_delivery_that_comes_after_a_restart_of_the_office_completes_its_part(desk):
+    desk.journal.append(part(1))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    assert desk.messages("verdict") == []
+    desk.journal.append(delivery(1, delivered=False, delivered_ns=0, reason="timeout"))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    (message,) = desk.messages("verdict")
+    assert message["plc"] == {"delivered": False, "late": False, "reason": "timeout"}
+    assert message["defects"][0]["class"] == "dent"
+    assert message["score"] == 0.75
+
+
+def test_a_station_that_died_in_between_leaves_its_part_as_unknown(desk):
+    desk.journal.append(started(1))
+    desk.journal.append(part(1))
+    desk.journal.append(started(2))
+    desk.journal.append(part(2))
+    desk.journal.append(delivery(2))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    assert [message["plc"]["delivered"] for message in desk.messages("verdict")] == [None, True]
+    assert [row["delivered"] for row in desk.rows("SELECT delivered FROM parts ORDER BY id")] == [None, 1]
+    assert [row["run_id"][-1] for row in desk.rows("SELECT run_id FROM parts ORDER BY id")] == ["1", "2"]
+
+
+def test_a_part_without_delivery_is_told_after_two_seconds_and_completed_later(desk):
+    desk.journal.append(part(1))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        until(lambda: not tail.turn() and desk.closed)
+        (message,) = desk.messages("verdict")
+        assert message["plc"]["delivered"] is None
+        desk.journal.append(delivery(1))
+        desk.settle(archive, tail)
+    assert len(desk.messages("verdict")) == 1
+    assert desk.rows("SELECT delivered FROM parts")[0]["delivered"] == 1
+
+
+def test_a_part_is_not_given_up_while_its_journal_is_unread(desk):
+    desk.journal.append(part(1))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        time.sleep(2.5)  # the time after which a part would be given up, with nobody tailing
+        desk.journal.append(delivery(1))
+        desk.settle(archive, tail)
+    (message,) = desk.messages("verdict")
+    assert message["plc"]["delivered"] is True
+
+
+def test_what_was_announced_is_what_the_row_says(desk):
+    desk.journal.append(part(1, cause=Cause.OK))
+    desk.journal.append(delivery(1, cause=Cause.JOURNAL))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    (row,) = desk.rows("SELECT * FROM parts")
+    assert (row["verdict"], row["cause"], row["code"]) == ("reject", "journal", 105)
+
+
+def test_a_sequence_that_begins_anew_is_another_part(desk):
+    for wall_ns in (WALL_NS, WALL_NS + 10**9):
+        desk.journal.append(part(1, wall_ns=wall_ns))
+        desk.journal.append(delivery(1))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    assert [row["delivered"] for row in desk.rows("SELECT delivered FROM parts")] == [1, 1]
+
+
+@pytest.mark.parametrize("damage", ["garbage", "page", "truncated"])
+def test_a_damaged_archive_is_set_aside_and_read_again_from_the_journal(desk, damage):
+    for sequence in range(1, 201):
+        desk.journal.append(part(sequence))
+        desk.journal.append(delivery(sequence))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    path = desk.state_dir / tables.FILE_NAME
+    data = bytearray(path.read_bytes())
+    match damage:
+        case "garbage":
+            path.write_bytes(b"\xde\xad\xbe\xef" * 1000)
+        case "page":
+            data[4096:] = bytes(b ^ 0x5A for b in data[4096:])
+            path.write_bytes(data)
+        case _:
+            path.write_bytes(data[: len(data) // 2])
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    assert len(desk.rows("SELECT * FROM parts")) == 200
+    assert len(list(desk.state_dir.glob("archive.db.damaged-*"))) == 1
+
+
+def test_damage_found_while_running_begins_a_new_archive(desk):
+    for sequence in range(1, 401):
+        desk.journal.append(part(sequence))
+        desk.journal.append(delivery(sequence))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        before = archive.view
+        with closing(sqlite3.connect(desk.state_dir / tables.FILE_NAME)) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with (desk.state_dir / tables.FILE_NAME).open("r+b") as file:
+            size = file.seek(0, 2) - 4096
+            file.seek(4096)
+            file.write(b"\x5a" * size)
+        desk.journal.append(part(401))
+        desk.journal.append(delivery(401))
+        until(lambda: (tail.turn(), archive.view not in {before, None})[1])
+        desk.settle(archive, tail)
+    assert len(desk.rows("SELECT * FROM parts")) == 401
+    assert list(desk.state_dir.glob("archive.db.damaged-*"))
+
+
+def test_the_newest_messages_are_kept_and_the_dropped_ones_counted(tmp_path):
+    desk = Desk(tmp_path, outbox_bytes=100_000)
+    for sequence in range(1, 301):
+        desk.journal.append(part(sequence))
+        desk.journal.append(delivery(sequence))
+    desk.journal.append(alert(active=True))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        tally = archive.tally
+    desk.journal.close()
+    numbers = [message["seq"] for message in desk.messages("verdict")]
+    assert numbers == list(range(301 - len(numbers), 301))
+    assert tally.dropped == 300 - len(numbers) > 0
+    assert tally.rows == len(numbers) + 1
+    assert tally.size <= 100_000
+    assert len(desk.messages("alert/top.camera.lost")) == 1
+    assert len(desk.rows("SELECT * FROM parts")) == 300
+
+
+def test_without_a_broker_no_messages_are_made(tmp_path):
+    desk = Desk(tmp_path, outbox_bytes=None)
+    desk.journal.append(part(1))
+    desk.journal.append(delivery(1))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    desk.journal.close()
+    assert desk.rows("SELECT * FROM outbox") == []
+    assert len(desk.rows("SELECT * FROM parts")) == 1
+
+
+def test_a_settled_message_leaves_and_a_refused_one_is_kept_with_its_reason(desk):
+    for sequence in (1, 2, 3):
+        desk.journal.append(part(sequence))
+        desk.journal.append(delivery(sequence))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        first, second, _ = (row["id"] for row in desk.rows("SELECT id FROM outbox ORDER BY id"))
+        archive.put(Settled(ids=[first]))
+        archive.put(Refused(id=second, reason="Not authorized"))
+        until(lambda: archive.idle and not archive.settling())
+        assert (archive.tally.rows, archive.tally.dead) == (1, 1)
+    assert [message["seq"] for message in desk.messages("verdict")] == [3]
+    (letter,) = desk.rows("SELECT * FROM dead_letters")
+    assert (letter["topic"], letter["reason"]) == ("verdict", "Not authorized")
+
+
+def test_an_alert_is_counted_and_emptied_when_it_clears(desk):
+    for active in (True, True, False, True):
+        desk.journal.append(alert(active=active))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        assert archive.view is not None
+        (state,) = archive.view.alerts()
+    assert (state.change.active, state.count) == (True, 2)
+    sent = [
+        (json.loads(row["payload"])["state"] if row["payload"] else "", row["retain"])
+        for row in desk.rows("SELECT * FROM outbox ORDER BY id")
+    ]
+    assert sent == [("active_unacked", 1), ("active_unacked", 1), ("normal", 0), ("", 1), ("active_unacked", 1)]
+
+
+def test_alerts_of_a_run_end_when_the_process_starts_again(desk):
+    desk.journal.append(alert(active=True))
+    desk.journal.append(started(2))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        assert archive.view is not None
+        (state,) = archive.view.alerts()
+    assert not state.change.active
+
+
+def test_events_and_starts_are_archived_and_told(desk):
+    desk.journal.append(started(1))
+    desk.journal.append(Event(name="recipe_changed", facts={"recipe": "cap"}))
+    with desk.archive() as (archive, tail):
+        archive.put(Noted(body=Event(name="message_refused", facts={}), wall_ns=WALL_NS, mono_ns=1))
+        desk.settle(archive, tail)
+    names = {row["name"] for row in desk.rows("SELECT name FROM events")}
+    assert names == {"started", "recipe_changed", "message_refused"}
+    assert {message["name"] for message in desk.messages("event")} == names
+
+
+def test_old_rows_go_and_the_last_word_on_an_alert_stays(desk, monkeypatch):
+    monkeypatch.setattr("edgeqc.office.archive._TIDY_S", 0.2)
+    old_ns = WALL_NS - 100 * 86_400 * 10**9
+    for sequence in range(1, 1200):
+        desk.journal.append(part(sequence, wall_ns=old_ns if sequence < 1100 else WALL_NS))
+        desk.journal.append(delivery(sequence))
+    with desk.archive(ArchiveSettings(rows_days=90)) as (archive, tail):
+        desk.settle(archive, tail)
+        until(lambda: len(desk.rows("SELECT id FROM parts")) == 100)
+
+
+def test_a_stepped_clock_deletes_nothing(desk, monkeypatch):
+    monkeypatch.setattr("edgeqc.office.archive._TIDY_S", 0.05)
+    desk.journal.append(part(1))
+    desk.journal.append(delivery(1))
+    with desk.archive(ArchiveSettings(rows_days=1)) as (archive, tail):
+        desk.settle(archive, tail)
+        real = time.time_ns
+        monkeypatch.setattr("time.time_ns", lambda: real() + 3650 * 86_400 * 10**9)
+        time.sleep(0.7)  # several turns of the archive's clock
+        assert len(desk.rows("SELECT id FROM parts")) == 1
+
+
+def test_images_are_known_while_they_are_there(desk):
+    with desk.archive() as (archive, _tail):
+        until(lambda: archive.view is not None)
+        assert archive.view is not None
+        for sequence in (1, 2):
+            archive.put(
+                ImageStored(path=f"images/d/top-{sequence}.png", station="top", sequence=sequence, size=10, ring=False)
+            )
+        archive.put(ImagesGone(paths=["images/d/top-1.png"]))
+        until(lambda: archive.idle)
+        assert archive.view.images() == {"images/d/top-2.png": False}
+
+
+def test_a_disk_that_takes_nothing_loses_nothing(desk):
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        with closing(sqlite3.connect(desk.state_dir / tables.FILE_NAME, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # whoever holds the write lock is, to the archive, a disk that is stuck
+            for sequence in range(1, 11):
+                desk.journal.append(part(sequence))
+                desk.journal.append(delivery(sequence))
+            until(lambda: (tail.turn(), desk.troubles)[1])
+            assert desk.rows("SELECT * FROM parts") == []
+            other.execute("ROLLBACK")
+        desk.settle(archive, tail)
+        until(lambda: desk.troubles[-1] is None)
+    assert [message["seq"] for message in desk.messages("verdict")] == list(range(1, 11))
+    assert desk.troubles[0] is not None
+
+
+def test_a_part_survives_the_way_through_its_row(desk):
+    made = part(5)
+    desk.journal.append(made)
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    (row,) = desk.rows("SELECT * FROM parts")
+    back = tables.part_of(row)
+    assert back.trigger == made.trigger
+    assert back.defects == made.defects
+    assert (back.score, back.threshold, back.model_digest) == (made.score, made.threshold, made.model_digest)
