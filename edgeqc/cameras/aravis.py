@@ -36,6 +36,7 @@ _ARAVIS: Final[dict[str, tuple[Any, ...]]] = {  # name: result, arguments
     "arv_get_major_version": (_uint,),
     "arv_get_minor_version": (_uint,),
     "arv_get_micro_version": (_uint,),
+    "arv_disable_interface": (None, _text),
     "arv_camera_new": (_pointer, _text, _ERROR),
     "arv_camera_get_device": (_pointer, _pointer),
     "arv_camera_set_region": (None, _pointer, _int, _int, _int, _int, _ERROR),
@@ -87,6 +88,7 @@ class Aravis:
         except (OSError, AttributeError) as exc:
             raise EdgeqcError(f"GigE Vision needs {SONAME} ({exc}): {INSTALL}") from exc
         self._gobject.g_object_set.restype = None
+        self._aravis.arv_disable_interface(b"USB3Vision")  # else each process gets libusb's thread and uevent socket
 
     def __getattr__(self, name: str) -> Any:
         """Give the library's function `arv_...` that cannot fail, or whose failure is a NULL."""

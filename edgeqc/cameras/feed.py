@@ -63,10 +63,11 @@ class Feed:
         self._due_ns = time.monotonic_ns()
         self._frame_id = 0
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._ready: queue.SimpleQueue[tuple[int, FrameStatus] | PeerError] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[tuple[int, FrameStatus] | str] = queue.SimpleQueue()
         self._triggers: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._out: set[int] = set()
-        self._error: PeerError | None = None
+        self._lost = ""
+        """Why no more pictures come."""
         self._counted = {"frames": 0, "skipped": 0}
         self._stop = threading.Event()
         for slot in range(bank * slots.bank, (bank + 1) * slots.bank):
@@ -78,14 +79,14 @@ class Feed:
         """Ask for one frame."""
         if not self._software_trigger:
             raise PeerError(self._peer, "was not opened for software triggers")
-        if self._error is not None:
-            raise self._error
+        if self._lost:
+            raise PeerError(self._peer, self._lost)
         self._triggers.put(True)
 
     def next_frame(self, until_ns: int) -> Frame | None:
         """Wait for the next frame that is due or asked for."""
-        if self._error is not None:
-            raise self._error
+        if self._lost:
+            raise PeerError(self._peer, self._lost)
         if self._software_trigger and not self._source.live:
             if not self._asked(until_ns):
                 return None
@@ -100,9 +101,9 @@ class Feed:
             if self._software_trigger and not self._source.live:
                 self._triggers.put(True)  # it is still owed
             return None
-        if isinstance(picture, PeerError):
-            self._error = picture
-            raise picture
+        if isinstance(picture, str):
+            self._lost = picture
+            raise PeerError(self._peer, picture)
         slot, status = picture
         self.zero_copy = self._source.in_place
         received_ns = time.monotonic_ns()
@@ -156,9 +157,9 @@ class Feed:
                 self._counted["frames"] += 1
                 self._ready.put((slot, status))
         except PeerError as exc:
-            self._ready.put(exc)
+            self._ready.put(exc.reason)  # not the exception: its traceback holds views on the slots
         except Exception as exc:  # noqa: BLE001 - the thread's root: the line must hear of it
-            self._ready.put(PeerError(self._peer, f"{type(exc).__name__}: {exc}"))
+            self._ready.put(f"{type(exc).__name__}: {exc}")
         finally:
             self._source.close()
 

@@ -31,14 +31,14 @@ SLACK_S = 2.0
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left_behind():
-    before = {thread.ident for thread in threading.enumerate()}
+def _closers_end():
+    """Closing a connection to a dead camera takes Aravis 5 s; then nothing of it may be left."""
+    before = set(threading.enumerate())
     yield
     until = time.monotonic() + 10
-    while extra := [thread for thread in threading.enumerate() if thread.ident not in before]:
+    while extra := set(threading.enumerate()) - before:
         assert time.monotonic() < until, f"threads left: {extra}"
-        time.sleep(0.02)  # a closer may still wait for a dead camera
-    assert not psutil.Process().children(), "processes left"
+        time.sleep(0.02)  # polled
 
 
 @pytest.fixture
