@@ -95,7 +95,7 @@ class Frame:
     pixels: NDArray[np.uint8]
     """(height, width) Mono8 view on the slot; undefined where `status` is not OK."""
     frame_id: int
-    """The camera's own frame counter (GVSP: 16 bit, skips 0)."""
+    """The camera's own frame counter, as GVSP has it: 16 bit, 65535 is followed by 1."""
     status: FrameStatus
     received_ns: int
     """Monotonic time at which the whole frame was in hand."""

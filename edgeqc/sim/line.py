@@ -228,7 +228,9 @@ class SimLine:
             self.camera = self._stack.enter_context(SimCamera(plan.images.file, plan.folder / "stage"))
         if plan.mqtt:
             self.broker = self._stack.enter_context(SimBroker())
-            self.listener = self._stack.enter_context(Listener(self.broker.port, f"edgeqc/{NODE}/#"))
+            self.listener = self._stack.enter_context(
+                Listener("127.0.0.1", self.broker.port, f"edgeqc/{NODE}/#", client_id="watcher")
+            )
         if plan.side_load:
             self.tags = self._stack.enter_context(SimTags("opcua", tags=plan.side_load))
         if plan.trigger == "camera":

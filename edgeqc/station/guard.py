@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -48,7 +49,8 @@ class Guard:
         self._hold_ns = hold_ns
         self._healthy = healthy
         self._priority = priority
-        self._part: Part | None = None
+        self._parts: deque[Part] = deque()
+        """Unsettled parts, oldest first; all have the same budget, so their times come in this order too."""
         self._wake = threading.Event()
         self._stopping = False
         self._next_beat_ns = 0
@@ -66,8 +68,8 @@ class Guard:
         self._thread.join(timeout=2)
 
     def watch(self, part: Part) -> None:
-        """From now on this part has its fail-safe verdict coming. Line thread; costs microseconds."""
-        self._part = part
+        """From now on this part has its fail-safe verdict coming. Any thread; costs microseconds."""
+        self._parts.append(part)
         self._wake.set()
 
     def _run(self) -> None:
@@ -81,11 +83,9 @@ class Guard:
             self._keep_journal()
 
     def _due_ns(self) -> int:
-        now_ns = time.monotonic_ns()
-        due_ns = now_ns + _IDLE_NS
-        part = self._part
-        if part is not None and not part.settled:
-            due_ns = min(due_ns, part.fail_safe_at_ns)
+        due_ns = time.monotonic_ns() + _IDLE_NS
+        if self._parts:
+            return min(due_ns, self._parts[0].fail_safe_at_ns)
         if self._plc is not None and self._plc.up:
             due_ns = min(due_ns, self._next_beat_ns)
             if self._outcome.shown_at_ns:
@@ -93,17 +93,17 @@ class Guard:
         return due_ns
 
     def _fail_safe(self) -> None:
-        part = self._part
-        if part is None:
-            return
-        if not part.settled and time.monotonic_ns() >= part.fail_safe_at_ns:
-            self._outcome.settle(part, *overdue(frame_came=part.frame_ns > 0))
-        if part.settled and self._part is part:
-            self._part = None
+        while self._parts:
+            part = self._parts[0]
+            if not part.settled:
+                if time.monotonic_ns() < part.fail_safe_at_ns:
+                    return
+                self._outcome.settle(part, *overdue(frame_came=part.frame_ns > 0))
+            self._parts.popleft()
 
     def _tell_plc(self) -> None:
         """Heartbeat, and the end of the hold time; neither while a verdict is about to go out on the same link."""
-        if self._plc is None or not self._plc.up or self._part is not None:
+        if self._plc is None or not self._plc.up or self._parts:
             return
         now_ns = time.monotonic_ns()
         try:

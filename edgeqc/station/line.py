@@ -10,29 +10,28 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from edgeqc.cameras.keeper import CameraKeeper
-from edgeqc.core.account import GVSP_CYCLE, MODBUS_CYCLE, Step, move
-from edgeqc.core.budget import Budget
+from edgeqc.core.account import GVSP_CYCLE, Step, move
 from edgeqc.core.cadence import Cadence
 from edgeqc.core.decide import decide, overdue
 from edgeqc.errors import EngineError, PeerError
-from edgeqc.records import NS_PER_MS, NS_PER_S, Cause, Event, Frame, FrameStatus, PlcTrigger, Trigger, Verdict
-from edgeqc.settings import GigeCameraSettings, StationSettings, TriggerSource
+from edgeqc.records import NS_PER_MS, NS_PER_S, Cause, Event, Frame, FrameStatus, Verdict
+from edgeqc.settings import StationSettings, TriggerSource
 from edgeqc.shm.board import Row
 from edgeqc.shm.slots import FrameSlots
-from edgeqc.station.guard import Guard
 from edgeqc.station.inspection import Inspection
+from edgeqc.station.intake import Intake
 from edgeqc.station.lender import Lender
 from edgeqc.station.outcome import Outcome
 from edgeqc.station.part import Part
 from edgeqc.station.plckeeper import PlcKeeper
+from edgeqc.station.triggers import TriggerWatch
 
 _TICK_NS: Final = 20 * NS_PER_MS
 """The line thread comes up for air this often while no part is there."""
-_READ_NS: Final = 100 * NS_PER_MS
-"""For one read of the trigger block: a PLC that takes longer is as good as gone."""
+_EXPOSE_WITHIN_RATIO: Final = 0.25
+"""Of the takt: a part that was triggered longer ago has moved on, and a picture of it would show something else."""
 _ENGINE_FAILURES_MOST: Final = 3
 """In a row; then the process ends and the supervisor starts a fresh one."""
-_FRAME_CYCLE: Final = {True: GVSP_CYCLE, False: 1 << 62}
 _COLLECT_NS: Final = 10 * NS_PER_S
 """Cyclic garbage is looked for in idle time only, this often."""
 _TRANSFER_SLACK: Final = 1.25
@@ -48,7 +47,9 @@ class Peers:
     lender: Lender
     inspection: Inspection
     outcome: Outcome
-    guard: Guard
+    intake: Intake
+    triggers: TriggerWatch | None
+    """None where the frame is the trigger."""
     plc: PlcKeeper | None
     row: Row
     tags_good: Callable[[], bool]
@@ -57,25 +58,16 @@ class Peers:
 class Line:
     """One station's flow of parts."""
 
-    def __init__(self, settings: StationSettings, peers: Peers, *, first_sequence: int) -> None:
-        """`first_sequence` numbers the first part; the journal knows where the last run ended."""
+    def __init__(self, settings: StationSettings, peers: Peers) -> None:
+        """Nothing happens before `run`."""
         self.stopping = False
         self._settings = settings
         self._peers = peers
-        by_plc = settings.trigger.source is TriggerSource.PLC
-        self._budget = Budget.of_ms(
-            budget_ms=settings.budget_ms,
-            plc_write_ms=settings.plc_write_ms,
-            seen_late_ms=settings.trigger.poll_ms if by_plc else 0,
-        )
-        self._cycle = self._plc_cycle if by_plc else self._camera_cycle
-        self._sequence = first_sequence - 1
+        self._cycle = self._plc_cycle if settings.trigger.source is TriggerSource.PLC else self._camera_cycle
+        self._expose_within_ns = int(settings.takt_ms * NS_PER_MS * _EXPOSE_WITHIN_RATIO)
         self._cadence = Cadence()
         self._frame_id: int | None = None
-        self._frame_cycle = _FRAME_CYCLE[isinstance(settings.camera, GigeCameraSettings)]
-        self._counter: int | None = None
         self._usual_transfer_ns = 0
-        self._next_poll_ns = 0
         self._drain_until_ns = 0
         self._reopened = 0
         self._engine_failures = 0
@@ -106,13 +98,14 @@ class Line:
         if not self._in_order(frame):
             return
         waited = frame.received_ns - asked_ns > NS_PER_MS // 5
-        part = self._open(self._arrived_ns(frame, waited=waited), self._part_id())
-        self._take(part, frame)
+        at_ns = self._arrived_ns(frame, waited=waited)
+        self._cadence.part(at_ns)
+        self._take(self._peers.intake.open(at_ns, self._part_id()), frame)
 
     def _part_id(self) -> str:
         if self._settings.trigger.part_id == "plc" and self._peers.plc is not None:
             try:
-                until_ns = time.monotonic_ns() + self._budget.budget_ns // 4
+                until_ns = time.monotonic_ns() + self._peers.intake.budget.budget_ns // 4
                 return self._peers.plc.read_trigger(until_ns).part_id
             except PeerError:
                 self._peers.row.count("plc_errors")
@@ -129,7 +122,7 @@ class Line:
     def _in_order(self, frame: Frame) -> bool:
         """Account for the camera's frame counter; False for a frame that must not be judged (it is released)."""
         row = self._peers.row
-        moved = move(self._frame_id, frame.frame_id, cycle=self._frame_cycle)
+        moved = move(self._frame_id, frame.frame_id, cycle=GVSP_CYCLE)
         if moved.step in {Step.SAME, Step.BACK}:
             row.count("doubled" if moved.step is Step.SAME else "stale")
             self._peers.camera.release(frame.slot)
@@ -138,52 +131,30 @@ class Line:
         if moved.missed:
             row.count("missed", moved.missed)
             for _ in range(moved.missed):
-                self._missed(frame.received_ns)
+                self._peers.outcome.settle(self._peers.intake.missed(frame.received_ns), *overdue(frame_came=False))
         return True
 
     # --- the PLC says when --------------------------------------------------------------------------------------
 
     def _plc_cycle(self) -> None:
+        if self._peers.triggers is None:
+            raise EngineError("a station triggered by its PLC has none")  # settings refuse this
         now_ns = time.monotonic_ns()
         if self._drain_until_ns:
             self._drain(now_ns)
-        if now_ns < self._next_poll_ns:
-            self._idle()
-            time.sleep(max(0, self._next_poll_ns - time.monotonic_ns()) / 1e9)
-        plc = self._peers.plc
-        if plc is None:
-            raise EngineError("a station triggered by its PLC has none")  # settings refuse this
-        self._next_poll_ns = time.monotonic_ns() + int(self._settings.trigger.poll_ms * NS_PER_MS)
-        try:
-            reading = plc.read_trigger(time.monotonic_ns() + _READ_NS)
-        except PeerError:
-            self._next_poll_ns = time.monotonic_ns() + _TICK_NS
+        part = self._peers.triggers.next(now_ns + NS_PER_MS if self._drain_until_ns else self._idle_until_ns(now_ns))
+        if part is None:
             self._discard_frames()
-            return
-        moved = move(self._counter, reading.counter, cycle=MODBUS_CYCLE)
-        self._counter = reading.counter
-        match moved.step:
-            case Step.NEXT | Step.MISSED:
-                self._peers.row.count("missed", moved.missed)
-                for _ in range(moved.missed):
-                    self._missed(reading.read_ns)
-                self._triggered(reading)
-            case Step.BACK:
-                facts: dict[str, str | int | float | bool] = {"counter": reading.counter}
-                self._peers.outcome.note(Event(name="plc_counter_restarted", facts=facts))
-            case Step.FIRST | Step.SAME:
-                self._discard_frames()
+            self._idle()
+        else:
+            self._triggered(part)
 
-    def _triggered(self, reading: PlcTrigger) -> None:
-        part = self._open(reading.read_ns, reading.part_id)
-        if self._drain_until_ns:
-            self._settle(part, *overdue(frame_came=False))
-            return
-        self._discard_frames()
+    def _triggered(self, part: Part) -> None:
+        self._cadence.part(part.trigger.at_ns)
         sent_ns = time.monotonic_ns()
-        try:
-            self._peers.camera.trigger()
-        except PeerError:
+        triggers = self._peers.triggers
+        gone = (triggers is not None and triggers.more) or sent_ns - part.trigger.at_ns > self._expose_within_ns
+        if self._drain_until_ns or gone or not self._exposed():
             self._settle(part, *overdue(frame_came=False))
             return
         self._show_busy(part)
@@ -193,6 +164,15 @@ class Line:
             self._drain_until_ns = sent_ns + int(self._settings.trigger.frame_timeout_ms * NS_PER_MS)
             return
         self._take(part, frame)
+
+    def _exposed(self) -> bool:
+        """Trigger the camera; False where it cannot be."""
+        self._discard_frames()
+        try:
+            self._peers.camera.trigger()
+        except PeerError:
+            return False
+        return True
 
     def _show_busy(self, part: Part) -> None:
         """PASS and REJECT off, BUSY on, while the camera exposes: the last part's result can't be taken for this one's."""
@@ -209,7 +189,7 @@ class Line:
     def _own_frame(self, part: Part, sent_ns: int) -> Frame | None:
         """The frame that this part's trigger made: one whose first packet came after the trigger was sent."""
         while (frame := self._peers.camera.next_frame(part.fail_safe_at_ns)) is not None:
-            moved = move(self._frame_id, frame.frame_id, cycle=self._frame_cycle)
+            moved = move(self._frame_id, frame.frame_id, cycle=GVSP_CYCLE)
             self._frame_id = frame.frame_id
             if frame.received_ns - frame.transfer_ns >= sent_ns - NS_PER_MS and moved.step is not Step.SAME:
                 return frame
@@ -237,35 +217,6 @@ class Line:
             self._peers.camera.release(frame.slot)
 
     # --- either way ---------------------------------------------------------------------------------------------
-
-    def _open(self, at_ns: int, part_id: str) -> Part:
-        """A part is there: from here on the guard owes it a verdict."""
-        part = self._part(at_ns, part_id)
-        self._peers.guard.watch(part)
-        self._cadence.part(at_ns)
-        return part
-
-    def _missed(self, at_ns: int) -> None:
-        """A part went by that we only know of by its number: recorded as a reject, no longer announced."""
-        part = self._part(at_ns, "")
-        part.announced = False
-        self._peers.outcome.settle(part, *overdue(frame_came=False))
-
-    def _part(self, at_ns: int, part_id: str) -> Part:
-        self._sequence += 1
-        self._peers.row.count("triggers")
-        now_ns = time.monotonic_ns()
-        trigger = Trigger(
-            sequence=self._sequence,
-            part_id=part_id or str(self._sequence),
-            at_ns=at_ns,
-            wall_ns=time.time_ns() - (now_ns - at_ns),
-        )
-        return Part(
-            trigger=trigger,
-            deadline_ns=self._budget.deadline_ns(at_ns),
-            fail_safe_at_ns=self._budget.fail_safe_at_ns(at_ns),
-        )
 
     def _take(self, part: Part, frame: Frame) -> None:
         """Judge a part by its frame, settle it, and see to the slot."""

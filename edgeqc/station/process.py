@@ -14,6 +14,7 @@ from typing import Final
 
 from edgeqc import __version__
 from edgeqc.cameras.keeper import CameraKeeper
+from edgeqc.core.budget import Budget
 from edgeqc.core.keeping import KeepRule
 from edgeqc.cores import end_with_parent, pin, pin_background, real_time, shared_cores, station_cores
 from edgeqc.errors import EdgeqcError, EngineError, PackageError
@@ -29,10 +30,12 @@ from edgeqc.shm.slots import FrameSlots
 from edgeqc.shm.tagtable import FILE_NAME, TagTable
 from edgeqc.station.guard import Guard
 from edgeqc.station.inspection import Inspection
+from edgeqc.station.intake import Intake
 from edgeqc.station.lender import Lender
 from edgeqc.station.line import Line, Peers
 from edgeqc.station.outcome import Outcome, Recipe
 from edgeqc.station.plckeeper import PlcKeeper
+from edgeqc.station.triggers import TriggerWatch
 
 _SWITCH_S: Final = 0.0005
 """The default 5 ms is how long one thread may keep the others from the interpreter (measured: p99 17.8 -> 8.4 ms)."""
@@ -135,6 +138,20 @@ class Station:
             priority=station.priority + 1 if self._has_real_time else 0,
         )
         self._tags = TagWatch(run_dir, station) if station.required_tags else None
+        intake = Intake(
+            Budget.of_ms(
+                budget_ms=station.budget_ms,
+                plc_write_ms=station.plc_write_ms,
+                seen_late_ms=station.trigger.poll_ms if by_plc else 0,
+            ),
+            guard=self._guard,
+            row=row,
+            first_sequence=self.journal.last_part_sequence + 1,
+        )
+        self._triggers: TriggerWatch | None = None
+        if by_plc and self._plc is not None:
+            poll_ns = int(station.trigger.poll_ms * NS_PER_MS)
+            self._triggers = TriggerWatch(self._plc, intake, self._outcome, row, poll_ns=poll_ns)
         self._line = Line(
             station,
             Peers(
@@ -143,12 +160,12 @@ class Station:
                 lender=lender,
                 inspection=self._inspection,
                 outcome=self._outcome,
-                guard=self._guard,
+                intake=intake,
+                triggers=self._triggers,
                 plc=self._plc,
                 row=row,
                 tags_good=self._tags.good if self._tags is not None else lambda: True,
             ),
-            first_sequence=self.journal.last_part_sequence + 1,
         )
 
     def run(self) -> int:
@@ -159,6 +176,8 @@ class Station:
         if self._plc is not None:
             self._plc.start()
         self._guard.start()
+        if self._triggers is not None:
+            self._triggers.start()
         if self._core is not None and not pin({self._core}):
             self._log.warning("core_not_pinned", core=self._core)
         gc.collect()
@@ -175,6 +194,8 @@ class Station:
         finally:
             self._row.state = State.STOPPING
             pin(self._shared_cores)
+            if self._triggers is not None:
+                self._triggers.stop()
             if self._plc is not None:
                 self._plc.stop()
             self._guard.stop()

@@ -1,0 +1,49 @@
+"""Where parts begin: each trigger gets its number, its deadline and the guard's eye, before anything else happens."""
+
+from __future__ import annotations
+
+import time
+
+from edgeqc.core.budget import Budget
+from edgeqc.records import Trigger
+from edgeqc.shm.board import Row
+from edgeqc.station.guard import Guard
+from edgeqc.station.part import Part
+
+
+class Intake:
+    """Numbers a station's parts. One thread: whoever sees the triggers."""
+
+    def __init__(self, budget: Budget, *, guard: Guard, row: Row, first_sequence: int) -> None:
+        """`first_sequence` numbers the first part; the journal knows where the last run ended."""
+        self.budget = budget
+        self._guard = guard
+        self._row = row
+        self._sequence = first_sequence - 1
+
+    def open(self, at_ns: int, part_id: str) -> Part:
+        """A part is there: from here on the guard owes it a verdict."""
+        part = self._numbered(at_ns, part_id)
+        self._guard.watch(part)
+        return part
+
+    def missed(self, at_ns: int) -> Part:
+        """A part went by that is only known by its number: it is recorded, but no longer announced."""
+        part = self._numbered(at_ns, "")
+        part.announced = False
+        return part
+
+    def _numbered(self, at_ns: int, part_id: str) -> Part:
+        self._sequence += 1
+        self._row.count("triggers")
+        trigger = Trigger(
+            sequence=self._sequence,
+            part_id=part_id or str(self._sequence),
+            at_ns=at_ns,
+            wall_ns=time.time_ns() - (time.monotonic_ns() - at_ns),
+        )
+        return Part(
+            trigger=trigger,
+            deadline_ns=self.budget.deadline_ns(at_ns),
+            fail_safe_at_ns=self.budget.fail_safe_at_ns(at_ns),
+        )
