@@ -76,6 +76,7 @@ async def test_a_thousand_encrypted_tags_lose_no_sample(server, tmp_path: Path):
             "name": "line",
             "type": "opcua",
             "url": url,
+            "stale_ms": 10_000,  # a starved server is slow here, not lost
             "server_certificate": tmp_path / "server.der",
             "user": "edge",
             "password": "s3cret",

@@ -176,7 +176,8 @@ async def test_nobody_listening_is_told(tmp_path: Path):
 
 async def test_a_thousand_tags_at_ten_hertz_lose_no_sample(tmp_path: Path):
     with SimTags(tags=1000, rate_hz=10) as sim:
-        async with Feed(settings(sim), tmp_path) as sink:
+        # a starved server is slow here, not lost
+        async with Feed(settings(sim, stale_ms=10_000), tmp_path) as sink:
             await until(lambda: len(sink.values) == 1000 and sink.samples > 5000, "values of all tags")
             us, peer = psutil.Process(), psutil.Process(sim.pid)
             began, samples = time.monotonic(), sink.samples

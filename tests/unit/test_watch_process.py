@@ -135,7 +135,9 @@ def test_the_process_serves_beats_journals_and_ends_on_sigterm(tmp_path: Path):
     assert process.returncode == 0
     assert b"watch_stopped" in said
     assert row.state is State.STOPPING
-    bodies = [entry.body for entry in JournalReader(tmp_path / "state" / "journal" / "watch").read()]
+    reader = JournalReader(tmp_path / "state" / "journal" / "watch")
+    bodies = [entry.body for entry in reader.read()]
+    reader.close()
     assert isinstance(bodies[0], Started)
     assert bodies[0].process == "watch"
     stale = [body for body in bodies if isinstance(body, AlertChange) and body.active]
