@@ -29,6 +29,7 @@ from edgeqc.records import NS_PER_S, AlertChange, Event, Ne107, Started
 from edgeqc.rights import missing_rights
 from edgeqc.settings import Settings
 from edgeqc.shm.board import Board, Row, State
+from edgeqc.shm.tagtable import FILE_NAME as TAG_TABLE
 
 _PERIOD_S: Final = 0.05
 _START_NS: Final = 60 * NS_PER_S
@@ -118,6 +119,7 @@ class Supervisor:
     def __init__(self, settings: Settings, *, state_dir: Path, run_dir: Path, log: Log) -> None:
         """Make the shared memory; nothing is started yet."""
         self._settings, self._state_dir, self._run_dir, self._log = settings, state_dir, run_dir, log
+        (run_dir / TAG_TABLE).unlink(missing_ok=True)  # it may be of another configuration
         self._board = Board.create(run_dir, [job.name for job in jobs(settings)])
         (run_dir / "settings.json").touch(mode=0o600)
         (run_dir / "settings.json").write_bytes(dump(settings))
