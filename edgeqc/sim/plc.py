@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -32,24 +31,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, Self, TextIO
+from typing import Any, Final, Literal, Self, TextIO
 
-import numpy as np
-
-from edgeqc.plc.registers import ResultImage, Status
-from edgeqc.records import NS_PER_MS
 from edgeqc.sim import plc_modbus
-from edgeqc.sim.judge import Judge
+from edgeqc.sim.plc_line import Line, Server, TriggerKind, say
 from edgeqc.sim.stage import Stage
 
 Kind = Literal["modbus", "opcua"]
-TriggerKind = Literal["plc", "line", "camera"]
 Start = Literal["ready", "go"]
 
 READY_TIMEOUT_S: Final = 30.0
 """An OPC UA server takes about 3 s to start on a free core."""
-ALLOWANCE_MS: Final[dict[TriggerKind, float]] = {"plc": 5.0, "line": 20.0, "camera": 20.0}
-"""Not in the daemon's budget: a poll of 2 ms and its way / exposure and transfer of a frame (11 ms at 1 Gbit/s)."""
 
 
 class SimPlc:
@@ -224,22 +216,6 @@ class SimPlc:
                 process.wait()
 
 
-class Server(Protocol):
-    """A protocol's side of the PLC."""
-
-    async def start(self, port: int, counter: int) -> None:
-        """Serve on 127.0.0.1, the trigger counter standing there; clients can connect when it returns."""
-
-    async def raise_trigger(self, counter: int, part_id: str) -> None:
-        """Show a new part."""
-
-    async def refuse(self, on: bool) -> None:
-        """Answer result writes with an error, or take them again."""
-
-    async def stop(self) -> None:
-        """Hang up."""
-
-
 def main() -> int:
     """Serve until stdin is closed, SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(
@@ -267,7 +243,7 @@ def main() -> int:
 
 
 async def _serve(arguments: argparse.Namespace, stage: Stage, log: TextIO) -> None:
-    line = _Line(arguments, stage, log)
+    line = Line(arguments, stage, log)
     server: Server
     if arguments.type == "modbus":
         server = plc_modbus.ModbusPlc(line.wrote)
@@ -281,7 +257,7 @@ async def _serve(arguments: argparse.Namespace, stage: Stage, log: TextIO) -> No
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    _say(f"READY {port}")
+    say(f"READY {port}")
     try:
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(line.run(server), name="line")
@@ -294,7 +270,7 @@ async def _serve(arguments: argparse.Namespace, stage: Stage, log: TextIO) -> No
         await server.stop()
 
 
-async def _listen(line: _Line, server: Server, stop: asyncio.Event) -> None:
+async def _listen(line: Line, server: Server, stop: asyncio.Event) -> None:
     """Do what stdin says until it is closed."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
@@ -308,115 +284,6 @@ async def _listen(line: _Line, server: Server, stop: asyncio.Event) -> None:
             case _:
                 sys.stderr.write(f"edgeqc.sim.plc: unknown command: {' '.join(words)}\n")
     stop.set()
-
-
-class _Line:
-    """Times the parts and feeds the judge."""
-
-    def __init__(self, arguments: argparse.Namespace, stage: Stage, log: TextIO) -> None:
-        self._stage = stage
-        self._log = log
-        self._parts: int = arguments.parts
-        self._takt_s: float = 1 / arguments.rate
-        self._trigger: TriggerKind = arguments.trigger
-        self._on_ready: bool = arguments.start == "ready"
-        allowance_ms = ALLOWANCE_MS[self._trigger] if arguments.allowance_ms is None else arguments.allowance_ms
-        self._window_s = (arguments.budget_ms + allowance_ms) / 1000
-        self._judge = Judge(
-            budget_ns=int(arguments.budget_ms * NS_PER_MS),
-            allowance_ns=int(allowance_ms * NS_PER_MS),
-            by_part_id=self._trigger == "plc",
-            truth=None if arguments.truth is None else np.load(arguments.truth).astype(bool).tolist(),
-        )
-        self._seen = stage.exposures
-        """Exposures that the judge was told of."""
-        self._next = 0
-        """First part whose exposure is still to come."""
-        self._last = -1
-        """Number of the last part; none before the start."""
-        self._finished = False
-        self.started = asyncio.Event()
-
-    def wrote(self, image: ResultImage, at_ns: int) -> None:
-        """The daemon wrote a result block."""
-        self._look()
-        self._judge.wrote(image, at_ns)
-        if self._on_ready and image.status & Status.READY:
-            self.started.set()
-
-    async def run(self, server: Server) -> None:
-        """Wait for the start, bring the parts, wait for the last result, say DONE."""
-        while not self.started.is_set():  # exposures before the start take up their own results
-            self._look()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.started.wait(), self._takt_s / 4)
-        self._next = self._stage.part + 1
-        self._last = self._stage.part + self._parts
-        _say("STARTED")
-        if self._trigger == "camera":
-            await self._free_run()
-        else:
-            await self._timed(server)
-        await asyncio.sleep(self._window_s)
-        self._look()
-        self.finish()
-        _say("DONE")
-
-    def finish(self) -> None:
-        """Write what is left and the summary, once."""
-        if self._finished:
-            return
-        self._finished = True
-        for report in self._judge.rest():
-            self._log.write(json.dumps(dataclasses.asdict(report)) + "\n")
-        self._log.write(json.dumps({"summary": self._judge.summary()}) + "\n")
-        self._log.flush()
-
-    async def _timed(self, server: Server) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        for number in range(self._next, self._last + 1):
-            # after a freeze the missed parts are not made up for: a line does not run faster than its takt
-            due = max(due + self._takt_s, loop.time())
-            await asyncio.sleep(due - loop.time())
-            self._stage.part = number
-            if self._trigger == "line":
-                self._stage.pulse()
-            else:
-                part_id = f"P{number:06d}"
-                self._judge.part(number, part_id, time.monotonic_ns())
-                await server.raise_trigger(number, part_id)
-            self._report()
-
-    async def _free_run(self) -> None:
-        self._stage.advance = True
-        try:
-            while self._stage.part < self._last:
-                await asyncio.sleep(self._takt_s / 8)
-                self._report()
-        finally:
-            self._stage.advance = False
-
-    def _look(self) -> None:
-        """Tell the judge of new exposures, where they are the triggers."""
-        if self._trigger == "plc":
-            return
-        while (exposure := self._stage.exposure(self._seen + 1)) is not None:
-            self._seen += 1
-            judged = self._next <= exposure.part <= self._last  # a part left standing is exposed again and again
-            if judged:
-                self._next = exposure.part + 1
-            self._judge.part(exposure.part, "", exposure.at_ns, judged=judged)
-
-    def _report(self) -> None:
-        self._look()
-        for report in self._judge.settled(time.monotonic_ns()):
-            self._log.write(json.dumps(dataclasses.asdict(report)) + "\n")
-
-
-def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
 
 
 def _free_port() -> int:
