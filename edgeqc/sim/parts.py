@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Final
 
@@ -91,6 +92,8 @@ _TURNS: Final = 1024  # steps of the angle table
 _GREY: Final = 255.0
 _FIXED_POINT: Final = 4  # fraction bits of OpenCV's drawing coordinates
 _ON: Final = 127  # a mask cell counts from here
+_STROKE_STEPS: Final = 24
+_ON_STEEL: Final = 0.8  # least share of a scratch that lies on steel
 _BRIGHT_SCRATCHES: Final = 0.65  # share; the rest are dark
 _RIM_CHIPS: Final = 0.7  # share; the rest are at a bolt hole
 _DARK_FACETS: Final = 0.5  # share of broken faces that look away from the light
@@ -228,21 +231,34 @@ def _on_steel(mask: cv2.typing.MatLike, blank: _Blank) -> NDArray[np.uint8]:
     return np.asarray(cv2.min(mask, blank.cover), np.uint8)
 
 
+def _stroke(rng: np.random.Generator, blank: _Blank) -> list[tuple[float, float]]:
+    """A bent line, px, that lies on steel for most of its length: off it there would be nothing to see."""
+    while True:
+        points = [_place(rng, blank, 0.28, 0.92)]
+        heading, bend = rng.uniform(0, math.tau), rng.uniform(-0.05, 0.05)
+        step = blank.radius * rng.uniform(0.18, 0.75) / _STROKE_STEPS
+        for _ in range(_STROKE_STEPS):
+            x, y = points[-1]
+            points.append((x + math.cos(heading) * step, y + math.sin(heading) * step))
+            heading += bend + rng.normal(0, 0.03)
+        inside = [
+            blank.cover[round(y), round(x)] > _ON for x, y in points if max(x, y) < blank.size - 1 and min(x, y) > 0
+        ]
+        if sum(inside) >= _ON_STEEL * len(points):
+            return points
+
+
 def _scratch(rng: np.random.Generator, blank: _Blank, surface: NDArray[np.float32]) -> NDArray[np.uint8]:
-    x, y = _place(rng, blank, 0.28, 0.92)
-    heading, bend = rng.uniform(0, math.tau), rng.uniform(-0.05, 0.05)
-    length, steps = blank.radius * rng.uniform(0.18, 0.75), 24
+    points = _stroke(rng, blank)
     width = blank.radius * rng.uniform(0.007, 0.018)
     core, burr = np.zeros_like(blank.cover), np.zeros_like(blank.cover)
-    for step in range(steps):
-        onward = (x + math.cos(heading) * length / steps, y + math.sin(heading) * length / steps)
-        thick = max(1, round(width * math.sin(math.pi * (step + 1) / (steps + 1)) ** 0.6 * rng.uniform(0.8, 1.1)))
+    for index, ends in enumerate(pairwise(points), 1):
+        taper = math.sin(math.pi * index / (len(points) + 1)) ** 0.6
+        thick = max(1, round(width * taper * rng.uniform(0.8, 1.1)))
         for image, aside, wide in ((core, 0.0, thick), (burr, thick * 0.8, max(1, thick // 2))):
-            ends = [(_fixed(px + aside), _fixed(py + aside)) for px, py in ((x, y), onward)]
-            cv2.line(image, ends[0], ends[1], (255.0,), wide, cv2.LINE_AA, _FIXED_POINT)
-        heading += bend + rng.normal(0, 0.03)
-        x, y = onward
-    depth = np.float32(rng.uniform(0.16, 0.42) * (1 if rng.random() < _BRIGHT_SCRATCHES else -1))
+            start, end = ((_fixed(x + aside), _fixed(y + aside)) for x, y in ends)
+            cv2.line(image, start, end, (255.0,), wide, cv2.LINE_AA, _FIXED_POINT)
+    depth = np.float32(rng.uniform(0.18, 0.42) * (1 if rng.random() < _BRIGHT_SCRATCHES else -1))
     surface += core * (depth / np.float32(_GREY))
     surface -= burr * (depth * np.float32(0.5 / _GREY))
     return _on_steel(cv2.dilate(core, np.ones((3, 3), np.uint8)), blank)

@@ -86,9 +86,9 @@ def _parser() -> argparse.ArgumentParser:
 def _train_drawn(asked: argparse.Namespace, console: Console) -> Package:
     task = _DRAWN_TASK
     parts = asked.parts or (600 if asked.quick else 4000)
-    steps = asked.steps or (150 if asked.quick else 2500)
+    steps = asked.steps or (150 if asked.quick else 2000)
     held = max(20, min(500, parts // 4))
-    tested = max(20, min(2000, parts // 2))
+    tested = max(20, min(1200, parts // 2))
     began = time.monotonic()
     samples: list[Sample] = []
     small = round(parts * _SMALL_SHARE)
