@@ -64,6 +64,7 @@ class Courier:
         prefix: str,
         boot: str,
         live_expiry_s: int,
+        barred: Callable[[str], str | None],
         greet: Callable[[ArchiveView | None], list[Message]],
         alerts: Callable[[ArchiveView | None], list[Message]],
     ) -> None:
@@ -75,6 +76,7 @@ class Courier:
             prefix: topics begin with it.
             boot: the kernel's boot id: times of another boot cannot be compared.
             live_expiry_s: message expiry of what is news and not retained.
+            barred: why a topic need not even be tried, or None.
             greet: the retained messages to begin with, alerts among them.
             alerts: the alerts as they stand, for when their history has been replayed.
         """
@@ -82,12 +84,13 @@ class Courier:
         self.replayed = 0
         self.acknowledged = 0
         self.refusals: list[tuple[str, str]] = []
-        """(topic, reason) of what the broker refused; the owner takes them out."""
+        """(topic, reason) of what the broker refused or was not asked to take; the owner takes them out."""
         self._connection = connection
         self._archive = archive
         self._prefix = prefix
         self._boot = boot
         self._live_expiry_s = live_expiry_s
+        self._barred = barred
         self._alerts = alerts
         self._view = archive.view
         # In this order: an alert that comes in between is then both in the greeting and news, never in neither.
@@ -95,15 +98,17 @@ class Courier:
         self._first: deque[Message] = deque(greet(self._view))
         self._lanes = (_Lane(urgent=True), _Lane(urgent=False))
         self._restate = False
+        self._accepted: set[str] = set()
         self._sent: dict[int, _Sent] = {}
 
     def turn(self, shown: list[Message]) -> None:
         """Settle what was acknowledged, show what is to be shown, send what there is room for."""
         if self._archive.view is not self._view:
             self._follow()
-        self._settle()
+        self.settle()
         for message in shown:
-            if message.qos:
+            # The first of a topic asks for an answer: a broker that refuses QoS 0 hangs up without a word.
+            if message.qos or message.topic not in self._accepted:
                 self._first.append(message)
             else:
                 self._send(message.topic, message.payload, qos=0, retain=message.retain)
@@ -134,7 +139,8 @@ class Courier:
         self._lanes = (_Lane(urgent=True), _Lane(urgent=False))
         self._sent = {mid: _Sent(row=0, topic=sent.topic) for mid, sent in self._sent.items()}
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
+        """Take in what was acknowledged; once more when the connection is lost."""
         done: list[int] = []
         while self._connection.acks:
             mid, refusal = self._connection.acks.popleft()
@@ -144,7 +150,9 @@ class Courier:
             self.acknowledged += 1
             if refusal is not None:
                 self._refuse(sent.row, sent.topic, refusal)
-            elif sent.row:
+                continue
+            self._accepted.add(sent.topic)
+            if sent.row:
                 done.append(sent.row)
         if done:
             self._archive.put(Settled(ids=done))
@@ -202,6 +210,10 @@ class Courier:
     def _send(
         self, topic: str, payload: bytes, *, qos: int, retain: bool, expiry_s: int | None = None, row: int = 0
     ) -> None:
+        refusal = self._barred(topic)
+        if refusal is not None:
+            self._refuse(row, topic, refusal)
+            return
         full = f"{self._prefix}/{topic}"
         if len(full) + len(payload) + _OVERHEAD_BYTES > self._connection.packet_bytes:
             self._refuse(row, topic, f"larger than the {self._connection.packet_bytes} bytes that the broker takes")

@@ -47,7 +47,7 @@ class Desk:
         self._sequences: dict[str, int] = {}
         self._figures = Figures()
         self._archived: dict[Path, Cursor] = {}
-        self._refused: set[tuple[int, str]] = set()
+        self._refused: dict[str, float] = {}
         self._due: dict[str, float] = {}
         self._seen: dict[str, tuple[int, float]] = {}
         self._view: ArchiveView | None = None
@@ -189,11 +189,11 @@ class Desk:
         self.notices.raise_(Notice.ARCHIVE_STUCK, f"The archive takes no records: {trouble[:100]}")
 
     def _on_refused(self, topic: str, reason: str) -> None:
-        """On the outbox's thread. One event per topic and connection, and none about a refused event."""
-        if self.outbox is None or topic == payloads.EVENT or (self.outbox.connections, topic) in self._refused:
+        """On the outbox's thread. An event now and then for each topic, and none about a refused event."""
+        now_s = time.monotonic()
+        if topic == payloads.EVENT or now_s < self._refused.get(topic, 0.0):
             return
-        self._refused = {key for key in self._refused if key[0] == self.outbox.connections}
-        self._refused.add((self.outbox.connections, topic))
+        self._refused[topic] = now_s + _CALM_S
         self.notices.event("message_refused", {"topic": topic, "reason": reason[:255]})
 
     def _show_notice(self, state: AlertState) -> None:

@@ -20,7 +20,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edgeqc.errors import PeerError, PeerTimeoutError
-from edgeqc.settings import MqttSettings
+from edgeqc.settings import MqttSettings, TlsSettings
 
 CONNECT_S: Final = 5.0
 """TCP, TLS and the broker's answer together take milliseconds on a plant's network."""
@@ -107,13 +107,15 @@ class MqttConnection:
             self._answered.clear()
             self._client.disconnect()
             self._answered.wait(_GOODBYE_S)
-        self._client.on_disconnect = None
+        # Callbacks that know us would keep client and sockets alive until the collector comes.
+        self._client.on_connect = self._client.on_disconnect = self._client.on_publish = None
         connection = self._client.socket()
         if connection is not None:
             # Without this paho's thread waits for acknowledgements that a hung broker will never send.
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)  # type: ignore[attr-defined] # paho's type knows WebSockets too
         self._client.loop_stop()
+        del self._client
         self.lost = self.lost or "closed"
 
     def _connect(self, *, clean_start: bool) -> None:
@@ -122,11 +124,7 @@ class MqttConnection:
         properties.SessionExpiryInterval = settings.session_expiry_s
         try:
             if settings.tls is not None:
-                self._client.tls_set(
-                    ca_certs=str(settings.tls.ca) if settings.tls.ca is not None else None,
-                    certfile=str(settings.tls.certificate) if settings.tls.certificate is not None else None,
-                    keyfile=str(settings.tls.private_key) if settings.tls.private_key is not None else None,
-                )
+                self._client.tls_set_context(_context(settings.tls))
             self._client.connect(
                 settings.host,
                 settings.port,
@@ -166,6 +164,26 @@ class MqttConnection:
     def _on_publish(self, _client: Any, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
         self.acks.append((mid, reason.getName() if reason.is_failure else None))
         self._wake()
+
+
+class _Socket(ssl.SSLSocket):
+    """Closes itself when the handshake fails, which paho leaves to the collector."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
+
+
+def _context(tls: TlsSettings) -> ssl.SSLContext:
+    """Made anew for each connection: a certificate renewed on the disk is the one that is used."""
+    context = ssl.create_default_context(cafile=tls.ca)
+    context.sslsocket_class = _Socket
+    if tls.certificate is not None:
+        context.load_cert_chain(tls.certificate, tls.private_key)
+    return context
 
 
 def _properties(packet: int, payload: bytes) -> Properties:

@@ -30,6 +30,8 @@ _STABLE_S: Final = 5.0
 _TICK_S: Final = 0.5
 _STRIKES: Final = 5
 """So often may the broker hang up on the same message before it is a dead letter."""
+_BARRED_S: Final = 60.0
+"""A kind of topic that the broker refuses is not tried again for this long."""
 _FAREWELL_S: Final = 0.5
 
 
@@ -80,6 +82,7 @@ class Outbox:
         self._shown: dict[str, Message] = {}
         self._courier: Courier | None = None
         self._suspect = (0, 0)
+        self._barred: dict[str, tuple[float, str]] = {}
         self._unreachable = False
         self._log = structlog.get_logger("edgeqc.outbox")
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
@@ -157,6 +160,7 @@ class Outbox:
             prefix=self._prefix,
             boot=self._boot,
             live_expiry_s=self._settings.live_expiry_s,
+            barred=self._barred_for,
             greet=lambda view: [self._state(True, reason), *self._greet(view)],
             alerts=self._alerts,
         )
@@ -173,6 +177,8 @@ class Outbox:
             self._courier = None
             lost = connection.lost
             connection.close(goodbye=lost is None)
+        courier.settle()
+        self._account(courier, courier.published, courier.replayed)
         if lost is not None:
             self._log.warning("broker_lost", peer=connection.peer, reason=lost)
             self._judge(connection, courier)
@@ -183,12 +189,23 @@ class Outbox:
             self._shown.clear()
         published, replayed = courier.published, courier.replayed
         courier.turn(shown)
+        self._account(courier, published, replayed)
+
+    def _account(self, courier: Courier, published: int, replayed: int) -> None:
         self.published += courier.published - published
         self.replayed += courier.replayed - replayed
         for topic, reason in courier.refusals:
             self.refused += 1
+            if self._barred_for(topic) is None:
+                # mosquitto refuses with a PUBACK and hangs up; a topic without rights must not end every connection.
+                self._barred[_kind(topic)] = (time.monotonic() + _BARRED_S, reason)
             self._on_refused(topic, reason)
         courier.refusals.clear()
+
+    def _barred_for(self, topic: str) -> str | None:
+        """Why the broker refused this kind of topic a moment ago, if it did."""
+        until_s, reason = self._barred.get(_kind(topic), (0.0, ""))
+        return reason if time.monotonic() < until_s else None
 
     def _farewell(self, connection: MqttConnection, courier: Courier) -> None:
         """The last message is that we are gone."""
@@ -212,3 +229,8 @@ class Outbox:
 
     def _topic(self, topic: str) -> str:
         return f"{self._prefix}/{topic}"
+
+
+def _kind(topic: str) -> str:
+    """Topics for which a broker gives rights together: all alerts are one kind."""
+    return payloads.ALERT if topic.startswith(payloads.ALERT) else topic

@@ -13,9 +13,9 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
-from paho.mqtt.client import Client, MQTTMessage, MQTTv5
+from paho.mqtt.client import MQTT_CLEAN_START_FIRST_ONLY, Client, MQTTMessage, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -134,7 +134,11 @@ class SimBroker:
             self._temporary.cleanup()
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except EdgeqcError:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -246,7 +250,9 @@ class Listener:
             client.tls_set(ca_certs=str(ca))
         peer = f"mqtt {host}:{port}"
         try:
-            client.connect(host, port, keepalive=5, properties=_session(3600 if client_id else 0))
+            # mosquitto saves only sessions that did not begin with a clean start.
+            fresh: Literal[3] | bool = MQTT_CLEAN_START_FIRST_ONLY if not client_id else False
+            client.connect(host, port, keepalive=5, clean_start=fresh, properties=_session(3600 if client_id else 0))
         except OSError as exc:
             raise PeerError(peer, str(exc)) from exc
         client.loop_start()
@@ -277,8 +283,12 @@ class Listener:
 
     def close(self) -> None:
         """Disconnect and end the thread."""
-        self._client.disconnect()
-        self._client.loop_stop()
+        client = self._client
+        client.disconnect()
+        client.loop_stop()
+        # Callbacks that know us would keep client and sockets alive until the collector comes.
+        client.on_connect = client.on_subscribe = client.on_message = None
+        del self._client
 
     def __enter__(self) -> Self:
         return self
