@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 import numpy as np
@@ -16,9 +17,9 @@ class OnnxRuntimeEngine:
 
     def __init__(self, model: bytes, *, threads: int = 1, slots: int = 2) -> None:
         """Build the session from bytes, bind `slots` sets of buffers, and run each once. EngineError if it cannot."""
-        import onnxruntime as ort  # noqa: PLC0415 - 40 MB and 0.3 s that only the station needs
+        os.environ[_NO_TELEMETRY] = "1"
+        import onnxruntime as ort  # noqa: PLC0415 - 40 MB and 0.3 s that only the station needs; after the line above
 
-        ort.disable_telemetry_events()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -81,6 +82,9 @@ class OnnxRuntimeEngine:
         return slot
 
 
+_NO_TELEMETRY: Final = "ORT_DISABLE_TELEMETRY"
+"""From 1.29 on the official Linux wheels keep a device id and a database in the home directory and send usage to
+Microsoft. Only this, set before the library is loaded, stops all of it (its Privacy.md); the API call comes too late."""
 _FATAL: Final = 4  # ONNX Runtime would print to stderr what it raises anyway
 
 

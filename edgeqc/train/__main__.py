@@ -136,6 +136,7 @@ def _train_images(asked: argparse.Namespace, console: Console) -> Package:
         f"{len(kept)} images to train on, {len(held)} for the threshold, {len(test_rows)} for the test; "
         f"frame {task.frame_shape[1]}x{task.frame_shape[0]}, input {task.input_shape[1]}x{task.input_shape[0]}",
         highlight=False,
+        soft_wrap=True,
     )
     samples = prepare(task, indexed(task, kept))
     plan = Plan(

@@ -4,12 +4,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import edgeqc
 from edgeqc.errors import EngineError
 from edgeqc.inference.onnxruntime import OnnxRuntimeEngine
 from edgeqc.inference.package import _EXTERNAL
@@ -268,6 +270,26 @@ def test_cancel_of_an_idle_slot_changes_nothing(engine):
     _run(engine, slot)
     assert (slot.output("y") == 2).all()
     slot.release()
+
+
+def test_runtime_sends_no_telemetry_and_keeps_no_identity(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(_double())
+    code = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from edgeqc.inference.onnxruntime import OnnxRuntimeEngine\n"
+        "engine = OnnxRuntimeEngine(Path('m.onnx').read_bytes())\n"
+        "opened = [os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd') if int(fd) > 2 and "
+        "os.path.exists(f'/proc/self/fd/{fd}')]\n"
+        "sys.exit(any('onnxruntime.db' in name or 'socket' in name for name in opened))\n"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    # Nothing of our own environment: the library also keeps silent where it takes the machine for a CI worker.
+    environment = {"HOME": str(home), "PYTHONPATH": str(Path(edgeqc.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60, cwd=tmp_path, env=environment)
+    assert done.returncode == 0
+    assert list(home.rglob("*")) == []
 
 
 def test_runtime_is_loaded_only_when_an_engine_is_made():
