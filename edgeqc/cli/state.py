@@ -14,13 +14,11 @@ LOCK: Final = "lock"
 
 
 def state_of(file: Path | None, state: Path | None) -> Path:
-    """The directory given, else the configuration's, else what `edgeqc run` here would use. It must be there."""
+    """The directory given, else the configuration's, else what `edgeqc run` here would use."""
     if state is None:
-        state = (loading.default_paths() if file is None else loading.paths(loading.load(file)))[0]
+        return (loading.default_paths() if file is None else loading.paths(loading.load(file)))[0]
     if not state.is_dir():
-        raise typer.BadParameter(
-            f"{state} is no directory; name the configuration, or --state DIR", param_hint="--state"
-        )
+        raise typer.BadParameter(f"{state} is no directory", param_hint="--state")
     return state
 
 
@@ -31,6 +29,6 @@ def in_use(state_dir: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # held, or another user's: hands off either way
         return True
     return False

@@ -1,0 +1,460 @@
+"""What the user types: exit codes, streams, JSON shapes, and that nothing ever runs in part."""
+
+import fcntl
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import cv2
+import jsonschema
+import numpy as np
+import pytest
+import typer
+import yaml
+
+from edgeqc import __version__, loading, rights
+from edgeqc.cli import main
+from edgeqc.cli.config import schema, schema_text
+from edgeqc.cli.init import Profile
+from edgeqc.cli.records import _moment_ns
+from edgeqc.journal import JournalWriter
+from edgeqc.records import Event
+from edgeqc.settings import JournalSettings
+from edgeqc.sim.broker import SimBroker, mosquitto_path
+from edgeqc.sim.plc import SimPlc
+from edgeqc.sim.stage import Stage
+
+ROOT = Path(__file__).parents[2]
+ENGINE = ROOT / "engines/demo-part/1"
+EXAMPLES = sorted((ROOT / "config").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
+    for name in ("STATE_DIRECTORY", "RUNTIME_DIRECTORY", "CREDENTIALS_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def edgeqc(capsys):
+    """Run one command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def line(**changes):
+    """A configuration that runs on any box, written to line.yaml."""
+    station = {
+        "name": "top",
+        "takt_ms": 100,
+        "budget_ms": 80,
+        "camera": {"type": "replay", "folder": "parts", "width_px": 64, "height_px": 48, "rate_hz": 100},
+        "recipe": {"engine": str(ENGINE)},
+        "plc": {"type": "none"},
+    }
+    station |= changes.pop("station", {})
+    settings = {"version": 1, "node": "box", "state_dir": "state", "stations": [station]} | changes
+    Path("line.yaml").write_text(json.dumps(settings))  # JSON is YAML
+    return Path("line.yaml")
+
+
+def drawn(folder="parts", count=3):
+    Path(folder).mkdir()
+    for number in range(count):
+        cv2.imwrite(f"{folder}/{number}.png", np.full((48, 64), 40 + number, np.uint8))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_example_configuration_passes_check(example, edgeqc):
+    code, out, err = edgeqc("check", example)
+    assert (code, "valid" in out) == (0, True), err
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_example_names_its_schema_and_fits_it(example):
+    text = example.read_text()
+    assert text.startswith("# yaml-language-server: $schema=schema/line.json\n")
+    jsonschema.validate(yaml.safe_load(text), schema())
+
+
+def test_committed_schema_is_the_generated_one(edgeqc):
+    code, out, _ = edgeqc("config", "schema")
+    assert code == 0
+    assert out == (ROOT / "config/schema/line.json").read_text(), "edgeqc config schema > config/schema/line.json"
+    jsonschema.Draft202012Validator.check_schema(json.loads(out))
+
+
+def test_schema_refuses_what_check_refuses():
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"version": 1, "node": "a", "stations": [], "colour": 1}, schema())
+
+
+@pytest.mark.parametrize("profile", list(Profile))
+def test_init_writes_what_check_takes(profile, edgeqc):
+    (Path.cwd().parent / "engines").symlink_to(ROOT / "engines")
+    try:
+        code, _, _ = edgeqc("init", "--profile", profile, "new.yaml")
+        assert code == 0
+        assert Path("schema/line.json").read_text() == schema_text() + "\n"
+        assert edgeqc("check", "new.yaml")[0] == 0
+    finally:
+        (Path.cwd().parent / "engines").unlink()
+
+
+def test_init_overwrites_only_when_told(edgeqc):
+    Path("line.yaml").write_text("mine")
+    assert edgeqc("init")[0] == 2
+    assert Path("line.yaml").read_text() == "mine"
+    assert edgeqc("init", "--force")[0] == 0
+
+
+def test_faults_are_on_stderr_with_exit_code_3(edgeqc):
+    code, out, err = edgeqc("check", line(colour="red", station={"takt_ms": -1}))
+    assert (code, out) == (3, "")
+    assert "line.yaml:1:" in err
+    assert "colour: is no key here" in err
+    assert "stations[0].takt_ms: -1 is not over 0" in err
+    assert "2 faults in the configuration; nothing was started." in err
+
+
+def test_check_as_json_has_its_schema_and_all_faults(edgeqc):
+    code, out, _ = edgeqc("check", line(colour="red", station={"takt_ms": -1}), "--json")
+    report = json.loads(out)
+    assert code == 3
+    assert (report["schema"], report["ok"], len(report["faults"])) == ("edgeqc.check/1", False, 2)
+    code, out, _ = edgeqc("check", line(), "--json")
+    report = json.loads(out)
+    assert (code, report["ok"], report["faults"]) == (0, True, [])
+    assert report["digest"] == loading.digest(loading.load(Path("line.yaml")))
+
+
+def test_warning_fails_only_when_strict(edgeqc):
+    code, _, err = edgeqc("check", line())
+    assert code == 0
+    assert "warning: stations[0].plc: none" in err
+    assert edgeqc("check", line(), "--strict")[0] == 1
+
+
+def test_secret_that_is_not_there_is_a_warning_of_check_and_a_fault_of_run(edgeqc):
+    path = line(mqtt={"host": "127.0.0.1", "user": "u", "password": "secret://no-such-secret"})
+    code, _, err = edgeqc("check", path)
+    assert code == 0
+    assert "mqtt.password: secret://no-such-secret is neither" in err
+    assert edgeqc("run", path)[0] == 3
+
+
+def test_missing_engine_package_is_exit_code_5(edgeqc):
+    path = line(station={"recipe": {"engine": "nowhere"}})
+    assert edgeqc("check", path)[0] == 5
+    assert edgeqc("run", path)[0] == 5
+
+
+@pytest.mark.parametrize("bad", ["version: 1\nnode: box\nstations: []\n", "", "{", "version: 1\n"])
+def test_invalid_configuration_starts_nothing(bad, edgeqc):
+    Path("line.yaml").write_text(bad)
+    code, out, err = edgeqc("run", "line.yaml")
+    assert (code, out) == (3, "")
+    assert "nothing was started" in err
+    assert not Path("state").exists()
+
+
+def test_no_traceback_reaches_the_user():
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeqc", "run", "nowhere.yaml"], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert done.returncode == 3
+    assert done.stderr.startswith("nowhere.yaml: No such file or directory\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_usage_is_exit_code_2(edgeqc):
+    assert edgeqc("check")[0] == 2
+    assert edgeqc("no-such-command")[0] == 2
+    assert edgeqc("records", "--state", "nowhere")[0] == 2
+    assert edgeqc("records", "--verdict", "maybe")[0] == 2
+
+
+def test_version_and_help_need_no_command(edgeqc):
+    assert edgeqc("--version") == (0, f"edgeqc {__version__}\n", "")
+    code, out, _ = edgeqc("--help")
+    assert code == 0
+    for verb in ("init", "check", "test", "run", "demo", "doctor", "records", "journal", "config"):
+        assert re.search(rf"\b{verb}\b", out)
+
+
+def test_nothing_heavy_is_loaded_before_it_is_needed():
+    code = "import sys, edgeqc.cli; print([m for m in ('pydantic', 'numpy', 'cv2', 'onnxruntime', 'asyncua', 'pymodbus') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_worker_starts_without_the_command_line():
+    code = (
+        "import sys, types; from edgeqc import __main__\n"
+        "process = types.ModuleType('edgeqc.watch.process'); process.main = lambda argv: 40 + len(argv)\n"
+        "sys.modules['edgeqc.watch.process'] = process; sys.argv = ['edgeqc', 'watch', '--run-dir', 'x']\n"
+        "try: __main__.main()\n"
+        "finally: print([m for m in ('typer', 'rich', 'edgeqc.cli') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stdout) == (42, "[]\n"), done.stderr
+
+
+def test_camera_is_looked_at_and_its_image_saved(edgeqc):
+    drawn()
+    code, out, _ = edgeqc("test", "camera", line(), "--frames", "5", "--save", "seen.png", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["schema"] == "edgeqc.test.camera/1"
+    assert (report["frames"], report["size"], report["status"]) == (5, "64x48", {"ok": 5})
+    assert report["grey"]["mean"] in (40, 41, 42)
+    assert cv2.imread("seen.png", cv2.IMREAD_GRAYSCALE).shape == (48, 64)
+
+
+def test_camera_without_a_good_frame_is_exit_code_1(edgeqc):
+    Path("parts").mkdir()
+    cv2.imwrite("parts/small.png", np.zeros((10, 10), np.uint8))
+    code, out, err = edgeqc("test", "camera", line(), "--frames", "2")
+    assert code == 1
+    assert "wrong_size 2" in out
+    assert "No good frame among 2" in err
+
+
+def test_camera_that_is_not_there_is_exit_code_4(edgeqc):
+    code, out, err = edgeqc("test", "camera", line())
+    assert (code, out) == (4, "")
+    assert "doctor" in err
+
+
+def test_unknown_station_is_told_with_the_known_ones(edgeqc):
+    code, _, err = edgeqc("test", "camera", line(), "--station", "bottom")
+    assert code == 2
+    assert "bottom is none of top" in err
+
+
+@pytest.fixture
+def plc(tmp_path):
+    with closing(Stage.create(tmp_path / "stage")) as stage:
+        made = SimPlc("modbus", stage.path, tmp_path / "judge.ndjson", parts=1, rate_hz=1, budget_ms=1000, start="go")
+        made.start()
+        yield made
+        made.kill()
+
+
+def test_plc_is_read_and_written(plc, edgeqc):
+    code, out, _ = edgeqc("test", "plc", line(station={"plc": plc.settings}), "--write", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert (report["schema"], report["kind"], report["certificate_sha256"]) == ("edgeqc.test.plc/1", "modbus", None)
+    assert 0 < report["read_ms"]["p50"] <= report["read_ms"]["max"]
+    assert report["write_ms"] > 0
+
+
+def test_plc_is_not_written_unless_told(plc, edgeqc):
+    code, out, _ = edgeqc("test", "plc", line(station={"plc": plc.settings}), "--json")
+    assert (code, json.loads(out)["write_ms"]) == (0, None)
+
+
+def test_plc_that_is_not_there_is_exit_code_4(edgeqc):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: connecting is refused
+        modbus = {"type": "modbus", "host": "127.0.0.1", "port": taken.getsockname()[1]}
+        assert edgeqc("test", "plc", line(station={"plc": modbus}))[0] == 4
+        assert edgeqc("check", line(station={"plc": modbus}), "--connect")[0] == 4
+
+
+@pytest.fixture
+def opcua_plc(tmp_path):
+    with closing(Stage.create(tmp_path / "stage")) as stage:
+        made = SimPlc(
+            "opcua",
+            stage.path,
+            tmp_path / "judge.ndjson",
+            parts=1,
+            rate_hz=1,
+            budget_ms=1000,
+            start="go",
+            pki=tmp_path / "plc",
+        )
+        made.start()
+        yield made
+        made.kill()
+
+
+def test_opcua_certificate_is_shown_saved_and_then_pinned(opcua_plc, edgeqc):
+    unpinned = {key: value for key, value in opcua_plc.settings.items() if key != "server_certificate"}
+    code, out, err = edgeqc("test", "plc", line(station={"plc": unpinned}), "--save-certificate", "plc.der")
+    assert code == 0
+    assert re.search(r"certificate SHA-256: ([0-9A-F]{2}:){31}[0-9A-F]{2}\n", out)
+    assert "compare the SHA-256" in err
+    pinned = unpinned | {"server_certificate": "plc.der"}
+    code, out, _ = edgeqc("test", "plc", line(station={"plc": pinned}), "--json")
+    assert (code, json.loads(out)["kind"]) == (0, "opcua")
+
+
+def need_mosquitto():
+    if mosquitto_path() is None:
+        if os.environ.get("EDGEQC_REQUIRE_PEERS") == "1":
+            pytest.fail("mosquitto is missing")
+        pytest.skip("needs mosquitto")
+
+
+def test_broker_session_publishes_and_reads_back(edgeqc):
+    need_mosquitto()
+    with SimBroker() as broker:
+        code, out, _ = edgeqc("test", "mqtt", line(mqtt={"host": "127.0.0.1", "port": broker.port}), "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert (report["schema"], report["topic"], report["readable"]) == ("edgeqc.test.mqtt/1", "edgeqc/box/event", True)
+    assert report["publish_ms"] > 0
+    assert report["echo_ms"] > 0
+
+
+def test_wrong_password_is_told_and_not_shown(edgeqc):
+    need_mosquitto()
+    with SimBroker(users={"line": "right"}) as broker:
+        mqtt = {"host": "127.0.0.1", "port": broker.port, "user": "line", "password": "wrong-geheim"}
+        code, out, err = edgeqc("test", "mqtt", line(mqtt=mqtt))
+    assert (code, out) == (4, "")
+    assert "Not authorized" in err
+    assert "geheim" not in err
+
+
+def test_doctor_looks_at_everything_on_a_bare_box(edgeqc):
+    code, out, _ = edgeqc("doctor", "--json")
+    report = json.loads(out)
+    rows = {row["name"]: row for row in report["rows"]}
+    assert report["schema"] == "edgeqc.doctor/1"
+    assert set(rows) == {
+        "python", "libraries", "libaravis", "receive buffer", "real time", "locked memory", "cores", "shared memory",
+        "disk space", "disk speed", "clock",
+    }  # fmt: skip
+    for row in rows.values():
+        assert row["state"] in ("ok", "warn", "fail")
+        assert row["found"]
+        assert row["state"] == "ok" or (row["limit"] and row["mend"]), row
+    assert code == (1 if report["fail"] else 0)
+    assert edgeqc("doctor", "--strict")[0] == (1 if report["fail"] or report["warn"] else 0)
+
+
+def test_doctor_reaches_every_peer_of_the_line(plc, edgeqc):
+    drawn()
+    _, out, _ = edgeqc("doctor", line(station={"plc": plc.settings}), "--json")
+    rows = {row["name"]: row for row in json.loads(out)["rows"]}
+    assert rows["camera top"]["state"] == "ok"
+    assert rows["plc top"]["found"].startswith("modbus")
+    assert rows["broker"]["found"] == "none configured"
+    assert rows["daemon"]["found"].startswith("not running")
+
+
+def test_doctor_goes_on_where_the_configuration_has_faults(edgeqc):
+    code, out, _ = edgeqc("doctor", line(colour="red"), "--json")
+    rows = {row["name"]: row for row in json.loads(out)["rows"]}
+    assert code == 1
+    assert rows["configuration"]["state"] == "fail"
+    assert "disk speed" in rows
+
+
+def test_doctor_compares_packet_size_with_the_path(edgeqc):
+    camera = {"type": "gige", "address": "127.0.0.1", "width_px": 64, "height_px": 48}
+    _, out, _ = edgeqc("doctor", line(station={"camera": camera}), "--json")
+    row = next(row for row in json.loads(out)["rows"] if row["name"] == "packet size top")
+    mtu = int(Path("/sys/class/net/lo/mtu").read_text())
+    assert (row["state"], row["found"]) == ("ok" if mtu >= 8028 else "fail", f"MTU {mtu} on lo")
+
+
+def test_doctor_leaves_a_running_line_alone(edgeqc):
+    path = line()
+    Path("state").mkdir()
+    with Path("state/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _, out, _ = edgeqc("doctor", path, "--json")
+    rows = {row["name"]: row for row in json.loads(out)["rows"]}
+    assert "running" in rows["daemon"]["found"]
+    assert "camera top" not in rows
+
+
+def test_doctor_table_has_a_row_a_line_in_a_pipe(edgeqc):
+    _, out, err = edgeqc("doctor")
+    assert out.splitlines()[0].split() == ["what", "state", "found", "should", "be", "mend"]
+    assert len(out.splitlines()) == 12
+    assert "looked at" in err
+
+
+def test_records_of_an_empty_state_directory_are_told_kindly(edgeqc):
+    Path("state").mkdir()
+    for arguments in (("records", "--state", "state"), ("records", line(), "--json")):
+        code, out, err = edgeqc(*arguments)
+        assert (code, out) == (0, "")
+        assert "no archive yet" in err
+
+
+def test_journal_of_an_empty_state_directory_is_told_kindly(edgeqc):
+    for arguments in (("journal", line()), ("journal",)):
+        code, out, err = edgeqc(*arguments)
+        assert (code, out) == (0, "")
+        assert "no journal yet" in err
+
+
+def test_journal_prints_every_record_in_order_of_time(edgeqc):
+    for name, count in (("station-top", 3), ("watch", 2)):
+        with closing(JournalWriter(Path("state/journal") / name, JournalSettings(segment_mb=1, budget_mb=8))) as writer:
+            for number in range(count):
+                writer.append(Event(name=f"{name}-{number}", facts={"part": number}))
+    code, out, err = edgeqc("journal", "--state", "state", "--json")
+    rows = [json.loads(row) for row in out.splitlines()]
+    assert (code, err) == (0, "")
+    assert {row["schema"] for row in rows} == {"edgeqc.journal/1"}
+    assert [row["body"]["name"] for row in rows if row["kind"] == "Event"] == [
+        "station-top-0", "station-top-1", "station-top-2", "watch-0", "watch-1",
+    ]  # fmt: skip
+    code, out, _ = edgeqc("journal", "--state", "state")
+    assert "Event name=watch-1 facts.part=1" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "ago"), [("90m", timedelta(minutes=90)), ("2d", timedelta(days=2)), ("1w", timedelta(weeks=1))]
+)
+def test_moment_may_be_told_as_an_age(text, ago):
+    now = datetime(2026, 11, 22, 8, tzinfo=UTC)
+    assert _moment_ns(text, lambda: now) == int((now - ago).timestamp()) * 10**9
+
+
+def test_moment_may_be_a_date_with_its_zone():
+    assert _moment_ns("2026-11-22T08:00:00.5+01:00") == 1_795_330_800_500_000_000
+
+
+def test_moment_that_is_none_is_a_usage_error():
+    with pytest.raises(typer.BadParameter, match="write 2026"):
+        _moment_ns("yesterday")
+
+
+def test_missing_rights_name_what_is_missing_and_how_to_mend_it(tmp_path):
+    settings = loading.load(line(station={"cpu": 1023, "priority": 0}))
+    (tmp_path / "file").write_text("")
+    missing = rights.missing_rights(settings, tmp_path / "file", tmp_path / "run")
+    assert len(missing) == 2
+    assert missing[0].startswith("writing the state directory: ")
+    assert missing[1].startswith("station top: core 1023: Invalid argument: ")
+    assert not rights.missing_rights(loading.load(line(station={"priority": 0})), tmp_path / "state", tmp_path / "run")
+
+
+def test_trying_real_time_leaves_this_process_as_it_was():
+    before = os.sched_getscheduler(0), os.sched_getaffinity(0)
+    settings = loading.load(line())
+    rights.missing_rights(settings, Path("state"), Path("run"))
+    assert (os.sched_getscheduler(0), os.sched_getaffinity(0)) == before
