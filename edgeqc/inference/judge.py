@@ -37,15 +37,10 @@ class Judge:
         self._grey = np.zeros((rows, columns), np.uint8)
         self._binary = np.zeros((rows, columns), np.uint8)
 
-    def judgement(self, slot: EngineSlot, placement: Placement, map_out: NDArray[np.uint8] | None = None) -> Judgement:
-        """Read a slot after `wait`. The score is passed on as it is, NaN included.
-
-        `map_out` is an (any, any) buffer that stands for the whole frame: 0 outside the region, 255 = surely bad.
-        """
+    def judgement(self, slot: EngineSlot, placement: Placement) -> Judgement:
+        """Read a slot after `wait`. The score is passed on as it is, NaN included."""
         cells = np.asarray(slot.output(MAP), np.float32)[0, 0]
         score = float(np.asarray(slot.output(SCORE))[0])
-        if map_out is not None:
-            self._draw(cells, placement, map_out)
         return Judgement(score=score, defects=self._defects(slot, cells, placement))
 
     def _defects(self, slot: EngineSlot, cells: NDArray[np.float32], placement: Placement) -> tuple[Defect, ...]:
@@ -74,8 +69,13 @@ class Judge:
         )
         return Defect(name=name, score=float(cells[inside].max()), x_px=x, y_px=y, width_px=width, height_px=height)
 
-    def _draw(self, cells: NDArray[np.float32], placement: Placement, map_out: NDArray[np.uint8]) -> None:
-        """Put the cells of the region where the region is, to within one cell."""
+    def draw(self, slot: EngineSlot, placement: Placement, map_out: NDArray[np.uint8]) -> None:
+        """Draw the defect map, after `wait`, for people to look at: not needed for the verdict.
+
+        `map_out` is an (any, any) buffer that stands for the whole frame: 0 outside the region, 255 = surely bad. It is
+        right to within one cell.
+        """
+        cells = np.asarray(slot.output(MAP), np.float32)[0, 0]
         cv2.convertScaleAbs(cells, dst=self._grey, alpha=255)  # saturates, and takes NaN without a warning
         map_out.fill(0)
         rows = _span(placement.top, placement.height, self._down, cells.shape[0])

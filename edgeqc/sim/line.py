@@ -75,6 +75,8 @@ class Plan:
     side_load: int = 0
     mqtt: bool = True
     start: Literal["ready", "go"] = "ready"
+    environment: dict[str, str] = field(default_factory=dict)
+    """Of the daemon, beside what it has anyway."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Merged into the configuration: `{"stations": [{"images": {...}}]}`."""
 
@@ -158,7 +160,7 @@ class SimLine:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "EDGEQC__RUN_DIR": str(self.run_dir)},
+                env={**os.environ, "EDGEQC__RUN_DIR": str(self.run_dir), **self.plan.environment},
                 preexec_fn=lambda: os.sched_setaffinity(0, self._cores),  # noqa: PLW1509 - one call, no locks
             )
 

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from edgeqc.errors import EngineError
 from edgeqc.inference.engine import open_engine
-from edgeqc.inference.judge import Judge
+from edgeqc.inference.judge import Judge, map_shape
 from edgeqc.inference.package import Package, check_golden, load_package
 from edgeqc.inference.preprocess import Preprocess
-from edgeqc.records import NS_PER_S
 from edgeqc.settings import CameraBase, RecipeSettings
 from edgeqc.station.part import Part
 
@@ -31,12 +30,19 @@ class Inspection:
         self._preprocess = Preprocess(self.package.manifest.preprocess, self.package.input_shape, shape, recipe.region)
         self._judge = Judge(self.package)
         self._input = self.engine.io.inputs[0].name
-        self._blank = np.zeros(shape, np.uint8)
+        self._sample = np.zeros(shape, np.uint8)
+        """A real frame, copied once, for rehearsals."""
+        self._has_sample = False
+        self._scratch_map = np.zeros(map_shape(shape), np.uint8)
         self.run_ns = 0
         """Length of the last run of the engine."""
 
-    def inspect(self, part: Part, pixels: NDArray[np.uint8], map_out: NDArray[np.uint8]) -> bool:
-        """Judge a (height, width) Mono8 frame: fills in the part's score, defects and times, and the map.
+    def inspect(
+        self, part: Part, pixels: NDArray[np.uint8], map_out: NDArray[np.uint8], *, keep_pass: bool = False
+    ) -> bool:
+        """Judge a (height, width) Mono8 frame: fills in the part's score, defects and times.
+
+        The map is drawn for parts that may be rejected, and with `keep_pass` for all, because the image will be kept.
 
         False where no part is in the frame. EngineError where the engine failed.
         """
@@ -50,25 +56,25 @@ class Inspection:
             self.engine.wait(slot, part.fail_safe_at_ns)
             part.scored_ns = time.monotonic_ns()
             self.run_ns = part.scored_ns - part.prepared_ns
-            judgement = self._judge.judgement(slot, placement, map_out)
+            judgement = self._judge.judgement(slot, placement)
             part.score, part.defects = judgement.score, judgement.defects
+            if keep_pass or not judgement.score < self.threshold:
+                self._judge.draw(slot, placement, map_out)
             if not math.isfinite(judgement.score):
                 raise EngineError(f"score is {judgement.score}")
             return True
         finally:
             slot.release()
 
-    def keep_warm(self) -> None:
-        """Run the engine on a blank part, so that caches and clocks are as they are under load."""
-        slot = self.engine.acquire()
-        try:
-            self._preprocess.into(self._blank, slot.input(self._input))
-            started_ns = time.monotonic_ns()
-            self.engine.submit(slot)
-            self.engine.wait(slot, started_ns + NS_PER_S)
-            self.run_ns = time.monotonic_ns() - started_ns
-        finally:
-            slot.release()
+    def take_sample(self, pixels: NDArray[np.uint8]) -> None:
+        """Keep a copy of the first frame that it is given, for rehearsals."""
+        if not self._has_sample:
+            self._has_sample = True
+            np.copyto(self._sample, pixels)
+
+    def rehearse(self, part: Part) -> None:
+        """Do all of `inspect` on the sample, so that caches and clocks are as they are under load."""
+        self.inspect(part, self._sample, self._scratch_map)
 
     def close(self) -> None:
         """Free the engine."""

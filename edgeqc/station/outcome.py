@@ -6,13 +6,13 @@ import math
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from edgeqc.core.keeping import KeepRule
 from edgeqc.errors import JournalError, PeerError
 from edgeqc.journal import JournalWriter
-from edgeqc.journal.codec import Body
+from edgeqc.journal.codec import Body, encode
 from edgeqc.records import JUDGED, RESULT_CODE, Cause, Delivery, PartRecord, PlcResult, Verdict
 from edgeqc.settings import JournalSync
 from edgeqc.shm.board import Row
@@ -75,7 +75,7 @@ class Outcome:
             part.settled = True
         if verdict is Verdict.PASS and part.announced and self._plc is not None and not self._plc.up:
             verdict, cause = Verdict.REJECT, Cause.PLC
-        record = self._record(part, verdict, cause)
+        record = self._record(part, verdict, cause, keep=True)
         journaled = self._append(record)
         if verdict is Verdict.PASS and not self._safe(journaled, part):
             verdict, cause = Verdict.REJECT, Cause.JOURNAL
@@ -83,6 +83,15 @@ class Outcome:
         self._append(delivery)
         self._count(part, delivery)
         return True
+
+    @property
+    def keeps_next_pass(self) -> bool:
+        """Would the image of the next part be kept if it passes?"""
+        return self._keep.keeps(Verdict.PASS, self._row.get("passed") + 1)
+
+    def rehearse(self, part: Part, verdict: Verdict, cause: Cause) -> None:
+        """Do what settling does up to the point where it would be seen: for warm caches just before a part."""
+        encode(self._record(part, verdict, cause, keep=False), sequence=0, wall_ns=0, mono_ns=0)
 
     def late_score(self, part: Part, verdict: Verdict, cause: Cause) -> None:
         """The score came after the verdict: recorded beside it, changes nothing."""
@@ -113,8 +122,12 @@ class Outcome:
         """Journal something that is no part: an event, an alert."""
         self._append(body)
 
-    def _record(self, part: Part, verdict: Verdict, cause: Cause) -> PartRecord:
-        record = PartRecord(
+    def _record(self, part: Part, verdict: Verdict, cause: Cause, *, keep: bool) -> PartRecord:
+        slot, lease = -1, 0
+        if keep and part.slot >= 0 and self._keep.keeps(verdict, self._row.get("passed") + 1):
+            part.lent = True
+            slot, lease = part.slot, self._lender.lend(part.slot)
+        return PartRecord(
             station=self._station,
             trigger=part.trigger,
             frame_id=part.frame_id,
@@ -127,11 +140,9 @@ class Outcome:
             recipe=self._recipe.name,
             model_digest=self._recipe.model_digest,
             defects=part.defects,
+            slot=slot,
+            lease=lease,
         )
-        if part.slot >= 0 and self._keep.keeps(verdict, self._row.get("passed") + 1):
-            part.lent = True
-            return replace(record, slot=part.slot, lease=self._lender.lend(part.slot))
-        return record
 
     def _append(self, body: Body) -> int | None:
         """Journal sequence, or None: kept in memory until the disk has room."""

@@ -80,7 +80,9 @@ def test_quiet_map_has_no_defects(judge):
 
 def test_not_a_number_is_passed_on_without_a_warning(judge):
     kept = np.zeros(map_shape(FRAME), np.uint8)
-    judgement = judge.judgement(_Outputs(np.full((32, 32), np.nan), score=np.nan), WHOLE, kept)
+    outputs = _Outputs(np.full((32, 32), np.nan), score=np.nan)
+    judgement = judge.judgement(outputs, WHOLE)
+    judge.draw(outputs, WHOLE, kept)
     assert np.isnan(judgement.score)
     assert judgement.defects == ()
 
@@ -88,7 +90,7 @@ def test_not_a_number_is_passed_on_without_a_warning(judge):
 def test_map_lies_over_the_frame_where_the_region_is(judge):
     kept = np.full(map_shape(FRAME), 77, np.uint8)
     assert kept.shape == (64, 80)
-    judge.judgement(_Outputs(_cells((1.0, slice(8, 12), slice(0, 32)))), WHOLE, kept)
+    judge.draw(_Outputs(_cells((1.0, slice(8, 12), slice(0, 32)))), WHOLE, kept)
     assert (kept[:, :8] == 0).all()
     assert (kept[:, 72:] == 0).all()
     assert (kept[17:23, 8:72] == 255).all()
@@ -110,7 +112,7 @@ def test_letterbox_rows_are_left_out_of_the_map(judge):
         height=128,
     )
     kept = np.zeros(map_shape(FRAME), np.uint8)
-    judge.judgement(_Outputs(_cells((1.0, slice(8, 24), slice(0, 32)))), placement, kept)
+    judge.draw(_Outputs(_cells((1.0, slice(8, 24), slice(0, 32)))), placement, kept)
     assert (kept[16:56] == 255).all()
     assert (kept[:16] == 0).all()
     assert (kept[56:] == 0).all()
@@ -119,5 +121,5 @@ def test_letterbox_rows_are_left_out_of_the_map(judge):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (512, 640)])
 def test_map_buffer_may_have_any_shape(judge, shape):
     kept = np.zeros(shape, np.uint8)
-    judge.judgement(_Outputs(_cells((1.0, slice(0, 32), slice(0, 32)))), WHOLE, kept)
+    judge.draw(_Outputs(_cells((1.0, slice(0, 32), slice(0, 32)))), WHOLE, kept)
     assert kept.max() == 255

@@ -1,0 +1,274 @@
+"""Faults of the box itself: the engine, its package, the configuration, the disk, the clock."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from conftest import ENGINE
+from linebench import Bench
+from onnx import TensorProto, helper
+
+from edgeqc.sim.line import PartImages
+
+pytestmark = pytest.mark.timeout(120)
+Make = Callable[..., Bench]
+SIDE = 32
+
+
+def package(folder: Path) -> Path:
+    """A package whose score is 0.1, and not a number on a bright image: sqrt(0.5 - mean of the image)."""
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 1, SIDE, SIDE])
+    outputs = [
+        helper.make_tensor_value_info("score", TensorProto.FLOAT, [1]),
+        helper.make_tensor_value_info("map", TensorProto.FLOAT, [1, 1, 4, 4]),
+    ]
+    constants = {
+        "half": np.float32(0.5),
+        "zero": np.float32(0),
+        "tenth": np.array([0.1], np.float32),
+        "one": np.array([1], np.int64),
+    }
+    nodes = [
+        helper.make_node("ReduceMean", ["image"], ["mean"], keepdims=0),
+        helper.make_node("Sub", ["half", "mean"], ["spare"]),
+        helper.make_node("Sqrt", ["spare"], ["root"]),
+        helper.make_node("Mul", ["root", "zero"], ["nothing"]),
+        helper.make_node("Add", ["tenth", "nothing"], ["score"]),
+        helper.make_node("AveragePool", ["image"], ["map"], kernel_shape=[8, 8], strides=[8, 8]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "nan",
+        [image],
+        outputs,
+        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    (folder / "calibration.json").write_text(json.dumps({"threshold": 0.5, "map_threshold": 0.5}))
+    dark = np.full((1, 1, 1, SIDE, SIDE), 0.25, np.float32)
+    np.savez(
+        folder / "golden.npz",
+        **{
+            "input.image": dark,
+            "output.score": np.array([[0.1]], np.float32),
+            "output.map": np.full((1, 1, 1, 4, 4), 0.25, np.float32),
+        },
+    )
+    manifest = yaml.safe_load((ENGINE / "manifest.yaml").read_text())
+    manifest["name"] = "nan"
+    manifest["inputs"] = [{"name": "image", "dtype": "float32", "shape": [1, 1, SIDE, SIDE]}]
+    manifest["outputs"] = [
+        {"name": "score", "dtype": "float32", "shape": [1]},
+        {"name": "map", "dtype": "float32", "shape": [1, 1, 4, 4]},
+    ]
+    manifest["preprocess"] = {"fit": "stretch", "normalise": "linear", "gain": 1 / 255, "offset": 0.0}
+    seal(folder, manifest)
+    return folder
+
+
+def seal(folder: Path, manifest: dict[str, object]) -> None:
+    files = {"model": "model.onnx", "calibration": "calibration.json", "golden": "golden.npz"}
+    manifest["files"] = {key: hashlib.sha256((folder / name).read_bytes()).hexdigest() for key, name in files.items()}
+    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
+
+
+def flat_images(folder: Path, levels: list[int]) -> PartImages:
+    """Part n shows grey level levels[n % len]; bright is said to be defective."""
+    pictures = np.stack([np.full((240, 320), level, np.uint8) for level in levels])
+    np.save(folder / "flat.npy", pictures)
+    np.save(folder / "flat-truth.npy", np.array([level > 128 for level in levels]))
+    return PartImages(file=folder / "flat.npy", truth=folder / "flat-truth.npy", shape=(240, 320), located=False)
+
+
+def test_a_score_that_is_no_number_is_a_reject(bench: Make, tmp_path: Path) -> None:
+    line = bench(parts=50, engine=package(tmp_path / "nan" / "1"), images=flat_images(tmp_path, [50, 50, 200]))
+    report = line.finish()
+    assert (report["unaccounted"], report["plc_mismatch"]) == (0, 0)
+    parts = line.line.judged()
+    assert {part["code"] for part in parts if part["defective"]} == {103}
+    assert {part["code"] for part in parts if not part["defective"]} <= {1, 100, 101}
+    assert report["confusion"]["fn"] == 0
+
+
+def test_an_engine_that_fails_three_times_in_a_row_is_started_afresh(bench: Make, tmp_path: Path) -> None:
+    levels = [50] * 20 + [200] * 3 + [50] * 60
+    line = bench(parts=80, engine=package(tmp_path / "nan" / "1"), images=flat_images(tmp_path, levels))
+    report = line.finish()
+    assert (report["plc_mismatch"], report["duplicates"]) == (0, 0)
+    assert line.logged("process_ended", name="station-top", exit_code=1)
+    assert line.line.judged()[-1]["code"] == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "wrong_hash", "wrong_shape"])
+def test_a_damaged_package_starts_nothing(tmp_path: Path, damage: str) -> None:
+    folder = Path(shutil.copytree(ENGINE, tmp_path / "engine" / "1"))
+    model = folder / "model.onnx"
+    manifest = yaml.safe_load((folder / "manifest.yaml").read_text())
+    match damage:
+        case "truncated":
+            model.write_bytes(model.read_bytes()[:-100])
+            seal(folder, manifest)
+        case "wrong_hash":
+            model.write_bytes(model.read_bytes()[:-1] + b"x")
+        case _:
+            manifest["inputs"][0]["shape"] = [1, 1, 128, 128]
+            seal(folder, manifest)
+    code, said = run_daemon(tmp_path, engine=str(folder))
+    assert code == 5, said
+    assert "engine" in said
+
+
+def test_twenty_faults_in_a_configuration_are_told_at_once_and_nothing_runs(tmp_path: Path) -> None:
+    text = textwrap.dedent(
+        """\
+        version: 2
+        node: Bad Name
+        colour: blue
+        stations:
+          - name: top
+            takt_ms: -1
+            budget_ms: zero
+            plc_write_ms: 0
+            result_hold_ms: -5
+            heartbeat_ms: 5
+            trigger: {source: nobody, poll_ms: 0}
+            camera: {type: gige, adress: 10.0.0.1, width_px: 5, height_px: 99999, exposure_us: -3, packet_bytes: 10}
+            recipe: {engine: 5, threads: 0, threshold: 2}
+            plc: {type: modbus, host: 1, port: 99999}
+            images: {every_nth_pass: -1}
+        journal: {sync: never, group_ms: 0}
+        """
+    )
+    config = tmp_path / "line.yaml"
+    config.write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeqc", "run", str(config)], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.returncode == 3
+    told = [line for line in done.stderr.splitlines() if "line.yaml:" in line]
+    assert len(told) >= 20, done.stderr
+    assert any("adress" in line and "address" in line.split("adress", 1)[1] for line in told), "nearest name"
+    assert not (tmp_path / "state").exists()
+
+
+def run_daemon(folder: Path, *, engine: str) -> tuple[int, str]:
+    """`edgeqc run` on a folder of images with this engine, until it ends by itself."""
+    frames = folder / "frames"
+    frames.mkdir()
+    settings = {
+        "version": 1,
+        "node": "x",
+        "state_dir": str(folder / "state"),
+        "run_dir": str(folder / "run"),
+        "stations": [
+            {
+                "name": "top",
+                "takt_ms": 100,
+                "budget_ms": 80,
+                "camera": {"type": "replay", "folder": str(frames), "width_px": 64, "height_px": 64},
+                "recipe": {"engine": engine},
+                "plc": {"type": "none"},
+            }
+        ],
+    }
+    config = folder / "line.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeqc", "run", str(config)], capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_second_daemon_on_the_same_state_is_refused(bench: Make) -> None:
+    line = bench(parts=20)
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeqc", "run", str(line.line.config)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, "EDGEQC__RUN_DIR": str(line.line.run_dir) + "-second"},
+    )
+    assert done.returncode == 8, done.stderr
+    report = line.finish()
+    assert report["unaccounted"] == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
+def test_a_full_disk_rejects_what_cannot_be_recorded_and_recovers(bench: Make, tmp_path: Path) -> None:
+    """The state directory is a tmpfs of 24 MiB, filled to the brim while parts pass."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
+    try:
+        line = bench(
+            parts=220,
+            mqtt=False,
+            changes={
+                "state_dir": str(disk / "state"),
+                "journal": {"segment_mb": 1, "ballast_mb": 1, "budget_mb": 8},
+                "archive": {"images_mb": 1, "disk_free_mb": 0},
+                "stations": [{"images": {"rejects": False, "every_nth_pass": 0}}],
+            },
+        )
+        line.line.state_dir = disk / "state"
+        line.part_is(20)
+        filler = disk / "filler"
+        with filler.open("wb") as file:
+            try:
+                while True:
+                    file.write(bytes(65536))
+                    file.flush()
+            except OSError:
+                pass
+        line.part_is(120)
+        filler.unlink()
+        report = line.finish()
+        assert (report["unaccounted"], report["plc_mismatch"], report["duplicates"]) == (0, 0, 0)
+        assert report["archive_rows"] == 220
+        assert line.line.judged()[-1]["code"] in {1, 10}
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_clock_that_is_stepped_changes_no_verdict(bench: Make, tmp_path: Path) -> None:
+    """The daemon's wall clock jumps by an hour and back while parts pass; verdicts go by the monotonic clock."""
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+    if library is None:
+        if os.environ.get("EDGEQC_REQUIRE_PEERS") == "1":
+            pytest.fail("libfaketime is not installed")
+        pytest.skip("libfaketime is not installed: apt-get install libfaketime")
+    offset = tmp_path / "offset"
+    offset.write_text("+0")
+    line = bench(
+        parts=100,
+        environment={
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(offset),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        },
+    )
+    for at, step in ((20, "+3600"), (50, "-3600"), (80, "+0")):
+        line.part_is(at)
+        offset.write_text(step)
+    report = line.finish()
+    assert (report["unaccounted"], report["late"], report["plc_mismatch"]) == (0, 0, 0)
+    assert report["archive_rows"] == 100
+    assert report["fail_safe"] <= 5
+    years = {found["ts"][:13] for found in line.line.told()}
+    assert len(years) >= 3, "the clock did step"
