@@ -176,6 +176,7 @@ class SimBroker:
             f"persistence_location {folder}/",
             "autosave_interval 0",
             "max_inflight_messages 0",
+            "queue_qos0_messages true",
             "log_dest stderr",
             "log_type error",
             "log_type warning",
@@ -232,12 +233,18 @@ class Listener:
         password: str | None = None,
         ca: Path | None = None,
         client_id: str = "",
+        qos: int = 1,
     ) -> None:
-        """Connect and wait until the broker has granted the subscription. PeerError if it does not."""
+        """Connect and wait until the broker has granted the subscription. PeerError if it does not.
+
+        A broker that is killed takes what it has acknowledged to the publisher with it, if this listener was just
+        acknowledging something; with `qos=0` it has nothing to say and reads to the end.
+        """
         self._lock = threading.Condition()
         self._received: list[Received] = []
         self._subscribed = threading.Event()
         self._topic = topic
+        self._qos = qos
         self._refused = ""
         self._client = client = Client(CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTv5)
         client.reconnect_delay_set(1, 1)
@@ -300,7 +307,7 @@ class Listener:
         if reason.is_failure:
             self._refused = f"refused: {reason.getName()}"
         else:
-            client.subscribe(self._topic, qos=1)
+            client.subscribe(self._topic, qos=self._qos)
 
     def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
         properties: dict[str, Any] = {}

@@ -272,7 +272,7 @@ def test_an_alert_that_cleared_while_the_broker_was_away_is_emptied(line, broker
 
 @pytest.mark.timeout(180)
 def test_a_broker_that_is_killed_and_comes_back_misses_nothing(line, broker):
-    with line.office(settings(broker.port)), listen(broker, client_id="scada") as listener:
+    with line.office(settings(broker.port)), listen(broker, client_id="scada", qos=0) as listener:
         broker.save()
         for step in range(20):
             line.parts(50)
