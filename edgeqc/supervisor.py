@@ -32,6 +32,8 @@ from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.tagtable import FILE_NAME as TAG_TABLE
 
 _PERIOD_S: Final = 0.05
+_PACKAGE_REFUSED: Final = 5
+"""A station's exit code where its model package may not judge parts."""
 _START_NS: Final = 60 * NS_PER_S
 """Loading a large engine on a busy box; then a process that has not called itself ready counts as hung."""
 
@@ -128,6 +130,7 @@ class Supervisor:
         )
         self._children = [_Child(job=job, row=self._board[job.name]) for job in jobs(settings)]
         self._stopping = False
+        self._exit_code = 0
         self._told_ready = False
         self._status = ""
         self._fed_ns = 0
@@ -158,7 +161,7 @@ class Supervisor:
                 time.sleep(_PERIOD_S)
         finally:
             self._stop()
-        return 0
+        return self._exit_code
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping = True
@@ -199,7 +202,9 @@ class Supervisor:
         self._journal.append(
             Event(name="process_ended", facts={"process": child.job.name, "exit_code": code, "again_in_s": delay_s})
         )
-        if child.budget.degraded:
+        if code == _PACKAGE_REFUSED and not self._told_ready:
+            self._exit_code, self._stopping = code, True  # nothing runs in part: the package must be mended first
+        elif child.budget.degraded:
             self._alert(child.job.name, active=True, code=code)
 
     def _hung(self, child: _Child, now_ns: int) -> str:

@@ -81,7 +81,8 @@ def validate(data: dict[str, Any]) -> tuple[Settings | None, list[tuple[Path, st
             path = _path(detail["loc"], data)
             for at, what in _said(detail, path):
                 key_only = detail["type"] == "extra_forbidden"
-                if not _follows(at, what, mended) and (at, what) not in seen:
+                # an unknown key is the user's own, whatever its message has in common with what was mended
+                if (key_only or not _follows(at, what, mended)) and (at, what) not in seen:
                     seen.add((at, what))
                     faults.append((at, what, key_only))
             if path and (place := _mend(data, path, detail)):

@@ -58,7 +58,9 @@ def package(folder: Path) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    (folder / "calibration.json").write_text(json.dumps({"threshold": 0.5, "map_threshold": 0.5}))
+    (folder / "calibration.json").write_text(
+        json.dumps({"threshold": 0.5, "map_threshold": 0.5, "goods": 1, "defects": 1})
+    )
     dark = np.full((1, 1, 1, SIDE, SIDE), 0.25, np.float32)
     np.savez(
         folder / "golden.npz",
@@ -75,6 +77,7 @@ def package(folder: Path) -> Path:
         {"name": "score", "dtype": "float32", "shape": [1]},
         {"name": "map", "dtype": "float32", "shape": [1, 1, 4, 4]},
     ]
+    manifest["classes"] = ["bright"]
     manifest["preprocess"] = {"fit": "stretch", "normalise": "linear", "gain": 1 / 255, "offset": 0.0}
     seal(folder, manifest)
     return folder

@@ -84,6 +84,15 @@ def test_fill_is_restored_when_the_region_shrinks():
     assert inside.sum() < 40 * 40
 
 
+def test_fill_with_the_mean_makes_no_edge():
+    spec = Preprocessing(fill="mean", normalise=Normalise.MEAN, gain=1.0, offset=-1.0)
+    placement, found = _into(_noise(FRAME), spec, _box(10, 20, 200, 200))
+    assert placement.left == 16
+    assert np.abs(found[:, :16]).max() < 0.01
+    assert np.abs(found[:, 80:]).max() < 0.01
+    assert np.abs(found[:, 16:80]).max() > 0.1
+
+
 def test_writes_only_inside_the_engine_input():
     whole = np.full((3, 1, 1, *INPUT), -5, np.float32)
     preprocess = Preprocess(Preprocessing(), INPUT, FRAME, RegionSettings())
