@@ -44,7 +44,9 @@ class Preprocessing(_Strict):
     input: str = "image"
     fit: Fit = Fit.LETTERBOX
     max_scale: float = Field(1.0, gt=0, le=16, description="letterbox: a small region is enlarged no further than this")
-    fill: int = Field(0, ge=0, le=255, description="letterbox: grey level around the region")
+    fill: Annotated[int, Field(ge=0, le=255)] | Literal["mean"] = Field(
+        0, description="letterbox: grey level around the region; mean: the region's own, so that no edge is made"
+    )
     normalise: Normalise = Normalise.LINEAR
     gain: float = 1 / 255
     offset: float = 0.0

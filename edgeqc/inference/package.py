@@ -186,11 +186,11 @@ def _parse(kind: type[_Document], path: Path, document: object) -> _Document:
     try:
         return kind.model_validate(document)
     except ValidationError as exc:
-        lines = [
-            f"{path}: {'.'.join(str(step) for step in fault['loc']) or 'whole file'}: {str(fault['input'])[:80]}: "
-            f"{fault['msg']}"
-            for fault in exc.errors(include_url=False)
-        ]
+        lines = []
+        for fault in exc.errors(include_url=False):
+            where = ".".join(str(step) for step in fault["loc"]) or "whole file"
+            value = "" if fault["type"] in {"missing", "value_error"} else f"{str(fault['input'])[:80]}: "
+            lines.append(f"{path}: {where}: {value}{fault['msg']}")
         raise PackageError("\n".join(lines)) from exc
 
 

@@ -57,8 +57,8 @@ class Preprocess:
         self._spec = spec
         self._frame_shape = frame_shape
         self._input_shape = input_shape
-        self._canvas = np.full(input_shape, spec.fill, np.uint8)
-        self._filled: tuple[slice, slice] | None = None
+        self._canvas = np.zeros(input_shape, np.uint8)
+        self._filled: tuple[tuple[slice, slice], int] | None = None
         self._levels = np.arange(256, dtype=np.float32) * np.float32(spec.gain)
         self._table = self._levels + np.float32(spec.offset)
         height, width = frame_shape
@@ -90,12 +90,12 @@ class Preprocess:
             slice(placement.top, placement.top + placement.height),
             slice(placement.left, placement.left + placement.width),
         )
-        if area != self._filled:
-            self._canvas.fill(self._spec.fill)
-            self._filled = area
         x, y, width, height = box
-        self._shrink(pixels[y : y + height, x : x + width], self._canvas[area])
-        cv2.LUT(self._canvas, self._lookup(area), dst=target[0, 0])
+        inside = self._canvas[area]
+        self._shrink(pixels[y : y + height, x : x + width], inside)
+        mean = max(1.0, cv2.mean(inside)[0])
+        self._surround(area, round(mean) if self._spec.fill == "mean" else self._spec.fill)
+        cv2.LUT(self._canvas, self._lookup(mean), dst=target[0, 0])
         return placement
 
     def _place(self, x: int, y: int, width: int, height: int) -> Placement:
@@ -128,9 +128,18 @@ class Preprocess:
             source = smaller
         cv2.resize(source, target.shape[::-1], dst=target, interpolation=cv2.INTER_LINEAR)
 
-    def _lookup(self, area: tuple[slice, slice]) -> NDArray[np.float32]:
+    def _surround(self, area: tuple[slice, slice], level: int) -> None:
+        if (area, level) == self._filled:
+            return
+        rows, columns = area
+        self._canvas[: rows.start] = level
+        self._canvas[rows.stop :] = level
+        self._canvas[rows, : columns.start] = level
+        self._canvas[rows, columns.stop :] = level
+        self._filled = (area, level)
+
+    def _lookup(self, mean: float) -> NDArray[np.float32]:
         if self._spec.normalise is Normalise.MEAN:
-            mean = max(1.0, cv2.mean(self._canvas[area])[0])
             np.multiply(self._levels, np.float32(1 / mean), out=self._table)
             self._table += np.float32(self._spec.offset)
         return self._table

@@ -140,13 +140,14 @@ def _train_images(asked: argparse.Namespace, console: Console) -> Package:
     )
     samples = prepare(task, indexed(task, kept))
     plan = Plan(
-        steps=asked.steps or (1200 if asked.quick else 6000),
-        minutes=asked.minutes or (6.0 if asked.quick else None),
+        steps=asked.steps or (3000 if asked.quick else 6000),
+        minutes=asked.minutes or (7.0 if asked.quick else None),
+        rate=1.5e-3,
         threads=asked.threads,
         seed=asked.seed,
     )
     crop = min(192, *task.input_shape)
-    batches = Batches(samples, task.spec, size=16, crop=(crop, crop), turns=False, seed=asked.seed)
+    batches = Batches(samples, task.spec, size=12, crop=(crop, crop), turns=False, seed=asked.seed)
     model, parameters = _learn(console, batches, task, plan)
     with Told(console, "validate", len(held)) as told:
         validation, golden = _score(model, task, indexed(task, held), told)
@@ -178,7 +179,7 @@ def _image_task(rows: list[Labelled]) -> Task:
     height, width = np.array(sizes).max(axis=0)
     frame = (_up(height + 8, _SENSOR_STEP_PX), _up(width + 8, _SENSOR_STEP_PX))
     return Task(
-        spec=Preprocessing(normalise=Normalise.MEAN, gain=1.0, offset=-1.0, max_scale=_TILE_SCALE),
+        spec=Preprocessing(normalise=Normalise.MEAN, gain=1.0, offset=-1.0, max_scale=_TILE_SCALE, fill="mean"),
         input_shape=(_up(height * _TILE_SCALE, 16), _up(width * _TILE_SCALE, 16)),
         frame_shape=frame,
         region=RegionSettings(mode=RegionMode.LOCATE, contrast=_TILE_CONTRAST),

@@ -52,6 +52,8 @@ class Sample:
     """(h, w), 0..255: how much of the pixel is flawed."""
     mean: float
     """Of the region's grey levels; what Normalise.MEAN divides by."""
+    area: tuple[slice, slice]
+    """Where the region lies in `levels`."""
     kind: int
 
 
@@ -105,7 +107,7 @@ def prepare(task: Task, frames: Iterator[Raw]) -> list[Sample]:
             region = frame.mask[y : y + placement.height_px, x : x + placement.width_px]
             mask[area] = cv2.resize(region, (placement.width, placement.height), interpolation=cv2.INTER_AREA)
         mean = max(1.0, float(levels[area].mean()))
-        samples.append(Sample(levels=levels, mask=mask, mean=mean, kind=frame.kind))
+        samples.append(Sample(levels=levels, mask=mask, mean=mean, area=area, kind=frame.kind))
     return samples
 
 
@@ -134,9 +136,10 @@ class Batches:
         sample = pool[int(rng.integers(len(pool)))]
         rows, columns = self._crop
         matrix = self._view(sample)
-        levels = cv2.warpAffine(sample.levels, matrix, (columns, rows), borderValue=(float(self._spec.fill),))
+        fill = round(sample.mean) if self._spec.fill == "mean" else self._spec.fill
+        levels = cv2.warpAffine(sample.levels, matrix, (columns, rows), borderValue=(float(fill),))
         mask = cv2.warpAffine(sample.mask, matrix, (columns, rows)).astype(np.float32) / 255
-        image = (levels.astype(np.float32) + 1) / np.float32(sample.mean)
+        image = np.maximum(levels, np.float32(1)) / np.float32(sample.mean)  # 0 to a power has no slope
         image = image ** np.float32(rng.uniform(*_GAMMA)) * np.float32(rng.uniform(*_GAIN))
         across = np.linspace(-1, 1, columns, dtype=np.float32) * np.float32(rng.uniform(-_SLOPE, _SLOPE))
         down = np.linspace(-1, 1, rows, dtype=np.float32) * np.float32(rng.uniform(-_SLOPE, _SLOPE))
@@ -152,22 +155,22 @@ class Batches:
     def _view(self, sample: Sample) -> NDArray[np.float64]:
         """A mirrored, slightly shifted and scaled view; on the flaw more often than not where the crop is smaller."""
         rng = self._rng
-        height, width = sample.levels.shape
         rows, columns = self._crop
         scale = rng.uniform(*_SCALE)
-        x, y = width / 2 + rng.uniform(-6, 6), height / 2 + rng.uniform(-6, 6)
-        if (rows, columns) != (height, width):
-            x = rng.uniform(min(columns, width) / 2, width - min(columns, width) / 2)
-            y = rng.uniform(min(rows, height) / 2, height - min(rows, height) / 2)
-            if sample.kind >= 0 and rng.random() < _ON_FLAW:
-                bad_y, bad_x = np.nonzero(sample.mask > _MARKED)
-                if len(bad_x):
-                    pick = int(rng.integers(len(bad_x)))
-                    x = bad_x[pick] + rng.uniform(-0.4, 0.4) * columns
-                    y = bad_y[pick] + rng.uniform(-0.4, 0.4) * rows
-        right = scale if rng.random() < _HALF else -scale
-        down = scale if rng.random() < _HALF else -scale
-        return np.array([[right, 0, columns / 2 - right * x], [0, down, rows / 2 - down * y]])
+        down, right = sample.area
+        y, x = (down.start + down.stop) / 2 + rng.uniform(-6, 6), (right.start + right.stop) / 2 + rng.uniform(-6, 6)
+        if (rows, columns) != sample.levels.shape:
+            y, x = rng.uniform(down.start, down.stop), rng.uniform(right.start, right.stop)
+            bad_y, bad_x = np.nonzero(sample.mask > _MARKED)
+            if len(bad_x) and rng.random() < _ON_FLAW:
+                pick = int(rng.integers(len(bad_x)))
+                y, x = bad_y[pick], bad_x[pick]
+            # Good and bad alike from here on: were only flaws moved off the middle, edges would tell them apart.
+            y = _within(y + rng.uniform(-0.4, 0.4) * rows, down, rows)
+            x = _within(x + rng.uniform(-0.4, 0.4) * columns, right, columns)
+        across = scale if rng.random() < _HALF else -scale
+        along = scale if rng.random() < _HALF else -scale
+        return np.array([[across, 0, columns / 2 - across * x], [0, along, rows / 2 - along * y]])
 
 
 _GAMMA: Final = (0.85, 1.2)
@@ -179,6 +182,12 @@ _SCALE: Final = (0.94, 1.06)
 _HALF: Final = 0.5
 _ON_FLAW: Final = 0.85
 _MARKED: Final = 90  # of 255: a mask pixel that a crop may be centred on
+
+
+def _within(middle: float, side: slice, crop: int) -> float:
+    """Move the middle of a crop so that it holds as much of the region as it can."""
+    half = min(crop, side.stop - side.start) / 2
+    return float(min(max(middle, side.start + half), side.stop - half))
 
 
 def _area(placement: Placement) -> tuple[slice, slice]:
