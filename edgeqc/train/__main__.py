@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 def _train_drawn(asked: argparse.Namespace, console: Console) -> Package:
     task = _DRAWN_TASK
     parts = asked.parts or (600 if asked.quick else 4000)
-    steps = asked.steps or (150 if asked.quick else 2000)
+    steps = asked.steps or (150 if asked.quick else 1600)
     held = max(20, min(500, parts // 4))
     tested = max(20, min(1200, parts // 2))
     began = time.monotonic()
