@@ -18,10 +18,13 @@ from typing import Final, Self
 
 import numpy as np
 
+from edgeqc.cores import real_time
 from edgeqc.errors import EdgeqcError
 from edgeqc.sim.gige import GigeServer
 from edgeqc.sim.stage import Stage
 
+HARDWARE_PRIORITY: Final = 10
+"""SCHED_FIFO, where allowed: below the station's threads, above everything else."""
 START_S: Final = 20.0
 """Python and numpy take a second to start on an idle core, more on a busy one."""
 STOP_S: Final = 5.0
@@ -155,6 +158,7 @@ def main() -> int:
     except OSError as exc:
         sys.stderr.write(f"{words.address}: {exc}\n")
         return _TAKEN
+    real_time(HARDWARE_PRIORITY)  # a camera does not share a core with whatever else this box does
     sys.stdout.write(f"READY {words.address}\n")
     sys.stdout.flush()
     try:

@@ -169,14 +169,14 @@ class SimLine:
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             if self.daemon is not None and self.daemon.poll() is not None:
-                raise EdgeqcError(f"the daemon ended with {self.daemon.returncode}; see {self.log}")
+                raise EdgeqcError(f"the daemon ended with {self.daemon.returncode}: {self.log.read_text()[-500:]}")
             with contextlib.suppress(OSError, EdgeqcError):
                 board = Board.attach(self.run_dir)
                 row = board[f"station-{STATION}"]
                 if row.get("camera_up") and row.get("plc_up") and all(row.state == 2 for row in board.rows.values()):  # noqa: PLR2004 - State.READY
                     return board
             time.sleep(0.02)
-        raise EdgeqcError(f"the daemon was not ready within {timeout_s:g} s; see {self.log}")
+        raise EdgeqcError(f"the daemon was not ready within {timeout_s:g} s: {self.log.read_text()[-500:]}")
 
     def stop_daemon(self) -> int | None:
         """SIGTERM and wait; its exit code, None where it did not run."""

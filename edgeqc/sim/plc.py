@@ -40,6 +40,8 @@ from edgeqc.sim.stage import Stage
 Kind = Literal["modbus", "opcua"]
 Start = Literal["ready", "go"]
 
+HARDWARE_PRIORITY: Final = 10
+"""SCHED_FIFO, where allowed: below the station's threads, above everything else."""
 READY_TIMEOUT_S: Final = 30.0
 """An OPC UA server takes about 3 s to start on a free core."""
 
@@ -237,6 +239,7 @@ def main() -> int:
     parser.add_argument("--password", default="")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.CRITICAL)
+    real_time(HARDWARE_PRIORITY)  # a PLC does not share a core with whatever else this box does
     with contextlib.closing(Stage.attach(arguments.stage)) as stage, arguments.log.open("a", buffering=1) as log:
         asyncio.run(_serve(arguments, stage, log))
     return 0

@@ -17,7 +17,7 @@ from edgeqc.station.outcome import Outcome
 from edgeqc.station.part import Part
 from edgeqc.station.plckeeper import PlcKeeper
 
-_READ_NS: Final = 100 * NS_PER_MS
+_READ_NS: Final = 300 * NS_PER_MS
 """For one read of the trigger block: a PLC that takes longer is as good as gone."""
 _DOWN_S: Final = 0.02
 """Between looks at a link that is down."""
