@@ -193,8 +193,8 @@ class Locator:
         return x0, y0, x1 - x0, y1 - y0
 
 
-_VIEW_PX: Final = 128
-"""Shorter side of the decimated view: 0.13 ms for 1280x1024, and 8 px of precision."""
+_VIEW_PX: Final = 64
+"""Shorter side of the decimated view: for 1280x1024 that is 16 px of precision, and half the time of 128 (0.12 ms)."""
 _LEAST_RATIO: Final = 0.005
 """Of the view: less is dust on the belt."""
 _PIECE_RATIO: Final = 0.1

@@ -33,6 +33,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TextIO
 
+from edgeqc.cores import real_time
 from edgeqc.sim import plc_modbus
 from edgeqc.sim.plc_line import Line, Server, TriggerKind, say
 from edgeqc.sim.stage import Stage
