@@ -174,7 +174,7 @@ def test_locate_finds_a_dark_part_on_a_bright_ground():
     pixels = np.full(FRAME, 220, np.uint8)
     pixels[50:150, 60:200] = 40
     x, y, width, height = Locator(FRAME, RegionSettings(mode=RegionMode.LOCATE, background="bright")).find(pixels)
-    assert abs(x - 60) <= 2 and abs(y - 50) <= 2 and abs(x + width - 200) <= 2 and abs(y + height - 150) <= 2  # noqa: PT018 - one fact
+    assert abs(x - 60) <= 6 and abs(y - 50) <= 6 and abs(x + width - 200) <= 6 and abs(y + height - 150) <= 6  # noqa: PT018 - one fact
 
 
 def test_locate_adds_the_margin_and_stays_in_the_frame():
@@ -183,9 +183,9 @@ def test_locate_adds_the_margin_and_stays_in_the_frame():
     region = RegionSettings(mode=RegionMode.LOCATE, margin_px=20)
     x, y, width, height = Locator(FRAME, region).find(pixels)
     assert y == 0
-    assert 36 <= x <= 40
-    assert 220 <= x + width <= 224
-    assert 120 <= height <= 124
+    assert 34 <= x <= 40
+    assert 220 <= x + width <= 228
+    assert 120 <= height <= 128
 
 
 def test_part_in_two_pieces_is_one_part():
@@ -193,8 +193,8 @@ def test_part_in_two_pieces_is_one_part():
     pixels[50:100, 50:150] = 200
     pixels[110:160, 50:150] = 200
     _, y, _, height = Locator(FRAME, RegionSettings(mode=RegionMode.LOCATE)).find(pixels)
-    assert abs(y - 50) <= 2
-    assert abs(y + height - 160) <= 2
+    assert abs(y - 50) <= 6
+    assert abs(y + height - 160) <= 6
 
 
 @pytest.mark.parametrize("seed", range(3))
