@@ -20,8 +20,10 @@ from edgeqc.station.outcome import Outcome
 from edgeqc.station.part import Part
 from edgeqc.station.plckeeper import PlcKeeper
 
-_IDLE_NS: Final = 100 * NS_PER_MS
-"""It looks up at least this often, so that its own heartbeat shows it alive."""
+_LOOK_MOST_NS: Final = 100 * NS_PER_MS
+_LOOK_LEAST_NS: Final = 2 * NS_PER_MS
+"""It looks up at least twice within the shortest time in which a part can fall due, and so need not be woken for each
+part: waking it would take the interpreter from the line thread just when that has a frame to judge."""
 _WRITE_NS: Final = 50 * NS_PER_MS
 """For a heartbeat or a clearing write."""
 _RETRY_JOURNAL_NS: Final = NS_PER_S
@@ -36,23 +38,35 @@ class Guard:
         outcome: Outcome,
         plc: PlcKeeper | None,
         row: Row,
+        fail_safe_ns: int,
         heartbeat_ns: int,
         hold_ns: int,
         healthy: Callable[[], bool],
         priority: int,
     ) -> None:
-        """`healthy()` tells whether the station may call itself ready; `priority` is SCHED_FIFO's, 0 = ordinary."""
+        """Nothing runs before `start`.
+
+        Args:
+            outcome: settles what is overdue.
+            plc: shows heartbeats; None for a station without a PLC.
+            row: of the status board.
+            fail_safe_ns: from a part's trigger to its fail-safe verdict, at the least.
+            heartbeat_ns: from one heartbeat to the next while no part is under way.
+            hold_ns: how long PASS and REJECT stay on.
+            healthy: may the station call itself ready?
+            priority: SCHED_FIFO's, 0 = ordinary.
+        """
         self._outcome = outcome
         self._plc = plc
         self._row = row
+        self._look_ns = max(_LOOK_LEAST_NS, min(_LOOK_MOST_NS, fail_safe_ns // 3))
         self._heartbeat_ns = heartbeat_ns
         self._hold_ns = hold_ns
         self._healthy = healthy
         self._priority = priority
         self._parts: deque[Part] = deque()
         """Unsettled parts, oldest first; all have the same budget, so their times come in this order too."""
-        self._wake = threading.Event()
-        self._stopping = False
+        self._told_to_stop = threading.Event()
         self._next_beat_ns = 0
         self._next_retry_ns = 0
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
@@ -63,27 +77,24 @@ class Guard:
 
     def stop(self) -> None:
         """End the thread."""
-        self._stopping = True
-        self._wake.set()
+        self._told_to_stop.set()
         self._thread.join(timeout=2)
 
     def watch(self, part: Part) -> None:
         """From now on this part has its fail-safe verdict coming. Any thread; costs microseconds."""
         self._parts.append(part)
-        self._wake.set()
 
     def _run(self) -> None:
         real_time(self._priority)
-        while not self._stopping:
-            self._wake.wait(max(0, self._due_ns() - time.monotonic_ns()) / 1e9)
-            self._wake.clear()
+        while not self._told_to_stop.is_set():
+            self._told_to_stop.wait(max(0, self._due_ns() - time.monotonic_ns()) / 1e9)
             self._row.beat("guard")
             self._fail_safe()
             self._tell_plc()
             self._keep_journal()
 
     def _due_ns(self) -> int:
-        due_ns = time.monotonic_ns() + _IDLE_NS
+        due_ns = time.monotonic_ns() + self._look_ns
         if self._parts:
             return min(due_ns, self._parts[0].fail_safe_at_ns)
         if self._plc is not None and self._plc.up:

@@ -32,6 +32,8 @@ _EXPOSE_WITHIN_RATIO: Final = 0.25
 """Of the takt: a part that was triggered longer ago has moved on, and a picture of it would show something else."""
 _ENGINE_FAILURES_MOST: Final = 3
 """In a row; then the process ends and the supervisor starts a fresh one."""
+_BEAT_NS: Final = 50 * NS_PER_MS
+"""For a heartbeat: a PLC that takes longer is as good as gone."""
 _COLLECT_NS: Final = 10 * NS_PER_S
 """Cyclic garbage is looked for in idle time only, this often."""
 _TRANSFER_SLACK: Final = 1.25
@@ -310,3 +312,14 @@ class Line:
             self._peers.outcome.note(Event(name="engine_failed", facts={"reason": str(exc), "idle": True}))
         self._peers.outcome.rehearse(part, *self._verdict(part, FrameStatus.OK, engine_ok=True))
         self._ran_ns = time.monotonic_ns()
+        self._rehearse_plc()
+
+    def _rehearse_plc(self) -> None:
+        """A heartbeat, so that the way to the PLC is warm too; only where it is sure to be back before the part."""
+        plc, row = self._peers.plc, self._peers.row
+        if plc is None or not plc.up or not self._cadence.leaves_room(time.monotonic_ns(), 3 * row.get("last_plc_ns")):
+            return
+        try:
+            plc.beat(ready=plc.shown.ready, fault=plc.shown.fault, until_ns=time.monotonic_ns() + _BEAT_NS)
+        except PeerError:
+            row.count("plc_errors")

@@ -128,10 +128,16 @@ class Station:
             row=row,
         )
         hold_ms = station.result_hold_ms or min(station.takt_ms / 2, _HOLD_MOST_MS)
+        budget = Budget.of_ms(
+            budget_ms=station.budget_ms,
+            plc_write_ms=station.plc_write_ms,
+            seen_late_ms=station.trigger.poll_ms if by_plc else 0,
+        )
         self._guard = Guard(
             outcome=self._outcome,
             plc=self._plc,
             row=row,
+            fail_safe_ns=budget.fail_safe_at_ns(0),
             heartbeat_ns=int(station.heartbeat_ms * NS_PER_MS),
             hold_ns=int(hold_ms * NS_PER_MS),
             healthy=self._healthy,
@@ -139,11 +145,7 @@ class Station:
         )
         self._tags = TagWatch(run_dir, station) if station.required_tags else None
         intake = Intake(
-            Budget.of_ms(
-                budget_ms=station.budget_ms,
-                plc_write_ms=station.plc_write_ms,
-                seen_late_ms=station.trigger.poll_ms if by_plc else 0,
-            ),
+            budget,
             guard=self._guard,
             row=row,
             first_sequence=self.journal.last_part_sequence + 1,
