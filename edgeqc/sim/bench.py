@@ -85,7 +85,7 @@ def main() -> int:
             ]
             for gate in gates
         ],
-        title=f"{asked.rounds} rounds of {asked.parts} parts at {RATE_HZ:g}/s, 1280x1024 Mono8, Modbus, loopback; {machine}",
+        title=f"{asked.rounds} rounds of {asked.parts} parts at {RATE_HZ:g}/s, 1280x1024 Mono8, full frame, Modbus, loopback; {machine}",
     )
     if asked.json is not None:
         asked.json.write_text(json.dumps({"machine": machine, "rounds": found}, indent=2) + "\n")
@@ -98,17 +98,20 @@ def isolation(folder: Path, *, parts: int, rounds: int) -> tuple[list[Gate], lis
     found: list[dict[str, Any]] = []
     for number in range(1, rounds + 1):
         talk(f"round {number} of {rounds}: journal")
-        journal = _child("journal", folder)
+        journal = _child("journal", str(folder))
         talk(f"round {number} of {rounds}: engine back to back")
-        alone = _child("engine", images.file)
+        alone = _child("engine", str(images.file))
+        talk(f"round {number} of {rounds}: a plain loop (camera thread, engine, asyncio, pymodbus)")
+        loop = plain_loop(folder, images)
         talk(f"round {number} of {rounds}: the line alone")
         plain = run_line(folder, images, parts=parts, side_load=0)
         talk(f"round {number} of {rounds}: the line with {SIDE_TAGS} tags at 10 Hz, broker stopped half-way")
         loaded = run_line(folder, images, parts=parts, side_load=SIDE_TAGS)
-        again = _child("engine", images.file)
+        again = _child("engine", str(images.file))
         found.append(
             {
                 "journal_us": journal,
+                "plain_loop_overhead_ms": loop,
                 "engine_alone_ms": alone,
                 "engine_alone_again_ms": again,
                 "plain": _facts(plain),
@@ -138,6 +141,16 @@ def _gates(rounds: list[dict[str, Any]]) -> list[Gate]:
     return [
         Gate(name="overhead p50", measured=middle(lambda r: r["plain"]["overhead_ms"]["p50"]), limit=1.0, unit="ms"),
         Gate(name="overhead p99", measured=middle(lambda r: r["plain"]["overhead_ms"]["p99"]), limit=2.0, unit="ms"),
+        Gate(
+            name="overhead p50, ours / a plain loop's",
+            measured=middle(lambda r: r["plain"]["overhead_ms"]["p50"] / r["plain_loop_overhead_ms"]["p50"]),
+            limit=1.0,
+        ),
+        Gate(
+            name="overhead p99, ours / a plain loop's",
+            measured=middle(lambda r: r["plain"]["overhead_ms"]["p99"] / r["plain_loop_overhead_ms"]["p99"]),
+            limit=1.0,
+        ),
         Gate(
             name="engine p99, in the loop / back to back",
             measured=middle(lambda r: r["plain"]["engine_ms"]["p99"] / alone(r)),
@@ -191,6 +204,7 @@ def run_line(folder: Path, images: PartImages, *, parts: int, side_load: int) ->
         budget_ms=BUDGET_MS,
         side_load=side_load,
         start="go",
+        changes={"stations": [{"recipe": {"region": {"mode": "full"}}}]},
     )
     with SimLine(plan) as line:
         assert line.plc is not None  # noqa: S101 - SimLine started it
@@ -237,6 +251,21 @@ def run_line(folder: Path, images: PartImages, *, parts: int, side_load: int) ->
     return Run(report=report, memory_mb=memory_mb, grown_mb=grown_mb, first_verdict_s=first_s)
 
 
+def plain_loop(folder: Path, images: PartImages) -> dict[str, float]:
+    """The loop that one would write first, against the same camera and PLC, without the daemon."""
+    place = folder / "plain"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    plan = Plan(
+        folder=place, images=images, engine=_ENGINE, rate_hz=RATE_HZ, budget_ms=BUDGET_MS, trigger="camera", mqtt=False
+    )
+    with SimLine(plan) as line:
+        assert line.camera is not None  # noqa: S101 - SimLine started them
+        assert line.plc is not None  # noqa: S101
+        height, width = images.shape
+        return _child("plain", line.camera.address, str(line.plc.port), str(height), str(width), str(RATE_HZ))
+
+
 def _memory_mb(pid: int, field: str) -> float:
     for text in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if text.startswith(f"{field}:"):
@@ -252,10 +281,10 @@ def _until(condition: Any, timeout_s: float = 40) -> None:
         time.sleep(0.05)
 
 
-def _child(what: str, argument: Path) -> dict[str, float]:
+def _child(what: str, *arguments: str) -> dict[str, float]:
     """Run one measurement in a process of its own, on the core and with the priority that the line thread has."""
     done = subprocess.run(  # noqa: S603 - this very package
-        [sys.executable, "-m", "edgeqc.sim.benchparts", what, str(argument)], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "edgeqc.sim.benchparts", what, *arguments], capture_output=True, text=True, check=True
     )
     found: dict[str, float] = json.loads(done.stdout)
     return found
