@@ -159,7 +159,10 @@ class Batches:
         scale = rng.uniform(*_SCALE)
         down, right = sample.area
         y, x = (down.start + down.stop) / 2 + rng.uniform(-6, 6), (right.start + right.stop) / 2 + rng.uniform(-6, 6)
-        if (rows, columns) != sample.levels.shape:
+        height, width = sample.levels.shape
+        if (rows, columns) != (height, width) and rng.random() < _ANYWHERE:
+            y, x = rng.uniform(0, height), rng.uniform(0, width)  # the net must have seen what surrounds a region
+        elif (rows, columns) != (height, width):
             y, x = rng.uniform(down.start, down.stop), rng.uniform(right.start, right.stop)
             bad_y, bad_x = np.nonzero(sample.mask > _MARKED)
             if len(bad_x) and rng.random() < _ON_FLAW:
@@ -181,6 +184,7 @@ _NOISE: Final = 0.04
 _SCALE: Final = (0.94, 1.06)
 _HALF: Final = 0.5
 _ON_FLAW: Final = 0.85
+_ANYWHERE: Final = 0.3  # share of crops that lie anywhere, padding included
 _MARKED: Final = 90  # of 255: a mask pixel that a crop may be centred on
 
 
