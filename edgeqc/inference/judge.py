@@ -37,11 +37,14 @@ class Judge:
         self._grey = np.zeros((rows, columns), np.uint8)
         self._binary = np.zeros((rows, columns), np.uint8)
 
+    def score(self, slot: EngineSlot) -> float:
+        """The part's score, after `wait`; passed on as it is, NaN included."""
+        return float(slot.output(SCORE)[0])
+
     def judgement(self, slot: EngineSlot, placement: Placement) -> Judgement:
-        """Read a slot after `wait`. The score is passed on as it is, NaN included."""
+        """Score and defects, after `wait`."""
         cells = np.asarray(slot.output(MAP), np.float32)[0, 0]
-        score = float(np.asarray(slot.output(SCORE))[0])
-        return Judgement(score=score, defects=self._defects(slot, cells, placement))
+        return Judgement(score=self.score(slot), defects=self._defects(slot, cells, placement))
 
     def _defects(self, slot: EngineSlot, cells: NDArray[np.float32], placement: Placement) -> tuple[Defect, ...]:
         np.greater_equal(cells, self._limit, out=self._binary, casting="unsafe")

@@ -1,6 +1,7 @@
-"""The PLC link over Modbus TCP: blocking sockets of our own, pymodbus for the PDUs, every reply checked to the byte.
+"""The PLC link over Modbus TCP: blocking sockets of our own, two function codes, every reply checked to the byte.
 
-pymodbus's own clients accept transaction id 0, another function code and a wrong number of registers, wait out the whole
+The result write is on the decision path, right behind the engine, which leaves the caches cold: there pymodbus' PDU
+classes cost more than the checks. And pymodbus's own clients accept transaction id 0, another function code and a wrong number of registers, wait out the whole
 timeout when the peer hangs up, and repeat writes; a result must not rest on that.
 """
 
@@ -17,9 +18,6 @@ from collections.abc import Iterator
 from typing import Final
 
 from pymodbus.constants import ExcCodes
-from pymodbus.framer import FramerSocket
-from pymodbus.pdu import DecodePDU, ModbusPDU
-from pymodbus.pdu.register_message import ReadHoldingRegistersRequest, WriteMultipleRegistersRequest
 
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.plc import registers
@@ -32,6 +30,12 @@ SILENCE_S: Final = 1.0
 """A peer that owes a reply for longer is not slow but gone, or keeps silent to a unit that it does not have."""
 _CLOSE_S: Final = 0.5
 _MBAP: Final = struct.Struct(">HHHB")  # transaction, protocol (0), length of what follows, unit
+_READ: Final = struct.Struct(">BHH")  # function code 3: first register, how many
+_WRITE: Final = struct.Struct(f">BHHB{registers.RESULT_REGISTERS}H")  # function code 16: first, how many, bytes, values
+_WRITTEN: Final = struct.Struct(">BHH")
+_TRIGGER: Final = struct.Struct(f">{registers.TRIGGER_REGISTERS}H")
+_READ_CODE: Final = 3
+_WRITE_CODE: Final = 16
 _LENGTH_MIN: Final = 3  # unit, function code, one byte
 _LENGTH_MAX: Final = 254  # MODBUS Messaging on TCP/IP 1.0b, 3.1.3: an ADU has 260 bytes
 _EXCEPTION: Final = 0x80
@@ -63,26 +67,24 @@ class ModbusLink:
 
     def read_trigger(self, until_ns: int) -> PlcTrigger:
         """Read counter and part id in one request."""
-        request = ReadHoldingRegistersRequest(
-            address=self._at.trigger, count=registers.TRIGGER_REGISTERS, dev_id=self._unit
-        )
+        request = _READ.pack(_READ_CODE, self._at.trigger, registers.TRIGGER_REGISTERS)
         with self._triggers.held(until_ns) as connection:
-            reply = connection.exchange(request, 2 + 2 * registers.TRIGGER_REGISTERS, until_ns)
+            reply = connection.exchange(request, 2 + _TRIGGER.size, until_ns)
             read_ns = time.monotonic_ns()
-        counter, part_id = registers.unpack_trigger(reply.registers)
+        counter, part_id = registers.unpack_trigger(_TRIGGER.unpack_from(reply, 2))
         return PlcTrigger(counter=counter, part_id=part_id, read_ns=read_ns)
 
     def write_result(self, result: PlcResult, until_ns: int) -> None:
         """Write all 16 registers with one function code 16; never repeated by us."""
         with self._results.held(until_ns) as connection:
             block = registers.pack_result(result, next(self._heartbeat))
-            request = WriteMultipleRegistersRequest(address=self._at.result, registers=block, dev_id=self._unit)
-            reply = connection.exchange(request, 5, until_ns)
-        if (reply.address, reply.count) != (self._at.result, registers.RESULT_REGISTERS):
+            request = _WRITE.pack(_WRITE_CODE, self._at.result, len(block), 2 * len(block), *block)
+            reply = connection.exchange(request, _WRITTEN.size, until_ns)
+        _, address, count = _WRITTEN.unpack(reply)
+        if (address, count) != (self._at.result, registers.RESULT_REGISTERS):
             raise PeerError(
                 self._peer,
-                f"acknowledged {reply.count} registers at {reply.address}, "
-                f"not {registers.RESULT_REGISTERS} at {self._at.result}",
+                f"acknowledged {count} registers at {address}, not {registers.RESULT_REGISTERS} at {self._at.result}",
             )
 
     def close(self) -> None:
@@ -103,8 +105,7 @@ class _Connection:
         """When the request under way was sent; 0 = none is."""
         self._dead = ""
         """Why nothing can be asked any more."""
-        self._pdus = DecodePDU(is_server=False)
-        self._framer = FramerSocket(self._pdus)
+        self._unit = settings.device_id
         try:
             self._socket = socket.create_connection((settings.host, settings.port), timeout=CONNECT_S)
         except TimeoutError as exc:
@@ -131,15 +132,14 @@ class _Connection:
         finally:
             self._lock.release()
 
-    def exchange(self, request: ModbusPDU, reply_bytes: int, until_ns: int) -> ModbusPDU:
-        """Send the request once and return its reply, whose PDU has `reply_bytes`. Hold the lock."""
+    def exchange(self, request: bytes, reply_bytes: int, until_ns: int) -> bytes:
+        """Send a PDU once and return the one that answers it, `reply_bytes` long. Hold the lock."""
         if self._dead:
             raise PeerError(self._peer, f"connection given up: {self._dead}")
         if self._asked_ns:
             self._reply(until_ns)  # late: nobody waits for it any more
         self._transaction = self._transaction % 0xFFFF + 1  # never 0: that is what careless peers answer with
-        request.transaction_id = self._transaction
-        wanted = self._framer.buildFrame(request)
+        wanted = _MBAP.pack(self._transaction, 0, len(request) + 1, self._unit) + request
         if _left_ms(until_ns) <= 0:
             raise PeerTimeoutError(self._peer, "no time left")
         self._asked_ns = time.monotonic_ns()
@@ -161,22 +161,19 @@ class _Connection:
         if held:
             self._lock.release()
 
-    def _checked(self, request: ModbusPDU, reply_bytes: int, unit: int, pdu: bytes) -> ModbusPDU:
+    def _checked(self, request: bytes, reply_bytes: int, unit: int, pdu: bytes) -> bytes:
         """Refuse a well-formed frame that is not the answer to this request; the connection stays in step."""
-        if unit != request.dev_id:
-            raise PeerError(self._peer, f"reply from unit {unit}, asked {request.dev_id}")
-        if pdu[0] == request.function_code | _EXCEPTION and len(pdu) == 2:  # noqa: PLR2004 - code and reason
+        if unit != self._unit:
+            raise PeerError(self._peer, f"reply from unit {unit}, asked {self._unit}")
+        if pdu[0] == request[0] | _EXCEPTION and len(pdu) == 2:  # noqa: PLR2004 - code and reason
             raise PeerError(self._peer, f"exception {pdu[1]} {_exception_name(pdu[1])}")
-        if pdu[0] != request.function_code:
-            raise PeerError(self._peer, f"reply with function code {pdu[0]}, asked {request.function_code}")
+        if pdu[0] != request[0]:
+            raise PeerError(self._peer, f"reply with function code {pdu[0]}, asked {request[0]}")
         if len(pdu) != reply_bytes:
             raise PeerError(self._peer, f"reply of {len(pdu)} bytes, {reply_bytes} expected")
-        if pdu[0] == ReadHoldingRegistersRequest.function_code and pdu[1] != reply_bytes - 2:
+        if pdu[0] == _READ_CODE and pdu[1] != reply_bytes - 2:
             raise PeerError(self._peer, f"byte count {pdu[1]} in a reply with {reply_bytes - 2}")
-        reply = self._pdus.decode(pdu)
-        if reply is None:
-            raise PeerError(self._peer, f"undecodable reply {pdu.hex()}")
-        return reply
+        return pdu
 
     def _reply(self, until_ns: int) -> tuple[int, bytes]:
         """Unit and PDU that answer the request under way."""

@@ -49,6 +49,14 @@ class Status(IntFlag):
     FAULT = 32
 
 
+_SHOWN: Final[dict[Verdict | None, int]] = {
+    Verdict.PASS: int(Status.PASS | Status.RESULT_VALID),
+    Verdict.REJECT: int(Status.REJECT | Status.RESULT_VALID),
+    None: 0,
+}
+_READY, _BUSY, _FAULT = int(Status.READY), int(Status.BUSY), int(Status.FAULT)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultImage:
     """What the PLC finds in the result block, contradictions included."""
@@ -77,25 +85,13 @@ def unpack_trigger(registers: Sequence[int]) -> tuple[int, str]:
 
 def pack_result(result: PlcResult, heartbeat: int) -> list[int]:
     """The result block. Sequence and heartbeat wrap; a part id over 16 characters is cut."""
-    status = Status(0)
-    match result.verdict:
-        case Verdict.PASS:
-            status = Status.PASS | Status.RESULT_VALID
-        case Verdict.REJECT:
-            status = Status.REJECT | Status.RESULT_VALID
-        case None:
-            pass
-    if result.ready:
-        status |= Status.READY
-    if result.busy:
-        status |= Status.BUSY
-    if result.fault:
-        status |= Status.FAULT
+    # plain ints: an IntFlag's operators cost ten times as much, on the decision path
+    status = _SHOWN[result.verdict] | _READY * result.ready | _BUSY * result.busy | _FAULT * result.fault
     score = 0 if math.isnan(result.score) else round(min(max(result.score, 0.0), 1.0) * SCORE_SCALE)
     return [
         result.sequence >> 16 & 0xFFFF,
         result.sequence & 0xFFFF,
-        int(status),
+        status,
         result.code,
         heartbeat & 0xFFFF,
         score,

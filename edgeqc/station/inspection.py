@@ -56,12 +56,13 @@ class Inspection:
             self.engine.wait(slot, part.fail_safe_at_ns)
             part.scored_ns = time.monotonic_ns()
             self.run_ns = part.scored_ns - part.prepared_ns
-            judgement = self._judge.judgement(slot, placement)
-            part.score, part.defects = judgement.score, judgement.defects
-            if keep_pass or not judgement.score < self.threshold:
+            part.score = self._judge.score(slot)
+            if keep_pass or not part.score < self.threshold:
+                # A part that passes has no defects to tell of; the line must not wait for what nobody looks at.
+                part.defects = self._judge.judgement(slot, placement).defects
                 self._judge.draw(slot, placement, map_out)
-            if not math.isfinite(judgement.score):
-                raise EngineError(f"score is {judgement.score}")
+            if not math.isfinite(part.score):
+                raise EngineError(f"score is {part.score}")
             return True
         finally:
             slot.release()
