@@ -19,8 +19,12 @@ class Bench:
         self.line = line
 
     @property
+    def board(self) -> Board:
+        return Board.attach(self.line.run_dir)
+
+    @property
     def row(self) -> Row:
-        return Board.attach(self.line.run_dir)[f"station-{STATION}"]
+        return self.board[f"station-{STATION}"]
 
     @property
     def plc(self) -> Any:
@@ -33,7 +37,7 @@ class Bench:
         return self.line.stage
 
     def pid(self, process: str) -> int:
-        return Board.attach(self.line.run_dir)[process].pid
+        return self.board[process].pid
 
     def events(self) -> list[dict[str, Any]]:
         """The daemon's log so far."""

@@ -226,6 +226,18 @@ def test_a_killed_office_costs_nothing(bench: Make) -> None:
     assert (report["late"], report["mqtt_missing"], report["archive_rows"]) == (0, 0, 120)
 
 
+def test_a_killed_watch_costs_no_verdict_and_its_tags_come_back(bench: Make) -> None:
+    line = bench(parts=100, side_load=20)
+    until(lambda: line.board["watch"].get("tags_good") == 20, 20)
+    line.part_is(20)
+    os.kill(line.pid("watch"), signal.SIGKILL)
+    line.board["watch"].put("tags_good", 0)
+    until(lambda: line.board["watch"].get("tags_good") == 20, 20)
+    report = line.finish()
+    whole(report)
+    assert (report["late"], report["archive_rows"]) == (0, 100)
+
+
 def test_a_killed_station_is_back_and_loses_nothing_that_the_plc_saw(bench: Make) -> None:
     line = bench(parts=200)
     dice = random.Random(7)

@@ -1,0 +1,98 @@
+"""The decision path allocates nothing of a frame's size, and copies no frame, once it is warm."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+
+from edgeqc.core.decide import decide
+from edgeqc.core.keeping import KeepRule
+from edgeqc.inference.judge import map_shape
+from edgeqc.journal import JournalWriter
+from edgeqc.records import FrameStatus, Trigger
+from edgeqc.settings import (
+    JournalSettings,
+    JournalSync,
+    RecipeSettings,
+    RegionMode,
+    RegionSettings,
+    ReplayCameraSettings,
+)
+from edgeqc.shm.board import Board
+from edgeqc.shm.slots import FrameSlots
+from edgeqc.sim.line import drawn_parts
+from edgeqc.station.inspection import Inspection
+from edgeqc.station.lender import Lender
+from edgeqc.station.outcome import Outcome, Recipe
+from edgeqc.station.part import Part
+
+ENGINE = Path(__file__).parents[2] / "engines" / "demo-part" / "1"
+SHAPE = (480, 640)
+PARTS = 300
+
+
+def test_no_allocation_of_frame_size_after_warm_up(tmp_path: Path) -> None:
+    images = np.load(drawn_parts(tmp_path, count=4, shape=SHAPE).file)
+    camera = ReplayCameraSettings(type="replay", folder=tmp_path, height_px=SHAPE[0], width_px=SHAPE[1])
+    recipe = RecipeSettings(engine=ENGINE, region=RegionSettings(mode=RegionMode.LOCATE))
+    inspection = Inspection(recipe, camera)
+    slots = FrameSlots.create(tmp_path / "slots", per_bank=8, shape=SHAPE, map_shape=map_shape(SHAPE))
+    row = Board.create(tmp_path, ["station-top"])["station-top"]
+    home: list[int] = []
+    lender = Lender(slots, most=4, take_back=home.append)
+    journal = JournalWriter(tmp_path / "journal" / "station-top", JournalSettings(ballast_mb=0))
+    outcome = Outcome(
+        station="top",
+        recipe=Recipe(name="default", threshold=inspection.threshold, model_digest=inspection.package.digest),
+        journal=journal,
+        sync=JournalSync.GROUP,
+        plc=None,
+        lender=lender,
+        keep=KeepRule(rejects=True, every_nth_pass=3, newest=0),
+        row=row,
+    )
+
+    def judge(number: int) -> None:
+        slot = number % slots.bank
+        now_ns = time.monotonic_ns()
+        part = Part(
+            trigger=Trigger(sequence=number, part_id=f"P{number}", at_ns=now_ns, wall_ns=0),
+            deadline_ns=now_ns + 10**9,
+            fail_safe_at_ns=now_ns + 10**9,
+            slot=slot,
+        )
+        inspection.inspect(part, slots.pixels(slot), slots.map(slot), keep_pass=outcome.keeps_next_pass)
+        verdict = decide(
+            frame=FrameStatus.OK,
+            score=part.score,
+            threshold=inspection.threshold,
+            now_ns=time.monotonic_ns(),
+            fail_safe_at_ns=part.fail_safe_at_ns,
+        )
+        assert outcome.settle(part, *verdict)
+        lender.collect()
+
+    for slot in range(slots.bank):
+        slots.pixels(slot)[:] = images[slot % len(images)]
+    for number in range(1, 30):
+        judge(number)
+    tracemalloc.start()
+    try:
+        judge(30)
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        for number in range(31, PARTS):
+            judge(number)
+        after, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        journal.close()
+        inspection.close()
+    frame = SHAPE[0] * SHAPE[1]
+    assert peak - before < frame // 4, f"{peak - before} bytes at the peak, a frame has {frame}"
+    assert after - before < frame // 4
+    assert row.get("verdicts") == PARTS - 1
+    assert home, "slots were lent and came home"
