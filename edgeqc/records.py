@@ -184,7 +184,7 @@ class Delivery:
     sequence: int
     """The trigger's sequence: which part."""
     verdict: Verdict
-    """What was announced: other than the part record's only where the disk did not confirm a PASS in time."""
+    """What was announced: other than the part record's only where a PASS could no longer be: disk or time failed it."""
     cause: Cause
     delivered: bool
     delivered_ns: int

@@ -27,7 +27,7 @@ from edgeqc.loading import digest, dump, paths
 from edgeqc.logs import Log, configure
 from edgeqc.records import NS_PER_S, AlertChange, Event, Ne107, Started
 from edgeqc.rights import missing_rights
-from edgeqc.settings import Settings
+from edgeqc.settings import Settings, TriggerSource
 from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.tagtable import FILE_NAME as TAG_TABLE
 
@@ -62,7 +62,7 @@ def jobs(settings: Settings) -> list[Job]:
         Job(
             name=f"station-{station.name}",
             argv=("station", station.name),
-            loops=("line", "guard"),
+            loops=("line", "guard", "triggers") if station.trigger.source is TriggerSource.PLC else ("line", "guard"),
             hung_ns=2 * NS_PER_S,
             stop_s=3,
         )

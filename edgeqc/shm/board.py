@@ -15,7 +15,7 @@ from edgeqc.errors import EdgeqcError
 from edgeqc.shm.block import Block
 
 _MAGIC: Final = b"EQCBRD01"
-LOOPS: Final = ("main", "line", "guard", "spare")
+LOOPS: Final = ("main", "line", "guard", "triggers")
 """Loops that a process may have; each beats on its own, so that one that hangs is seen."""
 COUNTERS: Final = (
     "triggers",

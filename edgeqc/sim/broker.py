@@ -106,11 +106,11 @@ class SimBroker:
         """End it as an administrator would."""
         self._end(signal.SIGTERM)
 
-    def hang(self) -> None:
+    def freeze(self) -> None:
         """It keeps its connections and answers nothing (SIGSTOP)."""
         self._signal(signal.SIGSTOP)
 
-    def resume(self) -> None:
+    def thaw(self) -> None:
         """It goes on where it hung."""
         self._signal(signal.SIGCONT)
 

@@ -79,11 +79,11 @@ class SimCamera:
             self._process.kill()
             self._reap()
 
-    def pause(self) -> None:
+    def freeze(self) -> None:
         """Freeze it (SIGSTOP): silent like a pulled cable."""
         os.kill(self.pid, signal.SIGSTOP)
 
-    def resume(self) -> None:
+    def thaw(self) -> None:
         """Let it go on."""
         os.kill(self.pid, signal.SIGCONT)
 

@@ -24,6 +24,8 @@ _LOOK_MOST_NS: Final = 100 * NS_PER_MS
 _LOOK_LEAST_NS: Final = 2 * NS_PER_MS
 """It looks up at least twice within the shortest time in which a part can fall due, and so need not be woken for each
 part: waking it would take the interpreter from the line thread just when that has a frame to judge."""
+_LINE_STUCK_NS: Final = 200 * NS_PER_MS
+"""The line thread comes up for air every 20 ms, and after 100 ms from a camera that does not answer."""
 _WRITE_NS: Final = 50 * NS_PER_MS
 """For a heartbeat or a clearing write."""
 _RETRY_JOURNAL_NS: Final = NS_PER_S
@@ -117,6 +119,8 @@ class Guard:
         if self._plc is None or not self._plc.up or self._parts:
             return
         now_ns = time.monotonic_ns()
+        if now_ns - self._row.beats().get("line", 0) > _LINE_STUCK_NS + 2 * self._heartbeat_ns:
+            return  # the heartbeat speaks for the line thread, too
         try:
             if self._outcome.shown_at_ns and now_ns >= self._outcome.shown_at_ns + self._hold_ns:
                 self._outcome.shown_at_ns = 0

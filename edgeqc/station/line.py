@@ -6,7 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from edgeqc.cameras.keeper import CameraKeeper
@@ -181,9 +181,9 @@ class Line:
         plc = self._peers.plc
         if plc is None or not plc.up:
             return
-        shown = replace(plc.shown, sequence=part.trigger.sequence, part_id=part.trigger.part_id, verdict=None, code=0)
+        trigger = part.trigger
         try:
-            plc.show(replace(shown, busy=True, score=0.0), part.fail_safe_at_ns)
+            plc.show_busy(trigger.sequence, trigger.part_id, part.fail_safe_at_ns, unless=lambda: part.settled)
             self._peers.outcome.shown_at_ns = 0
         except PeerError:
             self._peers.row.count("plc_errors")

@@ -81,7 +81,8 @@ class Outcome:
             verdict, cause = Verdict.REJECT, Cause.JOURNAL
         delivery = self._announce(part, verdict, cause)
         self._append(delivery)
-        self._count(part, delivery)
+        with self._lock:
+            self._count(part, delivery)
         return True
 
     @property
@@ -166,6 +167,8 @@ class Outcome:
 
     def _announce(self, part: Part, verdict: Verdict, cause: Cause) -> Delivery:
         delivered_ns, reason = 0, ""
+        if verdict is Verdict.PASS and time.monotonic_ns() >= part.fail_safe_at_ns:
+            verdict, cause = Verdict.REJECT, Cause.LATE  # decided in time, but no PASS is begun that may come late
         if not part.announced:
             reason = "missed: no longer announced"
         elif self._plc is None:
@@ -184,10 +187,11 @@ class Outcome:
             )
             started_ns = time.monotonic_ns()
             try:
-                # A fail-safe verdict that is overdue still goes out: the PLC's own window has its own say.
-                self._plc.show(
-                    result, max(part.deadline_ns, time.monotonic_ns() + part.deadline_ns - part.fail_safe_at_ns)
-                )
+                until_ns = part.deadline_ns
+                if verdict is Verdict.REJECT:
+                    # one that is overdue still goes out: the PLC's own window has its own say
+                    until_ns = max(until_ns, started_ns + part.deadline_ns - part.fail_safe_at_ns)
+                self._plc.show(result, until_ns)
                 delivered_ns = self.shown_at_ns = time.monotonic_ns()
                 self._row.put("last_plc_ns", delivered_ns - started_ns)
             except PeerError as exc:

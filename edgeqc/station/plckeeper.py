@@ -83,6 +83,18 @@ class PlcKeeper:
         """Write this result; returns when the PLC acknowledged it. PeerError at once while there is no link."""
         self._write(lambda: result, until_ns)
 
+    def show_busy(self, sequence: int, part_id: str, until_ns: int, *, unless: Callable[[], bool]) -> None:
+        """BUSY on, PASS and REJECT off, for a part that has no verdict yet.
+
+        `unless` is asked while no other write can come between: a fail-safe verdict that is out must stay.
+        """
+
+        def busy() -> PlcResult | None:
+            shown = replace(_safe(self._shown, ready=self._shown.ready), busy=True)
+            return None if unless() else replace(shown, sequence=sequence, part_id=part_id)
+
+        self._write(busy, until_ns)
+
     def clear(self, until_ns: int) -> None:
         """PASS and REJECT off."""
         self._write(lambda: _safe(self._shown, ready=self._shown.ready), until_ns)
@@ -91,15 +103,18 @@ class PlcKeeper:
         """Write what is shown once more, with the heartbeat moved on."""
         self._write(lambda: replace(self._shown, ready=ready, fault=fault), until_ns)
 
-    def _write(self, compose: Callable[[], PlcResult], until_ns: int) -> None:
+    def _write(self, compose: Callable[[], PlcResult | None], until_ns: int) -> None:
+        """Write what `compose` gives once the link is ours; nothing where that is None."""
         link = self._link
         if link is None:
             raise PeerError(self._peer, self._reason)
         if not self._write_lock.acquire(timeout=max(0.0, (until_ns - time.monotonic_ns()) / 1e9)):
             raise PeerError(self._peer, "the link is busy with another write")
         try:
-            self._shown = compose()
-            link.write_result(self._shown, until_ns)
+            composed = compose()
+            if composed is not None:
+                self._shown = composed
+                link.write_result(composed, until_ns)
         except PeerError as exc:
             self._drop(link, exc.reason)
             raise
@@ -117,11 +132,11 @@ class PlcKeeper:
         while not self._stopping.is_set():
             try:
                 link = self._open_safe()
-            except PeerError as exc:
-                self._reason = exc.reason
+            except Exception as exc:  # noqa: BLE001 - the thread's root: a PLC that confuses us is tried again
+                self._reason = exc.reason if isinstance(exc, PeerError) else f"{type(exc).__name__}: {exc}"
                 failures += 1
                 if failures == 1:
-                    self._on_change(False, exc.reason)
+                    self._on_change(False, self._reason)
                 self._stopping.wait(_BACKOFF.delay_s(failures, random.random()))  # noqa: S311 - jitter, not a secret
                 continue
             failures = 0

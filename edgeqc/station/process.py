@@ -185,7 +185,7 @@ class Station:
         gc.collect()
         gc.freeze()
         gc.disable()  # the line looks for garbage itself, when no part is due
-        for loop in ("line", "guard"):
+        for loop in ("line", "guard", "triggers"):
             self._row.beat(loop)
         self._row.state = State.READY
         try:

@@ -67,6 +67,7 @@ class TriggerWatch:
     def _run(self) -> None:
         next_ns = time.monotonic_ns()
         while not self._stopping:
+            self._row.beat("triggers")
             try:
                 self._look()
             except PeerError:

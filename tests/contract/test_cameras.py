@@ -424,13 +424,13 @@ def test_a_camera_that_another_client_controls_is_refused_and_free_again_after_i
 
 def test_a_trigger_to_a_dead_camera_is_bounded(sim, opened):
     camera = opened(gige(sim), software_trigger=True)
-    sim.pause()
+    sim.freeze()
     for _ in range(3):
         began = time.monotonic()
         with pytest.raises(PeerTimeoutError):
             camera.trigger()
         assert time.monotonic() - began < 0.1 + SLACK_S
-    sim.resume()
+    sim.thaw()
 
 
 def test_an_address_without_a_camera_is_told_quickly(sim, slots):
@@ -546,9 +546,9 @@ def test_a_killed_camera_is_used_again_when_it_is_back(sim, kept, stage):
 def test_a_frozen_camera_is_used_again_when_it_goes_on(sim, kept):
     one = kept(gige(sim, silence_ms=200))
     one.keeper.release(first_ok(one.keeper).slot)
-    sim.pause()
+    sim.freeze()
     wait_for(lambda: one.keeper.next_frame(within(0.02)) is None and not one.keeper.up)
-    sim.resume()
+    sim.thaw()
     one.keeper.release(first_ok(one.keeper, 15).slot)
     assert one.keeper.reopened >= 1
 
@@ -634,10 +634,10 @@ def test_counters_go_on_over_a_reopening(sim, kept):
 def test_stop_is_bounded_with_a_dead_camera(sim, kept):
     one = kept(gige(sim, silence_ms=200))
     one.keeper.release(first_ok(one.keeper).slot)
-    sim.pause()
+    sim.freeze()
     one.keeper.lost("the test says so")
     began = time.monotonic()
     one.keeper.stop(1)
     assert time.monotonic() - began < 1 + SLACK_S
     assert one.keeper.next_frame(time.monotonic_ns() + 10 * NS_PER_MS) is None
-    sim.resume()
+    sim.thaw()

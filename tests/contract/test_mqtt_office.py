@@ -297,11 +297,11 @@ def test_a_broker_that_hangs_misses_nothing(line, broker):
     with line.office(settings(broker.port, keepalive_s=1)), listen(broker, client_id="scada") as listener:
         line.parts(300)
         listener.wait(300, "/verdict", timeout_s=PATIENCE_S)
-        broker.hang()
+        broker.freeze()
         line.parts(400)
         time.sleep(6)  # beyond keep-alive and connect timeout: the office must give the connection up
         line.parts(300)
-        broker.resume()
+        broker.thaw()
         until(lambda: len({m.json["seq"] for m in listener.received("/verdict")}) == 1000)
         until(lambda: line.rows("SELECT count(*) AS n FROM outbox")[0]["n"] == 0)
     assert_complete(listener.received("/verdict"), 1000)

@@ -197,9 +197,9 @@ def test_a_hung_broker_costs_no_verdict_and_no_message(bench: Make) -> None:
     broker = line.line.broker
     assert broker is not None
     line.part_is(20)
-    broker.hang()
+    broker.freeze()
     line.part_is(80)
-    broker.resume()
+    broker.thaw()
     until(lambda: told(line) >= 140, 60)
     report = line.finish()
     whole(report)
