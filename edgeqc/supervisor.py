@@ -21,7 +21,7 @@ from typing import Final
 
 from edgeqc import __version__
 from edgeqc.core.restart import RestartBudget
-from edgeqc.errors import AlreadyRunningError
+from edgeqc.errors import AlreadyRunningError, EdgeqcError
 from edgeqc.journal import JournalWriter
 from edgeqc.loading import digest, dump, paths
 from edgeqc.logs import Log, configure
@@ -32,6 +32,7 @@ from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.tagtable import FILE_NAME as TAG_TABLE
 
 _PERIOD_S: Final = 0.05
+_LEFTOVER_S: Final = 5.0
 _PACKAGE_REFUSED: Final = 5
 """A station's exit code where its model package may not judge parts."""
 _START_NS: Final = 60 * NS_PER_S
@@ -84,6 +85,7 @@ def run(settings: Settings, *, config_path: Path) -> int:
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _alone(state_dir):
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _end_leftovers(run_dir, log)
         return Supervisor(settings, state_dir=state_dir, run_dir=run_dir, log=log).run(config_path)
 
 
@@ -101,6 +103,36 @@ def _alone(state_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _end_leftovers(run_dir: Path, log: Log) -> None:
+    """End what a supervisor that was killed left behind: two stations must never write to one PLC.
+
+    They end by themselves, outputs first; this waits for it, and kills what does not.
+    """
+    try:
+        pids = {row.pid for row in Board.attach(run_dir).rows.values() if row.pid}
+    except (OSError, EdgeqcError):
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        until = time.monotonic() + _LEFTOVER_S
+        while (left := {pid for pid in pids if _is_ours(pid, run_dir)}) and time.monotonic() < until:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            time.sleep(_PERIOD_S)
+        if not left:
+            return
+        log.warning("leftover_killed", pids=sorted(left))
+
+
+def _is_ours(pid: int, run_dir: Path) -> bool:
+    """Is this process one of a daemon in this run directory? Pids are used again."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"--run-dir" in words and os.fsencode(run_dir) in words
 
 
 @dataclass(slots=True, kw_only=True)

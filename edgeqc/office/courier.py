@@ -133,9 +133,9 @@ class Courier:
         return all(lane.empty_at == self._archive.commits for lane in self._lanes)
 
     def _follow(self) -> None:
-        """Another archive was begun: its rows are other rows."""
-        self._view = self._archive.view
-        self._backlog = 0
+        """Another archive was begun: its rows are other rows. Or the first one, later than the connection was up."""
+        first, self._view = self._view is None, self._archive.view
+        self._backlog = self._view.last_message() if first and self._view is not None else 0
         self._lanes = (_Lane(urgent=True), _Lane(urgent=False))
         self._sent = {mid: _Sent(row=0, topic=sent.topic) for mid, sent in self._sent.items()}
 

@@ -39,6 +39,9 @@ SENSOR: Final = (1024, 1280)
 """(height, width) of the simulated camera with drawn parts."""
 DISTINCT: Final = 48
 """Drawn parts; the line shows them again and again."""
+DRAWN_CONTRAST: Final = 24
+PADDED_CONTRAST: Final = 10
+"""Pictures are padded with black, and have dark corners themselves: at 24 up to 31 px of a magnetic tile were cut off."""
 SEED: Final = 20_261_122
 """Of the parts on the line: another one than training drew from."""
 DAEMON_READY_S: Final = 30.0
@@ -54,8 +57,8 @@ class PartImages:
     truth: Path
     """.npy, (n,) bool: is it defective."""
     shape: tuple[int, int]
-    located: bool
-    """True: the part lies somewhere on a dark frame, and the recipe has to find it."""
+    contrast: int | None
+    """Grey levels between the part and the dark frame around it, for the recipe to find it; None: judge all of it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,7 +89,9 @@ def drawn_parts(
 ) -> PartImages:
     """Draw parts into `folder` (again only where they are not there yet)."""
     name = f"parts-{seed}-{count}-{shape[1]}x{shape[0]}"
-    found = PartImages(file=folder / f"{name}.npy", truth=folder / f"{name}-truth.npy", shape=shape, located=True)
+    found = PartImages(
+        file=folder / f"{name}.npy", truth=folder / f"{name}-truth.npy", shape=shape, contrast=DRAWN_CONTRAST
+    )
     if not found.truth.exists():
         images = np.lib.format.open_memmap(found.file, mode="w+", dtype=np.uint8, shape=(count, *shape))
         truth = np.zeros(count, bool)
@@ -111,7 +116,9 @@ def indexed_parts(folder: Path, source: Path, *, split: str) -> PartImages:
         images[at] = pad_onto(pictures[index], (height, width))
     images.flush()
     np.save(folder / "truth.npy", np.array([rows[index][1] for index in order], bool))
-    return PartImages(file=folder / "images.npy", truth=folder / "truth.npy", shape=(height, width), located=True)
+    return PartImages(
+        file=folder / "images.npy", truth=folder / "truth.npy", shape=(height, width), contrast=PADDED_CONTRAST
+    )
 
 
 class SimLine:
@@ -260,7 +267,9 @@ class SimLine:
             "camera": {**camera, "width_px": width, "height_px": height},
             "recipe": {
                 "engine": str(plan.engine),
-                "region": {"mode": "locate"} if plan.images.located else {"mode": "full"},
+                "region": {"mode": "full"}
+                if plan.images.contrast is None
+                else {"mode": "locate", "contrast": plan.images.contrast},
             },
             "plc": self.plc.settings,
             "images": {"rejects": True, "every_nth_pass": 50},

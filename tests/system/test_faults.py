@@ -283,6 +283,22 @@ def test_a_killed_supervisor_leaves_no_process_behind(bench: Make) -> None:
         until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 8)
 
 
+def test_a_new_supervisor_ends_what_the_killed_one_left(bench: Make) -> None:
+    line = bench(parts=260)
+    line.part_is(20)
+    old = line.pid("station-top")
+    os.kill(old, signal.SIGSTOP)  # it cannot end by itself
+    assert line.line.daemon is not None
+    line.line.daemon.kill()
+    line.line.daemon.wait()
+    line.line.start_daemon()
+    line.line.wait_ready()
+    assert not Path(f"/proc/{old}").exists()
+    report = line.finish()
+    clean(report)
+    assert line.line.judged()[-1]["result"] != "none"
+
+
 def test_a_hung_station_is_killed_and_started_again(bench: Make) -> None:
     line = bench(parts=200)
     line.part_is(20)

@@ -94,7 +94,7 @@ def flat_images(folder: Path, levels: list[int]) -> PartImages:
     pictures = np.stack([np.full((240, 320), level, np.uint8) for level in levels])
     np.save(folder / "flat.npy", pictures)
     np.save(folder / "flat-truth.npy", np.array([level > 128 for level in levels]))
-    return PartImages(file=folder / "flat.npy", truth=folder / "flat-truth.npy", shape=(240, 320), located=False)
+    return PartImages(file=folder / "flat.npy", truth=folder / "flat-truth.npy", shape=(240, 320), contrast=None)
 
 
 def test_a_score_that_is_no_number_is_a_reject(bench: Make, tmp_path: Path) -> None:
