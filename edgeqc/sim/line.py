@@ -24,7 +24,7 @@ import numpy as np
 import yaml
 
 from edgeqc.errors import EdgeqcError
-from edgeqc.shm.board import Board
+from edgeqc.shm.board import Board, State
 from edgeqc.sim.broker import Listener, SimBroker
 from edgeqc.sim.camera import SimCamera
 from edgeqc.sim.images import load_grey, load_indexed, pad_onto
@@ -180,7 +180,11 @@ class SimLine:
             with contextlib.suppress(OSError, EdgeqcError):
                 board = Board.attach(self.run_dir)
                 row = board[f"station-{STATION}"]
-                if row.get("camera_up") and row.get("plc_up") and all(row.state == 2 for row in board.rows.values()):  # noqa: PLR2004 - State.READY
+                fresh = all(
+                    other.state is State.READY and other.started_ns > self.daemon_started_ns  # not of the daemon before
+                    for other in board.rows.values()
+                )
+                if fresh and row.get("camera_up") and row.get("plc_up"):
                     return board
             time.sleep(0.02)
         raise EdgeqcError(f"the daemon was not ready within {timeout_s:g} s: {self.log.read_text()[-500:]}")
