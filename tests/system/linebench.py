@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from edgeqc.shm.board import Board, Row
@@ -97,3 +98,11 @@ def first_good_after(parts: list[dict[str, Any]], at_ns: int) -> float:
     times = [part["triggered_ns"] for part in parts if part["triggered_ns"] >= at_ns and 0 < part["code"] < 100]
     assert times, "no part was judged again"
     return (times[0] - at_ns) / 1e9
+
+
+def gone(pid: int) -> bool:
+    """Has the process ended? One that nobody has reaped yet has."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

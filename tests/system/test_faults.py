@@ -11,11 +11,10 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from linebench import Bench, first_good_after, until
+from linebench import Bench, first_good_after, gone, until
 
 from edgeqc.sim.stage import CameraFault
 
@@ -280,7 +279,7 @@ def test_a_killed_supervisor_leaves_no_process_behind(bench: Make) -> None:
     line.line.daemon.wait()
     line.line.daemon = None
     for pid in pids:
-        until(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 8)
+        until(lambda pid=pid: gone(pid), 8)
 
 
 def test_a_new_supervisor_ends_what_the_killed_one_left(bench: Make) -> None:
@@ -293,7 +292,7 @@ def test_a_new_supervisor_ends_what_the_killed_one_left(bench: Make) -> None:
     line.line.daemon.wait()
     line.line.start_daemon()
     line.line.wait_ready()
-    assert not Path(f"/proc/{old}").exists()
+    assert gone(old)
     report = line.finish()
     clean(report)
     assert line.line.judged()[-1]["result"] != "none"
