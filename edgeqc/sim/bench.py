@@ -85,7 +85,7 @@ def main() -> int:
             ]
             for gate in gates
         ],
-        title=f"{asked.rounds} rounds of {asked.parts} parts at {RATE_HZ:g}/s, 1280x1024 Mono8, full frame, Modbus, loopback; {machine}",
+        title=f"{asked.rounds} rounds of {asked.parts} parts at {RATE_HZ:g}/s, 1280x1024 Mono8, located part, Modbus, loopback; {machine}",
     )
     if asked.json is not None:
         asked.json.write_text(json.dumps({"machine": machine, "rounds": found}, indent=2) + "\n")
@@ -204,7 +204,6 @@ def run_line(folder: Path, images: PartImages, *, parts: int, side_load: int) ->
         budget_ms=BUDGET_MS,
         side_load=side_load,
         start="go",
-        changes={"stations": [{"recipe": {"region": {"mode": "full"}}}]},
     )
     with SimLine(plan) as line:
         assert line.plc is not None  # noqa: S101 - SimLine started it

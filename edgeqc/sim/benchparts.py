@@ -64,7 +64,7 @@ def engine(images: Path) -> list[float]:
     real_time(PRIORITY)
     frames = np.load(images, mmap_mode="r")
     _, height, width = frames.shape
-    recipe = RecipeSettings(engine=ENGINE, region=RegionSettings(mode=RegionMode.FULL))
+    recipe = RecipeSettings(engine=ENGINE, region=RegionSettings(mode=RegionMode.LOCATE))
     camera = ReplayCameraSettings(type="replay", folder=Path(), width_px=width, height_px=height)
     inspection = Inspection(recipe, camera)
     picture = np.zeros(map_shape((height, width)), np.uint8)
