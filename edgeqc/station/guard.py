@@ -101,8 +101,8 @@ class Guard:
             return min(due_ns, self._parts[0].fail_safe_at_ns)
         if self._plc is not None and self._plc.up:
             due_ns = min(due_ns, self._next_beat_ns)
-            if self._outcome.shown_at_ns:
-                due_ns = min(due_ns, self._outcome.shown_at_ns + self._hold_ns)
+            if (shown := self._outcome.shown) is not None:
+                due_ns = min(due_ns, shown[1] + self._hold_ns)
         return due_ns
 
     def _fail_safe(self) -> None:
@@ -119,14 +119,15 @@ class Guard:
         if self._plc is None or not self._plc.up or self._parts:
             return
         now_ns = time.monotonic_ns()
-        if now_ns - self._row.beats().get("line", 0) > _LINE_STUCK_NS + 2 * self._heartbeat_ns:
-            return  # the heartbeat speaks for the line thread, too
         try:
-            if self._outcome.shown_at_ns and now_ns >= self._outcome.shown_at_ns + self._hold_ns:
-                self._outcome.shown_at_ns = 0
-                self._plc.clear(now_ns + _WRITE_NS)
+            if (shown := self._outcome.shown) is not None and now_ns >= shown[1] + self._hold_ns:
+                self._plc.clear(shown[0], now_ns + _WRITE_NS)
+                if self._outcome.shown == shown:
+                    self._outcome.shown = None
             if now_ns >= self._next_beat_ns:
                 self._next_beat_ns = now_ns + self._heartbeat_ns
+                if now_ns - self._row.beats().get("line", 0) > _LINE_STUCK_NS + 2 * self._heartbeat_ns:
+                    return  # the heartbeat speaks for the line thread, too: it stands still with it
                 healthy = self._healthy()
                 self._plc.beat(ready=healthy, fault=not healthy, until_ns=now_ns + _WRITE_NS)
         except PeerError:

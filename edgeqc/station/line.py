@@ -184,7 +184,7 @@ class Line:
         trigger = part.trigger
         try:
             plc.show_busy(trigger.sequence, trigger.part_id, part.fail_safe_at_ns, unless=lambda: part.settled)
-            self._peers.outcome.shown_at_ns = 0
+            self._peers.outcome.shown = None
         except PeerError:
             self._peers.row.count("plc_errors")
 

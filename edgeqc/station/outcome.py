@@ -49,8 +49,8 @@ class Outcome:
         row: Row,
     ) -> None:
         """Everything a verdict touches."""
-        self.shown_at_ns = 0
-        """When the PLC last acknowledged a result; 0 when it has been cleared since."""
+        self.shown: tuple[int, int] | None = None
+        """(sequence, monotonic ns) of the result that the PLC acknowledged last; None when it has been cleared since."""
         self.unjournaled_lost = 0
         self._station = station
         self._recipe = recipe
@@ -192,7 +192,8 @@ class Outcome:
                     # one that is overdue still goes out: the PLC's own window has its own say
                     until_ns = max(until_ns, started_ns + part.deadline_ns - part.fail_safe_at_ns)
                 self._plc.show(result, until_ns)
-                delivered_ns = self.shown_at_ns = time.monotonic_ns()
+                delivered_ns = time.monotonic_ns()
+                self.shown = part.trigger.sequence, delivered_ns
                 self._row.put("last_plc_ns", delivered_ns - started_ns)
             except PeerError as exc:
                 reason = exc.reason

@@ -95,9 +95,14 @@ class PlcKeeper:
 
         self._write(busy, until_ns)
 
-    def clear(self, until_ns: int) -> None:
-        """PASS and REJECT off."""
-        self._write(lambda: _safe(self._shown, ready=self._shown.ready), until_ns)
+    def clear(self, sequence: int, until_ns: int) -> None:
+        """PASS and REJECT off, if they are still this part's: the next one's may be out by now."""
+
+        def cleared() -> PlcResult | None:
+            shown = self._shown
+            return _safe(shown, ready=shown.ready) if shown.sequence == sequence else None
+
+        self._write(cleared, until_ns)
 
     def beat(self, *, ready: bool, fault: bool, until_ns: int) -> None:
         """Write what is shown once more, with the heartbeat moved on."""
