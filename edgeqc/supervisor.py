@@ -25,7 +25,7 @@ from edgeqc.errors import AlreadyRunningError, EdgeqcError
 from edgeqc.journal import JournalWriter
 from edgeqc.loading import digest, dump, paths
 from edgeqc.logs import Log, configure
-from edgeqc.records import NS_PER_S, AlertChange, Event, Ne107, Started
+from edgeqc.records import NS_PER_MS, NS_PER_S, AlertChange, Event, Ne107, Started
 from edgeqc.rights import missing_rights
 from edgeqc.settings import Settings, TriggerSource
 from edgeqc.shm.board import Board, Row, State
@@ -64,7 +64,7 @@ def jobs(settings: Settings) -> list[Job]:
             name=f"station-{station.name}",
             argv=("station", station.name),
             loops=("line", "guard", "triggers") if station.trigger.source is TriggerSource.PLC else ("line", "guard"),
-            hung_ns=2 * NS_PER_S,
+            hung_ns=2 * NS_PER_S + int(station.budget_ms * NS_PER_MS),  # a verdict's write may take until its deadline
             stop_s=3,
         )
         for station in settings.stations

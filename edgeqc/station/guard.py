@@ -115,10 +115,12 @@ class Guard:
             self._parts.popleft()
 
     def _tell_plc(self) -> None:
-        """Heartbeat, and the end of the hold time; neither while a verdict is about to go out on the same link."""
-        if self._plc is None or not self._plc.up or self._parts:
-            return
+        """Heartbeat, and the end of the hold time; neither while a verdict may be about to go out on the same link."""
         now_ns = time.monotonic_ns()
+        if self._plc is None or not self._plc.up:
+            return
+        if self._parts and now_ns - self._parts[0].trigger.at_ns < self._heartbeat_ns:
+            return  # the verdict that is to come moves the heartbeat; only a slow part leaves it standing for longer
         try:
             if (shown := self._outcome.shown) is not None and now_ns >= shown[1] + self._hold_ns:
                 self._plc.clear(shown[0], now_ns + _WRITE_NS)

@@ -190,7 +190,11 @@ class Line:
 
     def _own_frame(self, part: Part, sent_ns: int) -> Frame | None:
         """The frame that this part's trigger made: one whose first packet came after the trigger was sent."""
-        while (frame := self._peers.camera.next_frame(part.fail_safe_at_ns)) is not None:
+        while (now_ns := time.monotonic_ns()) < part.fail_safe_at_ns:
+            self._peers.row.beat("line")
+            frame = self._peers.camera.next_frame(min(part.fail_safe_at_ns, now_ns + _TICK_NS))
+            if frame is None:
+                continue
             moved = move(self._frame_id, frame.frame_id, cycle=GVSP_CYCLE)
             self._frame_id = frame.frame_id
             if frame.received_ns - frame.transfer_ns >= sent_ns - NS_PER_MS and moved.step is not Step.SAME:
