@@ -1,0 +1,225 @@
+"""The order of what the PLC is told, with two threads wanting to tell it something."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgeqc.core.keeping import KeepRule
+from edgeqc.errors import JournalError, PeerError
+from edgeqc.journal import JournalReader, JournalWriter
+from edgeqc.records import NS_PER_S, Cause, Delivery, PartRecord, PlcResult, PlcTrigger, Trigger, Verdict
+from edgeqc.settings import JournalSettings, JournalSync
+from edgeqc.shm.board import Board
+from edgeqc.shm.slots import FrameSlots
+from edgeqc.station.lender import Lender
+from edgeqc.station.outcome import Outcome, Recipe
+from edgeqc.station.part import Part
+from edgeqc.station.plckeeper import PlcKeeper
+
+
+class Plc:
+    """A link that keeps what it was told; `broken` makes it refuse."""
+
+    def __init__(self) -> None:
+        self.told: list[PlcResult] = []
+        self.broken = False
+
+    def read_trigger(self, until_ns: int) -> PlcTrigger:
+        return PlcTrigger(counter=0, part_id="", read_ns=until_ns)
+
+    def write_result(self, result: PlcResult, until_ns: int) -> None:
+        if self.broken:
+            raise PeerError("plc", "refused")
+        self.told.append(result)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Line:
+    """An outcome with everything it touches, and the PLC's side of it."""
+
+    def __init__(self, folder: Path, *, sync: JournalSync = JournalSync.GROUP) -> None:
+        self.plc = Plc()
+        self.keeper = PlcKeeper(lambda: self.plc, peer="plc", on_change=lambda _up, _reason: None)
+        self.keeper.start()
+        until = time.monotonic() + 5
+        while not self.keeper.up:
+            assert time.monotonic() < until
+        self.plc.told.clear()
+        self.journal = JournalWriter(folder / "journal" / "station-top", JournalSettings(segment_mb=1, ballast_mb=0))
+        self.row = Board.create(folder, ["station-top"])["station-top"]
+        slots = FrameSlots.create(folder / "slots", per_bank=4, shape=(16, 16))
+        self.outcome = Outcome(
+            station="top",
+            recipe=Recipe(name="r", threshold=0.5, model_digest=bytes(32)),
+            journal=self.journal,
+            sync=sync,
+            plc=self.keeper,
+            lender=Lender(slots, most=1, take_back=lambda _slot: None),
+            keep=KeepRule(rejects=False, every_nth_pass=0, newest=0),
+            row=self.row,
+        )
+
+    def journaled(self) -> list[object]:
+        reader = JournalReader(self.journal.folder)
+        found = [entry.body for entry in reader.read()]
+        reader.close()
+        return found
+
+    def close(self) -> None:
+        self.keeper.stop()
+        self.journal.close()
+        self.__dict__.clear()  # the fixture keeps this object, and it the shared memory
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Iterator[Line]:
+    made = Line(tmp_path)
+    yield made
+    made.close()
+
+
+def part(sequence: int, *, left_s: float = 10.0) -> Part:
+    now_ns = time.monotonic_ns()
+    return Part(
+        trigger=Trigger(sequence=sequence, part_id=f"P{sequence}", at_ns=now_ns, wall_ns=0),
+        deadline_ns=now_ns + int((left_s + 1) * NS_PER_S),
+        fail_safe_at_ns=now_ns + int(left_s * NS_PER_S),
+        score=0.1,
+    )
+
+
+def soon() -> int:
+    return time.monotonic_ns() + NS_PER_S
+
+
+def test_a_part_is_settled_once_whoever_comes_second(line: Line) -> None:
+    one = part(1)
+    assert line.outcome.settle(one, Verdict.REJECT, Cause.NO_FRAME)
+    assert not line.outcome.settle(one, Verdict.PASS, Cause.OK)
+    assert [told.verdict for told in line.plc.told] == [Verdict.REJECT]
+    assert line.row.get("verdicts") == 1
+
+
+def test_a_pass_is_in_the_journal_before_the_plc_hears_of_it(line: Line) -> None:
+    line.outcome.settle(part(1), Verdict.PASS, Cause.OK)
+    record, delivery = line.journaled()
+    assert isinstance(record, PartRecord)
+    assert isinstance(delivery, Delivery)
+    assert record.verdict is Verdict.PASS
+    assert record.ledger.decided_ns < delivery.delivered_ns
+    assert delivery.delivered
+
+
+def test_busy_never_hides_a_verdict_that_is_out(line: Line) -> None:
+    one = part(1)
+    line.outcome.settle(one, Verdict.REJECT, Cause.NO_FRAME)  # the guard, while the line waited for the camera
+    line.keeper.show_busy(1, "P1", soon(), unless=lambda: one.settled)
+    assert [told.verdict for told in line.plc.told] == [Verdict.REJECT]
+
+
+def test_busy_takes_the_last_parts_result_off(line: Line) -> None:
+    line.outcome.settle(part(1), Verdict.PASS, Cause.OK)
+    two = part(2)
+    line.keeper.show_busy(2, "P2", soon(), unless=lambda: two.settled)
+    last = line.plc.told[-1]
+    assert (last.verdict, last.busy, last.part_id, last.code) == (None, True, "P2", 0)
+
+
+def test_the_end_of_a_hold_never_takes_the_next_parts_result(line: Line) -> None:
+    line.outcome.settle(part(1), Verdict.PASS, Cause.OK)
+    line.outcome.settle(part(2), Verdict.PASS, Cause.OK)
+    line.keeper.clear(1, soon())
+    assert line.plc.told[-1].verdict is Verdict.PASS
+    line.keeper.clear(2, soon())
+    assert line.plc.told[-1].verdict is None
+
+
+def test_a_heartbeat_never_brings_an_older_result_back(line: Line) -> None:
+    line.outcome.settle(part(1), Verdict.PASS, Cause.OK)
+    line.outcome.settle(part(2), Verdict.REJECT, Cause.DEFECT)
+    line.keeper.beat(ready=True, fault=False, until_ns=soon())
+    assert (line.plc.told[-1].sequence, line.plc.told[-1].verdict) == (2, Verdict.REJECT)
+
+
+def test_no_pass_is_begun_that_may_come_late(line: Line) -> None:
+    line.outcome.settle(part(1, left_s=-0.001), Verdict.PASS, Cause.OK)
+    assert line.plc.told[-1].verdict is Verdict.REJECT
+    assert line.plc.told[-1].code == 100
+
+
+def test_a_pass_without_a_link_is_a_reject_with_its_cause(line: Line) -> None:
+    line.plc.broken = True
+    with pytest.raises(PeerError):
+        line.keeper.beat(ready=True, fault=False, until_ns=soon())
+    line.outcome.settle(part(1), Verdict.PASS, Cause.OK)
+    record = line.journaled()[0]
+    assert isinstance(record, PartRecord)
+    assert (record.verdict, record.cause) == (Verdict.REJECT, Cause.PLC)
+    assert line.plc.told == []
+
+
+def test_what_cannot_be_recorded_is_not_passed_and_is_recorded_later(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_body: object) -> int:
+        raise JournalError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(line.journal, "append", full)
+        line.outcome.settle(part(1), Verdict.PASS, Cause.OK)
+    assert (line.plc.told[-1].verdict, line.plc.told[-1].code) == (Verdict.REJECT, 105)
+    assert line.journaled() == []
+    line.outcome.retry_journal()
+    record, delivery = line.journaled()
+    assert isinstance(record, PartRecord)
+    assert isinstance(delivery, Delivery)
+    assert (delivery.verdict, delivery.cause) == (Verdict.REJECT, Cause.JOURNAL)
+
+
+def test_a_pass_that_the_disk_does_not_confirm_in_time_is_a_reject(tmp_path: Path) -> None:
+    line = Line(tmp_path, sync=JournalSync.EACH)
+    try:
+        line.journal.wait_synced = lambda _sequence, _until_ns: False  # type: ignore[method-assign]
+        line.outcome.settle(part(1), Verdict.PASS, Cause.OK)
+        assert (line.plc.told[-1].verdict, line.plc.told[-1].code) == (Verdict.REJECT, 105)
+    finally:
+        line.close()
+
+
+def test_a_score_that_comes_late_is_recorded_and_changes_nothing(line: Line) -> None:
+    one = part(1)
+    line.outcome.settle(one, Verdict.REJECT, Cause.LATE)
+    line.outcome.late_score(one, Verdict.REJECT, Cause.LATE)
+    deliveries = [body for body in line.journaled() if isinstance(body, Delivery)]
+    assert [math.isnan(delivery.late_score) for delivery in deliveries] == [True, False]
+    assert len(line.plc.told) == 1
+
+
+def test_a_missed_part_is_recorded_but_not_announced(line: Line) -> None:
+    missed = part(1)
+    missed.announced = False
+    line.outcome.settle(missed, Verdict.REJECT, Cause.NO_FRAME)
+    assert line.plc.told == []
+    delivery = line.journaled()[1]
+    assert isinstance(delivery, Delivery)
+    assert not delivery.delivered
+
+
+def test_a_slot_that_the_office_keeps_too_long_is_taken_back(tmp_path: Path) -> None:
+    slots = FrameSlots.create(tmp_path / "slots", per_bank=4, shape=(16, 16))
+    home: list[int] = []
+    lender = Lender(slots, most=2, take_back=home.append)
+    leases = [lender.lend(slot) for slot in range(3)]
+    lender.collect()
+    assert (home, lender.given_up) == ([0], 1)
+    assert slots.borrow(0, leases[0]) is None, "the image is no longer there"
+    assert slots.borrow(1, leases[1]) is not None
+    lender.collect()
+    assert home == [0, 1]
