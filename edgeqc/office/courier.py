@@ -85,6 +85,7 @@ class Courier:
         self.acknowledged = 0
         self.refusals: list[tuple[str, str]] = []
         """(topic, reason) of what the broker refused or was not asked to take; the owner takes them out."""
+        self._since_ns = time.monotonic_ns()
         self._connection = connection
         self._archive = archive
         self._prefix = prefix
@@ -134,8 +135,8 @@ class Courier:
 
     def _follow(self) -> None:
         """Another archive was begun: its rows are other rows. Or the first one, later than the connection was up."""
-        first, self._view = self._view is None, self._archive.view
-        self._backlog = self._view.last_message() if first and self._view is not None else 0
+        self._view = self._archive.view
+        self._backlog = 0
         self._lanes = (_Lane(urgent=True), _Lane(urgent=False))
         self._sent = {mid: _Sent(row=0, topic=sent.topic) for mid, sent in self._sent.items()}
 
@@ -193,7 +194,7 @@ class Courier:
 
     def _send_row(self, row: OutboxRow) -> None:
         age_ns = time.monotonic_ns() - row.mono_ns
-        old = row.boot != self._boot or not 0 <= age_ns <= _LIVE_NS
+        old = row.boot != self._boot or row.mono_ns < self._since_ns or not 0 <= age_ns <= _LIVE_NS
         if not old and row.id > self._backlog:
             expiry_s = None if row.retain else self._live_expiry_s
             self._send(row.topic, row.payload, qos=1, retain=row.retain, expiry_s=expiry_s, row=row.id)
