@@ -170,6 +170,12 @@ class Intake:
         )
 
     def _enter_delivery(self, entry: Entry, delivery: Delivery, outcome: Outcome) -> None:
+        if not delivery.delivered and not math.isnan(delivery.late_score):
+            # A score after the fail-safe verdict; that verdict's own delivery may still be on its way, or long through.
+            self._database.execute(
+                _LATE_SCORE, (delivery.late_score, entry.writer.removeprefix("station-"), delivery.sequence)
+            )
+            return
         if delivery.sequence in self._open.get(entry.writer, {}):
             self._close(entry.writer, delivery.sequence, delivery, outcome)
             return
@@ -296,8 +302,10 @@ class Intake:
         outcome.message_bytes += len(topic) + len(body)
 
 
+_LATE_SCORE: Final = "UPDATE parts SET late_score=? WHERE id=(SELECT max(id) FROM parts WHERE station=? AND sequence=?)"
 _COMPLETE: Final = (
-    "UPDATE parts SET verdict=?, cause=?, code=?, delivered=?, delivered_ns=?, late=?, late_score=?, plc_reason=?, "
+    "UPDATE parts SET verdict=?, cause=?, code=?, delivered=?, delivered_ns=?, late=?, "
+    "late_score=coalesce(?, late_score), plc_reason=?, "
     "open=0 WHERE id=?"
 )
 _COMPLETE_LATER: Final = _COMPLETE.replace(

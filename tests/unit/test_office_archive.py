@@ -140,6 +140,20 @@ def desk(tmp_path):
     made.journal.close()
 
 
+@pytest.mark.parametrize("late_first", [True, False])
+def test_a_late_score_is_kept_beside_the_verdict_whichever_comes_first(desk, late_first):
+    late = delivery(1, cause=Cause.LATE, delivered=False, delivered_ns=0, late=True, late_score=0.75)
+    told = delivery(1, cause=Cause.LATE)
+    desk.journal.append(started(1))
+    desk.journal.append(part(1, cause=Cause.LATE))
+    for body in (late, told) if late_first else (told, late):
+        desk.journal.append(body)
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    (row,) = desk.rows("SELECT * FROM parts")
+    assert (row["cause"], row["delivered"], row["late"], row["open"], row["late_score"]) == ("late", 1, 0, 0, 0.75)
+
+
 def test_a_part_becomes_one_row_and_one_message(desk):
     desk.journal.append(started(1))
     desk.journal.append(part(1))
