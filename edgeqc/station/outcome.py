@@ -73,9 +73,10 @@ class Outcome:
             if part.settled:
                 return False
             part.settled = True
-        if verdict is Verdict.PASS and part.announced and self._plc is not None and not self._plc.up:
-            verdict, cause = Verdict.REJECT, Cause.PLC
-        record = self._record(part, verdict, cause, keep=True)
+            if verdict is Verdict.PASS and part.announced and self._plc is not None and not self._plc.up:
+                verdict, cause = Verdict.REJECT, Cause.PLC
+            # Under the lock: who comes second must see whether the slot is lent before giving it back to the camera.
+            record = self._record(part, verdict, cause, keep=True)
         journaled = self._append(record)
         if verdict is Verdict.PASS and not self._safe(journaled, part):
             verdict, cause = Verdict.REJECT, Cause.JOURNAL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ class Plc:
 class Line:
     """An outcome with everything it touches, and the PLC's side of it."""
 
-    def __init__(self, folder: Path, *, sync: JournalSync = JournalSync.GROUP) -> None:
+    def __init__(self, folder: Path, *, sync: JournalSync = JournalSync.GROUP, keep_rejects: bool = False) -> None:
         self.plc = Plc()
         self.keeper = PlcKeeper(lambda: self.plc, peer="plc", on_change=lambda _up, _reason: None)
         self.keeper.start()
@@ -62,7 +63,7 @@ class Line:
             sync=sync,
             plc=self.keeper,
             lender=Lender(slots, most=1, take_back=lambda _slot: None),
-            keep=KeepRule(rejects=False, every_nth_pass=0, newest=0),
+            keep=KeepRule(rejects=keep_rejects, every_nth_pass=0, newest=0),
             row=self.row,
         )
 
@@ -105,6 +106,32 @@ def test_a_part_is_settled_once_whoever_comes_second(line: Line) -> None:
     assert not line.outcome.settle(one, Verdict.PASS, Cause.OK)
     assert [told.verdict for told in line.plc.told] == [Verdict.REJECT]
     assert line.row.get("verdicts") == 1
+
+
+def test_who_comes_second_already_sees_that_the_slot_is_lent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(tmp_path, keep_rejects=True)
+    one = part(1)
+    one.slot = 2
+    seen: list[bool] = []
+
+    def second() -> None:
+        line.outcome.settle(one, Verdict.PASS, Cause.OK)
+        seen.append(one.lent)
+
+    thread = threading.Thread(target=second)
+
+    def slow_keeps(_rule: KeepRule, _verdict: Verdict, _passed: int) -> bool:
+        thread.start()
+        thread.join(0.2)  # the other thread has every chance to come past
+        return True
+
+    monkeypatch.setattr(KeepRule, "keeps", slow_keeps)
+    try:
+        line.outcome.settle(one, Verdict.REJECT, Cause.LATE)
+        thread.join()
+        assert seen == [True]
+    finally:
+        line.close()
 
 
 def test_a_pass_is_in_the_journal_before_the_plc_hears_of_it(line: Line) -> None:
