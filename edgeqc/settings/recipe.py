@@ -1,0 +1,49 @@
+"""What is looked for on a product: the region, the engine, the threshold."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from edgeqc.settings.base import Model, Name
+
+
+class RegionMode(StrEnum):
+    """Which part of the frame is judged."""
+
+    FULL = "full"
+    FIXED = "fixed"
+    LOCATE = "locate"
+
+
+class RegionSettings(Model):
+    """The region of interest: all, a fixed box, or the part found against its background."""
+
+    mode: RegionMode = RegionMode.FULL
+    x_px: int = Field(0, ge=0)
+    y_px: int = Field(0, ge=0)
+    width_px: int = Field(0, ge=0)
+    height_px: int = Field(0, ge=0)
+    background: Literal["dark", "bright"] = Field("dark", description="locate: what surrounds the part")
+    contrast: int = Field(24, ge=1, le=254, description="locate: grey levels between background and part")
+    margin_px: int = Field(0, ge=0, le=512)
+
+
+class RecipeSettings(Model):
+    """What is looked for on this product."""
+
+    name: Name = "default"
+    engine: Path = Field(description="folder of the model package, e.g. engines/demo-part/1")
+    backend: Literal["onnxruntime"] = "onnxruntime"
+    threads: int = Field(1, ge=1, le=64)
+    threshold: float | None = Field(None, ge=0, le=1, description="null: the package's own calibration")
+    region: RegionSettings = RegionSettings()
+    keep_warm_ms: float = Field(
+        50,
+        ge=0,
+        le=10_000,
+        description="an idle engine runs a blank part this often, and once just before a part is due; 0 = never",
+    )

@@ -1,0 +1,70 @@
+"""One camera, one engine, one PLC link, and what does not go together among them."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from edgeqc.settings.base import Model, Name
+from edgeqc.settings.camera import CameraSettings, GigeCameraSettings, TriggerSettings, TriggerSource
+from edgeqc.settings.plc import NoPlcSettings, PlcSettings
+from edgeqc.settings.recipe import RecipeSettings, RegionMode
+
+
+class ImageRules(Model):
+    """Which parts' images the archive keeps."""
+
+    rejects: bool = True
+    every_nth_pass: int = Field(0, ge=0, description="0 = no image of a passed part")
+    newest: int = Field(0, ge=0, description="keep this many newest images whatever their verdict; 0 = none")
+
+
+class StationSettings(Model):
+    """One camera, one engine, one PLC link: what judges a part."""
+
+    name: Name
+    takt_ms: float = Field(gt=0, le=3_600_000, description="planned time per part")
+    budget_ms: float = Field(gt=1, le=3_600_000, description="trigger to reject output")
+    plc_write_ms: float = Field(
+        10, gt=0.1, le=10_000, description="kept back from the budget so that the fail-safe verdict is out in time"
+    )
+    result_hold_ms: float | None = Field(
+        None, gt=0, description="PASS and REJECT go off after this; null: half the takt, 200 ms at most"
+    )
+    heartbeat_ms: float = Field(200, ge=20, le=10_000)
+    trigger: TriggerSettings = TriggerSettings()
+    camera: CameraSettings
+    recipe: RecipeSettings
+    plc: PlcSettings
+    images: ImageRules = ImageRules()
+    required_tags: list[str] = Field(
+        default_factory=list, description="a part is rejected as bad_tag if one is not Good"
+    )
+    cpu: int | None = Field(None, ge=0, description="core for the line thread; null: the last one the box has")
+    priority: int = Field(
+        20, ge=0, le=90, description="SCHED_FIFO priority of the line thread where allowed; 0 = never"
+    )
+
+    def misfits(self) -> list[str]:
+        """What does not go together, each as `sub-path: what, limit`."""
+        faults: list[str] = []
+        if self.plc_write_ms >= self.budget_ms:
+            faults.append(f"plc_write_ms: {self.plc_write_ms:g} is not under {self.budget_ms:g} (budget_ms)")
+        if self.trigger.source is TriggerSource.PLC and isinstance(self.plc, NoPlcSettings):
+            faults.append("trigger.source: plc needs a plc other than type: none")
+        takt = f"(takt {self.takt_ms:g} ms)"
+        exposure_us = getattr(self.camera, "exposure_us", None)
+        if exposure_us is not None and exposure_us > self.takt_ms * 1000:
+            faults.append(f"camera.exposure_us: {exposure_us:g} is over {self.takt_ms * 1000:g} {takt}")
+        rate_hz = getattr(self.camera, "rate_hz", None)
+        if rate_hz is not None and isinstance(self.camera, GigeCameraSettings) and rate_hz * self.takt_ms > 1000 * 1.2:
+            faults.append(f"camera.rate_hz: {rate_hz:g} is over {1000 / self.takt_ms:g} {takt}")
+        region, camera = self.recipe.region, self.camera
+        right, bottom = region.x_px + region.width_px, region.y_px + region.height_px
+        if region.mode is RegionMode.FIXED and not (region.width_px and region.height_px):
+            faults.append("recipe.region: width_px and height_px must be over 0 with mode: fixed")
+        elif region.mode is RegionMode.FIXED and (right > camera.width_px or bottom > camera.height_px):
+            faults.append(
+                f"recipe.region: box ends at {right}x{bottom}, "
+                f"outside camera.width_px x height_px ({camera.width_px}x{camera.height_px})"
+            )
+        return faults
