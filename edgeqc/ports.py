@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -42,13 +44,23 @@ class Camera(Protocol):
 
 
 class EngineSlot(Protocol):
-    """One set of input and output buffers, owned by the engine, lent to the caller between acquire and release."""
+    """One set of input and output buffers, owned by the engine, lent to the caller between acquire and release.
+
+    A slot of an engine with state (`EngineIo.state`) remembers from one run to the next: what a run wrote as its new
+    state is what the next run reads, without leaving the engine's memory. It is lent out with all state zero.
+    """
 
     def input(self, name: str) -> NDArray[np.generic]:
         """The very memory that the engine reads: write it before submit."""
 
     def output(self, name: str) -> NDArray[np.generic]:
         """The very memory that the engine writes: valid from wait to release."""
+
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """A copy of the state, by name; empty for an engine without. Between runs only: not from submit to wait."""
+
+    def restore(self, state: Mapping[str, NDArray[np.generic]] | None) -> None:
+        """Go on from such a copy, None: from zero. Between runs only. EngineError where name, dtype or shape differs."""
 
     def release(self) -> None:
         """Give the buffers back. Twice is an error."""
@@ -70,6 +82,8 @@ class EngineIo:
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    state: tuple[TensorSpec, ...] = ()
+    """What each slot carries from run to run, under the names of the model's inputs; not among inputs and outputs."""
 
 
 class Engine(Protocol):

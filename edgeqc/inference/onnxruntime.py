@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeqc.errors import EngineError
+from edgeqc.inference.carry import carried, checked_state
 from edgeqc.ports import EngineIo, EngineSlot, TensorSpec
 
 
 class OnnxRuntimeEngine:
     """An `Engine` that computes in `wait`, on the caller's thread. Slots are numpy arrays bound to the session."""
 
-    def __init__(self, model: bytes, *, threads: int = 1, slots: int = 2) -> None:
-        """Build the session from bytes, bind `slots` sets of buffers, and run each once. EngineError if it cannot."""
+    def __init__(
+        self, model: bytes, *, threads: int = 1, slots: int = 2, carry: Mapping[str, str] | None = None
+    ) -> None:
+        """Build the session from bytes, bind `slots` sets of buffers, and run each once. EngineError if it cannot.
+
+        `carry` makes state of pairs of tensors: each key is an input that reads what the output named by its value
+        was in the slot's last run.
+        """
         os.environ[_NO_TELEMETRY] = "1"
         import onnxruntime as ort  # noqa: PLC0415 - 40 MB and 0.3 s that only the station needs; after the line above
 
@@ -32,13 +40,16 @@ class OnnxRuntimeEngine:
             session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as exc:  # bare RuntimeError and kinds of its own
             raise EngineError(f"onnxruntime cannot load the model: {_first_line(exc)}") from exc
-        self.io = EngineIo(
-            inputs=tuple(_spec(tensor) for tensor in session.get_inputs()),
-            outputs=tuple(_spec(tensor) for tensor in session.get_outputs()),
+        self.io = carried(
+            EngineIo(
+                inputs=tuple(_spec(tensor) for tensor in session.get_inputs()),
+                outputs=tuple(_spec(tensor) for tensor in session.get_outputs()),
+            ),
+            carry or {},
         )
         self.backend = f"onnxruntime {ort.__version__} CPU, {threads} thread{'s' if threads > 1 else ''}"
         self._session: Any = session
-        self._slots = [_Slot(session, self.io, ort) for _ in range(slots)]
+        self._slots = [_Slot(session, self.io, ort, carry or {}) for _ in range(slots)]
         self._free = list(self._slots)
         for slot in self._slots:  # the first run allocates the arena; a part must not pay for it
             slot.run(session)
@@ -89,15 +100,24 @@ _FATAL: Final = 4  # ONNX Runtime would print to stderr what it raises anyway
 
 
 class _Slot:
-    """One set of buffers and their binding."""
+    """One set of buffers and their bindings: one, or two that take turns where there is state to carry."""
 
-    def __init__(self, session: Any, io: EngineIo, ort: Any) -> None:
-        self._arrays: dict[str, NDArray[np.generic]] = {}
-        self._binding = session.io_binding()
-        for tensor in io.inputs:
-            self._binding.bind_ortvalue_input(tensor.name, self._buffer(tensor, ort))
-        for tensor in io.outputs:
-            self._binding.bind_ortvalue_output(tensor.name, self._buffer(tensor, ort))
+    def __init__(self, session: Any, io: EngineIo, ort: Any, carry: Mapping[str, str]) -> None:
+        self._spec = io.state
+        self._arrays = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in io.inputs + io.outputs}
+        # Each run reads one set and writes the other.
+        sets = [{tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in io.state} for _ in range(2)]
+        self._state, self._next_state = sets
+        self._binding, self._next_binding = session.io_binding(), session.io_binding()
+        for binding, now, then in ((self._binding, *sets), (self._next_binding, *reversed(sets))):
+            reads = {tensor.name: self._arrays[tensor.name] for tensor in io.inputs} | now
+            writes = {tensor.name: self._arrays[tensor.name] for tensor in io.outputs}
+            writes |= {carry[name]: array for name, array in then.items()}
+            # The OrtValue aliases the array (contract test), which must therefore live as long as the slot.
+            for name, array in reads.items():
+                binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+            for name, array in writes.items():
+                binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
         self._inputs = {tensor.name for tensor in io.inputs}
         self._options = ort.RunOptions()
         self._options.log_severity_level = _FATAL
@@ -105,12 +125,6 @@ class _Slot:
         self._free: list[_Slot] = []
         self.out = False
         self.submitted = False
-
-    def _buffer(self, tensor: TensorSpec, ort: Any) -> Any:
-        """The OrtValue aliases the array (contract test), which must therefore live as long as the slot."""
-        array = np.zeros(tensor.shape, tensor.dtype)
-        self._arrays[tensor.name] = array
-        return ort.OrtValue.ortvalue_from_numpy(array)
 
     def input(self, name: str) -> NDArray[np.generic]:
         """The memory that the session reads."""
@@ -124,6 +138,16 @@ class _Slot:
             raise EngineError(f"no output named {name}; there are {sorted(self._arrays.keys() - self._inputs)}")
         return self._arrays[name]
 
+    def state(self) -> dict[str, NDArray[np.generic]]:
+        """A copy."""
+        return {name: array.copy() for name, array in self._state.items()}
+
+    def restore(self, state: Mapping[str, NDArray[np.generic]] | None) -> None:
+        """Go on from a copy, or from zero."""
+        checked_state(self._spec, state)
+        for name, array in self._state.items():
+            np.copyto(array, 0 if state is None else state[name])
+
     def release(self) -> None:
         """Back to the engine."""
         if not self.out:
@@ -134,6 +158,8 @@ class _Slot:
     def lent(self, free: list[_Slot]) -> None:
         self._free = free
         self.out = True
+        if self._spec:
+            self.restore(None)
 
     def run(self, session: Any) -> None:
         self._options.terminate = False
@@ -144,6 +170,9 @@ class _Slot:
             raise EngineError(f"onnxruntime failed: {_first_line(exc)}") from exc
         finally:
             self._running = False
+        if self._spec:  # a run that failed has not moved on
+            self._state, self._next_state = self._next_state, self._state
+            self._binding, self._next_binding = self._next_binding, self._binding
 
     def cancel(self) -> None:
         if self._running:
