@@ -277,3 +277,9 @@ class AlertChange:
     value: float | None = None
     limit: float | None = None
     unit: str = ""
+    contribution: tuple[tuple[str, float], ...] = ()
+    """Tags that the alert is about with their shares of it (0..1), largest first; at most three."""
+    latched: bool = False
+    """Once over it stays before people until one has acknowledged it."""
+    suppressed: bool = False
+    """True while the machine's state makes it meaningless (stopped, changeover): followed, but not shown."""

@@ -42,6 +42,8 @@ MAX_DEFECTS: Final = (_BODY_BYTES - _PART.size) // _DEFECT.size
 _VERDICTS: Final = tuple(Verdict)
 _CAUSES: Final = tuple(Cause)  # the order is the file format: append only
 _U16: Final = 0xFFFF
+_NEEDED: Final = frozenset({"id", "active", "priority", "ne107", "text", "action", "value", "limit"})
+"""Of an alert, even where empty or zero; the rest is left out then: the texts need the room."""
 _SHORT: Final = 16
 """Characters: shorter facts are dropped rather than halved."""
 
@@ -104,7 +106,9 @@ def _pack(body: Body) -> tuple[_Kind, bytes]:
         case Event():
             return _Kind.EVENT, _pack_text({"name": body.name, "facts": body.facts})
         case AlertChange():
-            return _Kind.ALERT, _pack_text(asdict(body))
+            return _Kind.ALERT, _pack_text(
+                {key: value for key, value in asdict(body).items() if value or key in _NEEDED}
+            )
 
 
 def _unpack(kind: _Kind, packed: bytes, writer: str) -> Body:
@@ -119,7 +123,8 @@ def _unpack(kind: _Kind, packed: bytes, writer: str) -> Body:
             return Event(**json.loads(packed))
         case _Kind.ALERT:
             fields = json.loads(packed)
-            return AlertChange(**{**fields, "ne107": Ne107(fields["ne107"])})
+            shares = tuple((str(tag), float(share)) for tag, share in fields.get("contribution", ()))
+            return AlertChange(**{**fields, "ne107": Ne107(fields["ne107"]), "contribution": shares})
 
 
 def _text(value: str, size: int) -> bytes:

@@ -114,6 +114,11 @@ bodies = st.one_of(
         ne107=st.sampled_from(Ne107),
         text=texts(9),
         action=texts(9),
+        value=st.none() | st.floats(0, 9),
+        unit=texts(3),
+        contribution=st.lists(st.tuples(texts(6), st.floats(0, 1)), max_size=3).map(tuple),
+        latched=st.booleans(),
+        suppressed=st.booleans(),
     ),
     st.builds(Started, process=texts(9), run_id=texts(9), version=texts(5), config_digest=texts(9)),
 )
