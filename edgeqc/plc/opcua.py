@@ -16,10 +16,9 @@ from typing import Any, Final, TypeVar
 from asyncua import ua
 from asyncua.client.client import Client
 from asyncua.ua.attribute_ids import AttributeIds
-from asyncua.ua.uaerrors import UaError
 
 from edgeqc.errors import PeerError, PeerTimeoutError
-from edgeqc.plc import opcua_session
+from edgeqc.plc import opcua_nodes, opcua_session
 from edgeqc.records import NS_PER_S, PlcResult, PlcTrigger, Verdict
 from edgeqc.settings import OpcuaNodes, OpcuaPlcSettings
 
@@ -219,7 +218,12 @@ def _fitted(value: bool | float | str, kind: ua.VariantType) -> bool | int | flo
 
 async def _resolve(client: Client, settings: OpcuaNodes, peer: str) -> dict[str, _Node]:
     """Ask the server what type each node has; PeerError that names the first that won't do."""
-    ids = {name: _node_id(name, getattr(settings, name), peer) for name in _SUITABLE}
+    resolved = await opcua_nodes.resolve(client, [getattr(settings, name) for name in _SUITABLE])
+    ids: dict[str, ua.NodeId] = {}
+    for name, node_id in zip(_SUITABLE, resolved, strict=True):
+        if isinstance(node_id, str):
+            raise PeerError(peer, f"nodes.{name}: {node_id}")
+        ids[name] = node_id
     order = list(ids.values())
     declared = await client.uaclient.read_attributes(order, AttributeIds.DataType)
     current = await client.uaclient.read_attributes(order, AttributeIds.Value)
@@ -235,13 +239,6 @@ async def _resolve(client: Client, settings: OpcuaNodes, peer: str) -> dict[str,
             raise PeerError(peer, f"nodes.{name}: {text} is {found.name if found else 'no plain value'}, not {wanted}")
         nodes[name] = _Node(name=name, text=text, node_id=node_id, type=found)
     return nodes
-
-
-def _node_id(name: str, text: str, peer: str) -> ua.NodeId:
-    try:
-        return ua.NodeId.from_string(text)
-    except UaError as exc:
-        raise PeerError(peer, f"nodes.{name}: {text!r} is no NodeId") from exc
 
 
 def _variant_type(declared: object, value: ua.DataValue) -> ua.VariantType | None:

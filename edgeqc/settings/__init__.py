@@ -3,7 +3,7 @@
 Every key carries its unit. A field's description is what `edgeqc config schema` shows in an editor.
 """
 
-from edgeqc.settings.base import Model, Name, Secret
+from edgeqc.settings.base import Model, Name, Node, Secret
 from edgeqc.settings.box import Settings
 from edgeqc.settings.camera import (
     CameraBase,
@@ -51,6 +51,7 @@ __all__ = [
     "MqttSettings",
     "Name",
     "NoPlcSettings",
+    "Node",
     "OpcuaEndpoint",
     "OpcuaNodes",
     "OpcuaPlcSettings",

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from edgeqc.settings.base import Model, Secret
+from edgeqc.settings.base import Model, Node, Secret
 
 
 class ModbusRegisters(Model):
@@ -50,18 +50,18 @@ class OpcuaEndpoint(Model):
 class OpcuaNodes(Model):
     """NodeIds of the handshake, in any OPC UA text form."""
 
-    trigger: str
-    part_id: str
-    result_sequence: str
-    result_part_id: str
-    result_pass: str
-    result_fail: str
-    result_code: str
-    result_score: str
-    busy: str
-    ready: str
-    fault: str
-    heartbeat: str
+    trigger: Node
+    part_id: Node
+    result_sequence: Node
+    result_part_id: Node
+    result_pass: Node
+    result_fail: Node
+    result_code: Node
+    result_score: Node
+    busy: Node
+    ready: Node
+    fault: Node
+    heartbeat: Node
 
 
 class OpcuaPlcSettings(OpcuaEndpoint):

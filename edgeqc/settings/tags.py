@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from edgeqc.settings.base import Model, Name
+from edgeqc.core.datatype import REGISTER_BITS, WordOrder
+from edgeqc.settings.base import Model, Name, Node
 from edgeqc.settings.plc import OpcuaEndpoint
 
 
@@ -15,10 +16,16 @@ class TagSettings(Model):
     """One value of the machine."""
 
     name: Name
-    node: str | None = Field(None, description="OPC UA NodeId")
+    node: Node | None = Field(None, description="OPC UA NodeId")
     register_address: int | None = Field(None, ge=0, le=65_535, alias="register", description="Modbus holding register")
-    type: Literal["uint16", "int16", "uint32", "int32", "float32", "float64", "bool"] = "float64"
-    word_order: Literal["ABCD", "CDAB", "BADC", "DCBA"] = "ABCD"
+    type: Literal["uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64", "bool"] = "float64"
+    word_order: WordOrder = Field(
+        WordOrder.ABCD, description="which byte of a 32-bit value is where; `edgeqc plc probe` shows all four"
+    )
+    bit: int | None = Field(
+        None, ge=0, lt=REGISTER_BITS, description="type bool: this bit of the register, 0 is the lowest; null: any"
+    )
+    element: int | None = Field(None, ge=0, le=65_535, description="OPC UA: which one of an array, from 0")
     scale: float = 1.0
     offset: float = 0.0
     unit: str = ""
@@ -36,11 +43,17 @@ class TagSourceBase(Model):
     def misfits(self) -> list[str]:
         """What does not go together, each as `sub-path: what, limit`."""
         key = {"opcua": "node", "modbus": "register_address"}.get(getattr(self, "type", ""))
-        return [
+        faults = [
             f"tags[{place}].{key.removesuffix('_address')}: is missing, {tag.name} is nowhere without it"
             for place, tag in enumerate(self.tags)
             if key and getattr(tag, key) is None
         ]
+        faults += [
+            f"tags[{place}].bit: {tag.bit} is a bit of a register, {tag.name} is {tag.type}, not bool"
+            for place, tag in enumerate(self.tags)
+            if tag.bit is not None and tag.type != "bool"
+        ]
+        return faults
 
 
 class OpcuaTagSource(TagSourceBase, OpcuaEndpoint):

@@ -14,12 +14,13 @@ from typing import Final
 
 import structlog
 
+from edgeqc.core.datatype import decode, width
+from edgeqc.core.reads import Read, Span, plan_reads, split_read
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.ports import TagSink
 from edgeqc.records import Quality
-from edgeqc.settings import ModbusTagSource
+from edgeqc.settings import ModbusTagSource, TagSettings
 from edgeqc.tags.connection import keep_connected
-from edgeqc.tags.decode import Read, decode, plan_reads, split_read, width
 from edgeqc.tags.reading import Reading
 
 CONNECT_TIMEOUT_S: Final = 2.0
@@ -36,6 +37,7 @@ class ModbusTags:
         self._first = first_index
         self._sink = sink
         self._readings = [Reading.of(tag) for tag in settings.tags]
+        self._spans = [_span(tag) for tag in settings.tags]
         self._log = structlog.get_logger().bind(source=settings.name)
 
     async def run(self) -> None:
@@ -48,7 +50,7 @@ class ModbusTags:
         connection = await _Connection.open(settings)
         try:
             self._sink.back(settings.name)
-            reads = plan_reads(settings.tags)
+            reads = plan_reads(self._spans)
             self._log.info("tag_source_up", reads_per_poll=len(reads), poll_ms=settings.poll_ms)
             refused: dict[str, str] = {}
             told: dict[str, str] = {}
@@ -72,7 +74,7 @@ class ModbusTags:
         now_ns = time.monotonic_ns()
         self._sink.alive(settings.name, now_ns)
         if isinstance(reply, int):
-            halves = split_read(read, settings.tags) if reply in _SPOILED else []
+            halves = split_read(read, self._spans) if reply in _SPOILED else []
             if not halves:
                 for place in read.places:
                     reading = self._readings[place]
@@ -80,9 +82,9 @@ class ModbusTags:
                     self._sink.put(self._first + place, reading.bad(now_ns))
             return halves or [read]
         for place in read.places:
-            tag = settings.tags[place]
-            start = 2 * ((tag.register_address or 0) - read.address)
-            raw = decode(reply[start : start + 2 * width(tag.type)], tag.type, tag.word_order)
+            tag, span = settings.tags[place], self._spans[place]
+            start = 2 * (span.address - read.address)
+            raw = decode(reply[start : start + 2 * span.count], tag.type, tag.word_order, bit=tag.bit)
             self._sink.put(self._first + place, self._readings[place].value(raw, Quality.GOOD, 0.0, now_ns))
             if refused:
                 refused.pop(tag.name, None)
@@ -169,6 +171,12 @@ _EXCEPTIONS: Final = {
     10: "gateway path unavailable",
     11: "gateway target does not answer",
 }
+
+
+def _span(tag: TagSettings) -> Span:
+    if tag.register_address is None:
+        raise ValueError(f"tag {tag.name} has no register")
+    return Span(address=tag.register_address, count=width(tag.type))
 
 
 def _reason(exc: OSError) -> str:

@@ -22,7 +22,7 @@ from asyncua.ua.attribute_ids import AttributeIds
 from asyncua.ua.ua_binary import struct_from_binary
 
 from edgeqc.errors import PeerError, PeerTimeoutError
-from edgeqc.plc import opcua_session
+from edgeqc.plc import opcua_nodes, opcua_session
 from edgeqc.ports import TagSink
 from edgeqc.records import NS_PER_MS, Quality
 from edgeqc.settings import OpcuaTagSource
@@ -176,11 +176,10 @@ class _Subscription:
         # what a pause shorter than stale_ms piles up must fit, else samples are lost in the server
         queue = math.ceil(settings.stale_ms / max(settings.sampling_ms, _FASTEST_MS))
         asked, places = [], []
-        for place, tag in enumerate(settings.tags):
-            try:
-                node = ua.NodeId.from_string(tag.node or "")
-            except Exception as exc:  # noqa: BLE001 - asyncua's parser raises anything
-                self._refuse(place, f"not a NodeId: {exc}")
+        nodes = await opcua_nodes.resolve(client, [tag.node or "" for tag in settings.tags])
+        for place, node in enumerate(nodes):
+            if isinstance(node, str):
+                self._refuse(place, node)
                 continue
             places.append(place)
             asked.append(

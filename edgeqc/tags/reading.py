@@ -19,6 +19,8 @@ class Reading:
     offset: float
     low: float
     high: float
+    element: int | None = None
+    """Which one of an array."""
 
     @classmethod
     def of(cls, tag: TagSettings) -> Self:
@@ -29,10 +31,13 @@ class Reading:
             offset=tag.offset,
             low=-math.inf if tag.min is None else tag.min,
             high=math.inf if tag.max is None else tag.max,
+            element=tag.element,
         )
 
     def value(self, raw: object, quality: Quality, source_ts: float, received_ns: int) -> TagValue:
-        """Give the tag's value: BAD where `raw` is no finite number, UNCERTAIN where it is outside min..max."""
+        """Give the tag's value: BAD where `raw` (or its element) is no finite number, UNCERTAIN where it is outside min..max."""
+        if self.element is not None:
+            raw = raw[self.element] if isinstance(raw, list) and self.element < len(raw) else None
         number = raw * self.scale + self.offset if isinstance(raw, int | float) else math.nan
         if not math.isfinite(number):
             number, quality = math.nan, Quality.BAD

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -439,7 +440,7 @@ def test_registers_that_the_plc_does_not_have_are_refused_by_name(make_plc: Make
         ("result_pass", "ns=2;s=Line.ResultCode", r"nodes\.result_pass: .* is UInt16, not Boolean"),
         ("trigger", "ns=2;s=Line.PartId", r"nodes\.trigger: .* is String, not Int16"),
         ("result_score", "ns=2;s=Line.ResultCode", r"nodes\.result_score: .* is UInt16, not Float, Double"),
-        ("busy", "Line.Busy", r"nodes\.busy: 'Line\.Busy' is no NodeId"),
+        ("busy", "nsu=urn:other:line;s=Line.Busy", r"nodes\.busy: .*has no namespace urn:other:line; it has http:"),
         ("busy", "i=2253", r"nodes\.busy: i=2253"),
     ],
 )
@@ -447,6 +448,14 @@ def test_unsuitable_node_is_named_at_connect(name: str, node: str, says: str, pl
     nodes = plc.settings["nodes"] | {name: node}
     with pytest.raises(PeerError, match=says):
         open_link(settings(plc, nodes=nodes), peer="press", state_dir=tmp_path)
+
+
+@pytest.mark.parametrize("shared", ["opcua"], indirect=True)
+def test_nodes_may_name_their_namespace_by_uri(plc: SimPlc, tmp_path: Path) -> None:
+    by_uri = {name: text.replace("ns=2;", "nsu=urn:edgeqc:sim:plc;") for name, text in plc.settings["nodes"].items()}
+    assert all(text.startswith("nsu=") for text in by_uri.values())
+    with contextlib.closing(open_link(settings(plc, nodes=by_uri), peer="press", state_dir=tmp_path)) as link:
+        assert link.read_trigger(within()).counter >= 0
 
 
 def test_protected_channel_with_user_works_and_anything_less_does_not(make_plc: MakePlc, tmp_path: Path) -> None:
