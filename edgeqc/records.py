@@ -34,6 +34,7 @@ class Cause(StrEnum):
     JOURNAL = "journal"
     PLC = "plc"
     STARTING = "starting"
+    RECIPE = "recipe"
 
 
 JUDGED: Final = frozenset({Cause.OK, Cause.DEFECT, Cause.ANOMALY})
@@ -51,6 +52,7 @@ RESULT_CODE: Final[dict[Cause, int]] = {
     Cause.JOURNAL: 105,
     Cause.PLC: 106,
     Cause.STARTING: 107,
+    Cause.RECIPE: 108,
 }
 """What the PLC reads in its result-code register; 0 = no result yet, below 100 = judged, from 100 = fail-safe."""
 
@@ -220,6 +222,8 @@ class PlcTrigger:
     part_id: str
     read_ns: int
     """Monotonic time at which the answer was in hand."""
+    recipe: int = 0
+    """Number of the recipe that the part is to be judged by; 0 where the PLC names none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

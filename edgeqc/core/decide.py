@@ -14,6 +14,7 @@ def decide(
     threshold: float,
     engine_ok: bool = True,
     tags_good: bool = True,
+    recipe_known: bool = True,
     now_ns: int,
     fail_safe_at_ns: int,
 ) -> tuple[Verdict, Cause]:
@@ -25,10 +26,11 @@ def decide(
         threshold: a part scoring at or over it is rejected.
         engine_ok: False where the engine raised.
         tags_good: False where a required tag is stale or not Good.
+        recipe_known: False where the PLC asked for a recipe that the station does not have.
         now_ns: monotonic, now.
         fail_safe_at_ns: from this moment on it is too late for a PASS.
     """
-    cause = _objection(frame=frame, score=score, engine_ok=engine_ok, tags_good=tags_good)
+    cause = _objection(frame=frame, score=score, engine_ok=engine_ok, tags_good=tags_good, recipe_known=recipe_known)
     if cause is None and now_ns >= fail_safe_at_ns:
         cause = Cause.LATE
     if cause is None:
@@ -42,11 +44,15 @@ def overdue(*, frame_came: bool) -> tuple[Verdict, Cause]:
     return Verdict.REJECT, Cause.LATE if frame_came else Cause.NO_FRAME
 
 
-def _objection(*, frame: FrameStatus | None, score: float, engine_ok: bool, tags_good: bool) -> Cause | None:
+def _objection(
+    *, frame: FrameStatus | None, score: float, engine_ok: bool, tags_good: bool, recipe_known: bool
+) -> Cause | None:
     if frame is None:
         return Cause.NO_FRAME
     if frame is not FrameStatus.OK:
         return Cause.BAD_FRAME
+    if not recipe_known:
+        return Cause.RECIPE
     if not engine_ok or not math.isfinite(score) or not 0 <= score <= 1:
         return Cause.ENGINE
     if not tags_good:

@@ -45,8 +45,8 @@ class Package:
 
     @property
     def name(self) -> str:
-        """`name/version`, as logs and topics say it."""
-        return f"{self.manifest.name}/{self.manifest.version}"
+        """`name@version`, as logs and topics say it."""
+        return f"{self.manifest.name}@{self.manifest.version}"
 
     @property
     def io(self) -> EngineIo:

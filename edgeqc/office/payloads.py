@@ -46,6 +46,7 @@ REASON: Final[dict[Cause, str]] = {
     Cause.JOURNAL: "station",
     Cause.PLC: "plc_error",
     Cause.STARTING: "station",
+    Cause.RECIPE: "station",
 }
 """The coarse class that dashboards group by; `cause` says it exactly."""
 

@@ -25,7 +25,7 @@ from edgeqc.settings.plc import (
     OpcuaSecurity,
     PlcSettings,
 )
-from edgeqc.settings.recipe import RecipeSettings, RegionMode, RegionSettings
+from edgeqc.settings.recipe import ChangeoverSettings, RecipeSettings, RegionMode, RegionSettings
 from edgeqc.settings.station import ImageRules, StationSettings
 from edgeqc.settings.tags import (
     ModbusTagSource,
@@ -40,6 +40,7 @@ __all__ = [
     "ArchiveSettings",
     "CameraBase",
     "CameraSettings",
+    "ChangeoverSettings",
     "GigeCameraSettings",
     "ImageRules",
     "JournalSettings",

@@ -36,6 +36,7 @@ class RecipeSettings(Model):
     """What is looked for on this product."""
 
     name: Name = "default"
+    number: int = Field(0, ge=0, le=65_535, description="what the PLC calls it; needed with changeover")
     engine: Path = Field(description="folder of the model package, e.g. engines/demo-part/1")
     backend: Literal["onnxruntime"] = "onnxruntime"
     threads: int = Field(1, ge=1, le=64)
@@ -46,4 +47,16 @@ class RecipeSettings(Model):
         ge=0,
         le=10_000,
         description="an idle engine runs a blank part this often, and once just before a part is due; 0 = never",
+    )
+
+
+class ChangeoverSettings(Model):
+    """Several products on one line: with each trigger the PLC says by number which recipe judges the part.
+
+    All recipes are loaded, warm and checked before the line is armed. A number that is none of them is a reject.
+    """
+
+    recipes: list[RecipeSettings] = Field(min_length=1, max_length=15, description="beside the station's `recipe`")
+    memory_mb: int = Field(
+        512, ge=64, le=65_536, description="what the engines of all recipes may take together; over it, nothing starts"
     )

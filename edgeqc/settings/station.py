@@ -7,7 +7,7 @@ from pydantic import Field
 from edgeqc.settings.base import Model, Name
 from edgeqc.settings.camera import CameraSettings, GigeCameraSettings, TriggerSettings, TriggerSource
 from edgeqc.settings.plc import NoPlcSettings, PlcSettings
-from edgeqc.settings.recipe import RecipeSettings, RegionMode
+from edgeqc.settings.recipe import ChangeoverSettings, RecipeSettings, RegionMode
 
 
 class ImageRules(Model):
@@ -34,6 +34,7 @@ class StationSettings(Model):
     trigger: TriggerSettings = TriggerSettings()
     camera: CameraSettings
     recipe: RecipeSettings
+    changeover: ChangeoverSettings | None = None
     plc: PlcSettings
     images: ImageRules = ImageRules()
     required_tags: list[str] = Field(
@@ -43,6 +44,11 @@ class StationSettings(Model):
     priority: int = Field(
         20, ge=0, le=90, description="SCHED_FIFO priority of the line thread where allowed; 0 = never"
     )
+
+    @property
+    def recipes(self) -> tuple[RecipeSettings, ...]:
+        """All that may judge a part; the first is the one that runs where the PLC has no say."""
+        return (self.recipe, *(self.changeover.recipes if self.changeover is not None else ()))
 
     def misfits(self) -> list[str]:
         """What does not go together, each as `sub-path: what, limit`."""
@@ -58,13 +64,34 @@ class StationSettings(Model):
         rate_hz = getattr(self.camera, "rate_hz", None)
         if rate_hz is not None and isinstance(self.camera, GigeCameraSettings) and rate_hz * self.takt_ms > 1000 * 1.2:
             faults.append(f"camera.rate_hz: {rate_hz:g} is over {1000 / self.takt_ms:g} {takt}")
-        region, camera = self.recipe.region, self.camera
+        for path, recipe in zip(self._recipe_paths(), self.recipes, strict=True):
+            faults += [f"{path}.{fault}" for fault in self._misfits_of(recipe)]
+        return faults + self._changeover_misfits()
+
+    def _recipe_paths(self) -> list[str]:
+        return ["recipe", *(f"changeover.recipes[{index}]" for index in range(len(self.recipes) - 1))]
+
+    def _misfits_of(self, recipe: RecipeSettings) -> list[str]:
+        region, camera = recipe.region, self.camera
         right, bottom = region.x_px + region.width_px, region.y_px + region.height_px
-        if region.mode is RegionMode.FIXED and not (region.width_px and region.height_px):
-            faults.append("recipe.region: width_px and height_px must be over 0 with mode: fixed")
-        elif region.mode is RegionMode.FIXED and (right > camera.width_px or bottom > camera.height_px):
-            faults.append(
-                f"recipe.region: box ends at {right}x{bottom}, "
-                f"outside camera.width_px x height_px ({camera.width_px}x{camera.height_px})"
-            )
+        if region.mode is not RegionMode.FIXED:
+            return []
+        if not (region.width_px and region.height_px):
+            return ["region: width_px and height_px must be over 0 with mode: fixed"]
+        if right > camera.width_px or bottom > camera.height_px:
+            sensor = f"({camera.width_px}x{camera.height_px})"
+            return [f"region: box ends at {right}x{bottom}, outside camera.width_px x height_px {sensor}"]
+        return []
+
+    def _changeover_misfits(self) -> list[str]:
+        if self.changeover is None:
+            return []
+        faults = ["changeover: needs a plc other than type: none"] if isinstance(self.plc, NoPlcSettings) else []
+        first: dict[str | int, str] = {}
+        for path, recipe in zip(self._recipe_paths(), self.recipes, strict=True):
+            if not recipe.number:
+                faults.append(f"{path}.number: must be over 0 with changeover: the PLC names recipes by it")
+            for key, value in (("number", recipe.number), ("name", recipe.name)):
+                if value and first.setdefault(value, path) != path:
+                    faults.append(f"{path}.{key}: {value} is the {key} of {first[value]} already")
         return faults

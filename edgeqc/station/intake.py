@@ -9,31 +9,37 @@ from edgeqc.records import Trigger
 from edgeqc.shm.board import Row
 from edgeqc.station.guard import Guard
 from edgeqc.station.part import Part
+from edgeqc.station.recipes import Recipes
 
 
 class Intake:
     """Numbers a station's parts. One thread: whoever sees the triggers."""
 
-    def __init__(self, budget: Budget, *, guard: Guard, row: Row, first_sequence: int) -> None:
+    def __init__(self, budget: Budget, *, guard: Guard, row: Row, recipes: Recipes, first_sequence: int) -> None:
         """`first_sequence` numbers the first part; the journal knows where the last run ended."""
         self.budget = budget
         self._guard = guard
         self._row = row
+        self._recipes = recipes
         self._sequence = first_sequence - 1
 
-    def open(self, at_ns: int, part_id: str) -> Part:
-        """A part is there: from here on the guard owes it a verdict."""
-        part = self._numbered(at_ns, part_id)
+    def open(self, at_ns: int, part_id: str, recipe: int) -> Part:
+        """A part is there, to be judged by the recipe of that number: from here on the guard owes it a verdict."""
+        part = self._numbered(at_ns, part_id, recipe)
         self._guard.watch(part)
         return part
 
-    def missed(self, at_ns: int) -> Part:
+    def missed(self, at_ns: int, recipe: int) -> Part:
         """A part went by that is only known by its number: it is recorded, but no longer announced."""
-        part = self._numbered(at_ns, "")
+        part = self._numbered(at_ns, "", recipe)
         part.announced = False
         return part
 
-    def _numbered(self, at_ns: int, part_id: str) -> Part:
+    def announce(self, recipe: int) -> None:
+        """The PLC shows this recipe's number now, for the next part to come."""
+        self._recipes.announce(recipe)
+
+    def _numbered(self, at_ns: int, part_id: str, recipe: int) -> Part:
         self._sequence += 1
         self._row.count("triggers")
         trigger = Trigger(
@@ -46,4 +52,5 @@ class Intake:
             trigger=trigger,
             deadline_ns=self.budget.deadline_ns(at_ns),
             fail_safe_at_ns=self.budget.fail_safe_at_ns(at_ns),
+            recipe=self._recipes.of(recipe),
         )

@@ -18,12 +18,12 @@ from edgeqc.records import NS_PER_MS, NS_PER_S, Cause, Event, Frame, FrameStatus
 from edgeqc.settings import StationSettings, TriggerSource
 from edgeqc.shm.board import Row
 from edgeqc.shm.slots import FrameSlots
-from edgeqc.station.inspection import Inspection
 from edgeqc.station.intake import Intake
 from edgeqc.station.lender import Lender
 from edgeqc.station.outcome import Outcome
 from edgeqc.station.part import Part
 from edgeqc.station.plckeeper import PlcKeeper
+from edgeqc.station.recipes import Recipes
 from edgeqc.station.triggers import TriggerWatch
 
 _TICK_NS: Final = 20 * NS_PER_MS
@@ -47,7 +47,7 @@ class Peers:
     camera: CameraKeeper
     slots: FrameSlots
     lender: Lender
-    inspection: Inspection
+    recipes: Recipes
     outcome: Outcome
     intake: Intake
     triggers: TriggerWatch | None
@@ -102,16 +102,21 @@ class Line:
         waited = frame.received_ns - asked_ns > NS_PER_MS // 5
         at_ns = self._arrived_ns(frame, waited=waited)
         self._cadence.part(at_ns)
-        self._take(self._peers.intake.open(at_ns, self._part_id()), frame)
+        self._take(self._peers.intake.open(at_ns, *self._asked()), frame)
 
-    def _part_id(self) -> str:
-        if self._settings.trigger.part_id == "plc" and self._peers.plc is not None:
+    def _asked(self) -> tuple[str, int]:
+        """Part id and recipe's number, where the PLC is to say them."""
+        by_plc = self._settings.trigger.part_id == "plc" or self._settings.changeover is not None
+        if by_plc and self._peers.plc is not None:
             try:
                 until_ns = time.monotonic_ns() + self._peers.intake.budget.budget_ns // 4
-                return self._peers.plc.read_trigger(until_ns).part_id
+                reading = self._peers.plc.read_trigger(until_ns)
             except PeerError:
                 self._peers.row.count("plc_errors")
-        return ""
+            else:
+                self._peers.recipes.announce(reading.recipe)
+                return reading.part_id if self._settings.trigger.part_id == "plc" else "", reading.recipe
+        return "", 0
 
     def _arrived_ns(self, frame: Frame, *, waited: bool) -> int:
         """When the whole frame was there. Where we came late to fetch it, the wait counts against our budget."""
@@ -133,7 +138,7 @@ class Line:
         if moved.missed:
             row.count("missed", moved.missed)
             for _ in range(moved.missed):
-                self._peers.outcome.settle(self._peers.intake.missed(frame.received_ns), *overdue(frame_came=False))
+                self._peers.outcome.settle(self._peers.intake.missed(frame.received_ns, 0), *overdue(frame_came=False))
         return True
 
     # --- the PLC says when --------------------------------------------------------------------------------------
@@ -232,13 +237,13 @@ class Line:
         part.frame_ns = frame.received_ns
         self._peers.row.put("frame_at_ns", frame.received_ns)
         status, engine_ok = frame.status, True
-        if status is FrameStatus.OK:
+        if status is FrameStatus.OK and part.recipe.known:
             status, engine_ok = self._inspect(part, frame)
         if status is not FrameStatus.OK:
             self._peers.row.count("bad_frames")
         self._settle(part, *self._verdict(part, status, engine_ok=engine_ok))
-        if status is FrameStatus.OK:
-            self._peers.inspection.take_sample(frame.pixels)
+        if status is FrameStatus.OK and part.recipe.known:
+            self._peers.recipes[part.recipe].take_sample(frame.pixels)
         if not part.lent:
             self._peers.camera.release(frame.slot)
 
@@ -246,8 +251,9 @@ class Line:
         return decide(
             frame=status,
             score=part.score,
-            threshold=self._peers.inspection.threshold,
+            threshold=part.recipe.threshold,
             engine_ok=engine_ok,
+            recipe_known=part.recipe.known,
             tags_good=self._peers.tags_good(),
             now_ns=time.monotonic_ns(),
             fail_safe_at_ns=part.fail_safe_at_ns,
@@ -255,7 +261,7 @@ class Line:
 
     def _inspect(self, part: Part, frame: Frame) -> tuple[FrameStatus, bool]:
         try:
-            found = self._peers.inspection.inspect(
+            found = self._peers.recipes[part.recipe].inspect(
                 part,
                 frame.pixels,
                 self._peers.slots.map(frame.slot),
@@ -272,6 +278,8 @@ class Line:
     def _settle(self, part: Part, verdict: Verdict, cause: Cause) -> None:
         if not self._peers.outcome.settle(part, verdict, cause) and math.isfinite(part.score):
             self._peers.outcome.late_score(part, *overdue(frame_came=True))
+        for told in self._peers.recipes.changeover(part.recipe, part.trigger.sequence):
+            self._peers.outcome.note(told)
 
     # --- nothing to do ------------------------------------------------------------------------------------------
 
@@ -282,12 +290,16 @@ class Line:
 
     def _rehearsal_lead_ns(self) -> int:
         """A rehearsal begins so long before a part is due: the engine's run, half as much again, and a wake-up."""
-        return self._peers.inspection.run_ns * 3 // 2 + 2 * NS_PER_MS
+        return self._coming_run_ns() * 3 // 2 + 2 * NS_PER_MS
+
+    def _coming_run_ns(self) -> int:
+        recipes = self._peers.recipes
+        return recipes[recipes.coming].run_ns
 
     def _idle(self) -> None:
         """Housekeeping that ends before the next part is due."""
         now_ns = time.monotonic_ns()
-        if not self._cadence.leaves_room(now_ns, self._peers.inspection.run_ns * 5 // 4 + NS_PER_MS):
+        if not self._cadence.leaves_room(now_ns, self._coming_run_ns() * 5 // 4 + NS_PER_MS):
             return
         if self._wants_rehearsal(now_ns):
             self._rehearse(now_ns)
@@ -297,7 +309,7 @@ class Line:
 
     def _wants_rehearsal(self, now_ns: int) -> bool:
         """Now and then while the line stands, and once just before each part that is due."""
-        idle_ns = self._settings.recipe.keep_warm_ms * NS_PER_MS
+        idle_ns = self._peers.recipes.keep_warm_ms() * NS_PER_MS
         due_ns, lead_ns = self._cadence.due_ns(), self._rehearsal_lead_ns()
         just_before = due_ns - lead_ns <= now_ns < due_ns and self._ran_ns < due_ns - 2 * lead_ns
         return idle_ns > 0 and (just_before or now_ns - self._ran_ns > idle_ns)
@@ -307,10 +319,11 @@ class Line:
 
         An engine that idled for 30 ms is up to half as slow again, and so is the code around it (onnxruntime #13366).
         """
+        recipe = self._peers.recipes.to_warm(idle=self._cadence.due_ns() < now_ns)
         trigger = Trigger(sequence=0, part_id="", at_ns=now_ns, wall_ns=0)
-        part = Part(trigger=trigger, deadline_ns=now_ns + NS_PER_S, fail_safe_at_ns=now_ns + NS_PER_S)
+        part = Part(trigger=trigger, deadline_ns=now_ns + NS_PER_S, fail_safe_at_ns=now_ns + NS_PER_S, recipe=recipe)
         try:
-            self._peers.inspection.rehearse(part)
+            self._peers.recipes[recipe].rehearse(part)
         except EngineError as exc:
             self._engine_failures += 1
             self._peers.outcome.note(Event(name="engine_failed", facts={"reason": str(exc), "idle": True}))

@@ -6,7 +6,6 @@ import math
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import Final
 
 from edgeqc.core.keeping import KeepRule
@@ -24,15 +23,6 @@ _UNJOURNALED_MOST: Final = 4096
 """Records kept in memory while the disk is full: minutes of a fast line; more are counted as lost."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """What each part record says about how the part was judged."""
-
-    name: str
-    threshold: float
-    model_digest: bytes
-
-
 class Outcome:
     """Makes verdicts final. `settle` may be called by line and guard at once: the first one counts."""
 
@@ -40,7 +30,6 @@ class Outcome:
         self,
         *,
         station: str,
-        recipe: Recipe,
         journal: JournalWriter,
         sync: JournalSync,
         plc: PlcKeeper | None,
@@ -53,7 +42,6 @@ class Outcome:
         """(sequence, monotonic ns) of the result that the PLC acknowledged last; None when it has been cleared since."""
         self.unjournaled_lost = 0
         self._station = station
-        self._recipe = recipe
         self._journal = journal
         self._sync = sync
         self._plc = plc
@@ -136,11 +124,11 @@ class Outcome:
             verdict=verdict,
             cause=cause,
             score=part.score,
-            threshold=self._recipe.threshold,
+            threshold=part.recipe.threshold,
             ledger=part.ledger(decided_ns=time.monotonic_ns()),
             deadline_ns=part.deadline_ns,
-            recipe=self._recipe.name,
-            model_digest=self._recipe.model_digest,
+            recipe=part.recipe.name,
+            model_digest=part.recipe.model_digest,
             defects=part.defects,
             slot=slot,
             lease=lease,

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Final
 
 from edgeqc.records import Defect, Ledger, Trigger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What each part record says about how the part was judged."""
+
+    name: str
+    threshold: float
+    model_digest: bytes
+    known: bool = True
+    """False: the PLC named a recipe that the station does not have; no part may be judged by it."""
+
+
+UNKNOWN_RECIPE: Final = Recipe(name="", threshold=math.nan, model_digest=bytes(32), known=False)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -15,6 +30,8 @@ class Part:
     trigger: Trigger
     deadline_ns: int
     fail_safe_at_ns: int
+    recipe: Recipe = UNKNOWN_RECIPE
+    """Latched with the trigger: a changeover concerns the parts after it only."""
     announced: bool = True
     """False for a part that was missed: it is recorded, but its time to be told to the PLC is over."""
     frame_id: int = 0

@@ -29,12 +29,12 @@ from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.slots import FrameSlots
 from edgeqc.shm.tagtable import FILE_NAME, TagTable
 from edgeqc.station.guard import Guard
-from edgeqc.station.inspection import Inspection
 from edgeqc.station.intake import Intake
 from edgeqc.station.lender import Lender
 from edgeqc.station.line import Line, Peers
-from edgeqc.station.outcome import Outcome, Recipe
+from edgeqc.station.outcome import Outcome
 from edgeqc.station.plckeeper import PlcKeeper
+from edgeqc.station.recipes import Recipes
 from edgeqc.station.triggers import TriggerWatch
 
 _SWITCH_S: Final = 0.0005
@@ -89,7 +89,7 @@ class Station:
         self.journal = JournalWriter(
             state_dir / "journal" / f"station-{station.name}", settings.journal, on_trouble=self._on_disk
         )
-        self._inspection = Inspection(station.recipe, station.camera)
+        self._recipes = Recipes(station)
         shape = (station.camera.height_px, station.camera.width_px)
         self._slots = FrameSlots.create(
             run_dir / f"slots-{station.name}", per_bank=station.camera.slots, shape=shape, map_shape=map_shape(shape)
@@ -111,11 +111,6 @@ class Station:
         lender = Lender(self._slots, most=max(1, station.camera.slots // 2), take_back=self._camera.release)
         self._outcome = Outcome(
             station=station.name,
-            recipe=Recipe(
-                name=station.recipe.name,
-                threshold=self._inspection.threshold,
-                model_digest=self._inspection.package.digest,
-            ),
             journal=self.journal,
             sync=settings.journal.sync,
             plc=self._plc,
@@ -148,6 +143,7 @@ class Station:
             budget,
             guard=self._guard,
             row=row,
+            recipes=self._recipes,
             first_sequence=self.journal.last_part_sequence + 1,
         )
         self._triggers: TriggerWatch | None = None
@@ -160,7 +156,7 @@ class Station:
                 camera=self._camera,
                 slots=self._slots,
                 lender=lender,
-                inspection=self._inspection,
+                recipes=self._recipes,
                 outcome=self._outcome,
                 intake=intake,
                 triggers=self._triggers,
@@ -214,7 +210,8 @@ class Station:
         self._line.stopping = True
 
     def _tell_started(self) -> None:
-        package, engine = self._inspection.package, self._inspection.engine
+        first = self._recipes[self._recipes.all[0]]
+        package, engine = first.package, first.engine
         self._row.backend = engine.backend
         self._outcome.note(
             Started(
@@ -232,12 +229,23 @@ class Station:
                 self._log.warning("journal_repaired", what=what, count=count)
                 self._outcome.note(Event(name="journal_repaired", facts={"what": what, "count": count}))
         self._alert(f"{self._station.name}.engine.failed", active=False, text="")
+        for recipe in self._recipes.all:
+            inspection = self._recipes[recipe]
+            facts: dict[str, str | int | float | bool] = {
+                "recipe": recipe.name,
+                "model": inspection.package.name,
+                "model_digest": recipe.model_digest.hex(),
+                "backend": inspection.engine.backend,
+                "golden_difference": inspection.golden_difference,
+                "golden_limit": inspection.package.manifest.golden_tolerance,
+                "threshold": recipe.threshold,
+            }
+            self._log.info("recipe_ready", **facts)
+            self._outcome.note(Event(name="recipe_ready", facts=facts))
         self._log.info(
             "station_started",
-            backend=engine.backend,
-            model=package.name,
-            golden_difference=self._inspection.golden_difference,
-            threshold=self._inspection.threshold,
+            recipes=len(self._recipes.all),
+            engines_mb=round(self._recipes.memory_mb, 1),
             core=self._core,
             real_time=self._has_real_time,
             next_part=self.journal.last_part_sequence + 1,

@@ -77,14 +77,17 @@ class TriggerWatch:
 
     def _look(self) -> None:
         reading = self._plc.read_trigger(time.monotonic_ns() + _READ_NS)
+        self._intake.announce(reading.recipe)
         moved = move(self._counter, reading.counter, cycle=MODBUS_CYCLE)
         self._counter = reading.counter
         match moved.step:
             case Step.NEXT | Step.MISSED:
                 self._row.count("missed", moved.missed)
                 for _ in range(moved.missed):
-                    self._outcome.settle(self._intake.missed(reading.read_ns), *overdue(frame_came=False))
-                self._waiting.append(self._intake.open(reading.read_ns, reading.part_id))
+                    self._outcome.settle(
+                        self._intake.missed(reading.read_ns, reading.recipe), *overdue(frame_came=False)
+                    )
+                self._waiting.append(self._intake.open(reading.read_ns, reading.part_id, reading.recipe))
                 self._came.set()
             case Step.BACK:
                 self._outcome.note(Event(name="plc_counter_restarted", facts={"counter": reading.counter}))

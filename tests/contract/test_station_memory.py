@@ -26,7 +26,7 @@ from edgeqc.shm.slots import FrameSlots
 from edgeqc.sim.line import drawn_parts
 from edgeqc.station.inspection import Inspection
 from edgeqc.station.lender import Lender
-from edgeqc.station.outcome import Outcome, Recipe
+from edgeqc.station.outcome import Outcome
 from edgeqc.station.part import Part
 
 ENGINE = Path(__file__).parents[2] / "engines" / "demo-part" / "1"
@@ -46,7 +46,6 @@ def test_no_allocation_of_frame_size_after_warm_up(tmp_path: Path) -> None:
     journal = JournalWriter(tmp_path / "journal" / "station-top", JournalSettings(ballast_mb=0))
     outcome = Outcome(
         station="top",
-        recipe=Recipe(name="default", threshold=inspection.threshold, model_digest=inspection.package.digest),
         journal=journal,
         sync=JournalSync.GROUP,
         plc=None,

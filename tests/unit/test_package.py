@@ -48,7 +48,7 @@ def _refused(folder, match):
 
 def test_committed_package_is_sound_and_small():
     package = load_package(DEMO)
-    assert package.name == "demo-part/1"
+    assert package.name == "demo-part@1"
     assert package.digest == hashlib.sha256((DEMO / "model.onnx").read_bytes()).digest()
     assert sum(file.stat().st_size for file in DEMO.iterdir()) < 4_000_000
     assert package.manifest.licence == "Apache-2.0"

@@ -18,7 +18,7 @@ from edgeqc.settings import JournalSettings, JournalSync
 from edgeqc.shm.board import Board
 from edgeqc.shm.slots import FrameSlots
 from edgeqc.station.lender import Lender
-from edgeqc.station.outcome import Outcome, Recipe
+from edgeqc.station.outcome import Outcome
 from edgeqc.station.part import Part
 from edgeqc.station.plckeeper import PlcKeeper
 
@@ -58,7 +58,6 @@ class Line:
         slots = FrameSlots.create(folder / "slots", per_bank=4, shape=(16, 16))
         self.outcome = Outcome(
             station="top",
-            recipe=Recipe(name="r", threshold=0.5, model_digest=bytes(32)),
             journal=self.journal,
             sync=sync,
             plc=self.keeper,

@@ -1,0 +1,120 @@
+"""A station's recipes: all loaded, warm and checked before the line is armed; each part has the one it was triggered with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Final
+
+from edgeqc.errors import PackageError
+from edgeqc.records import AlertChange, Event, Ne107
+from edgeqc.settings import CameraBase, RecipeSettings, StationSettings
+from edgeqc.station.inspection import Inspection
+from edgeqc.station.part import Recipe
+
+_MIB: Final = 1 << 20
+
+
+class Recipes:
+    """Number to recipe, and recipe to what judges by it. `of` and `coming` from any thread, the rest by the line's.
+
+    A changeover costs nothing: the engines of all recipes are ready, and each part is judged by the recipe that was
+    latched with its trigger.
+    """
+
+    def __init__(self, station: StationSettings) -> None:
+        """Load all: seconds each. PackageError where one may not judge parts, or all take more memory than they may."""
+        self._by_plc = station.changeover is not None
+        self._inspections: dict[Recipe, Inspection] = {}
+        self._numbers: dict[int, Recipe] = {}
+        self._keep_warm_ms: dict[Recipe, float] = {}
+        before = _resident_bytes()
+        for settings in station.recipes:
+            recipe = self._load(settings, station.camera)
+            self._keep_warm_ms[recipe] = settings.keep_warm_ms
+        self.memory_mb = (_resident_bytes() - before) / _MIB
+        """Grown by, while the recipes were loaded: what their engines hold, and the backend's library."""
+        if station.changeover is not None and self.memory_mb > station.changeover.memory_mb:
+            raise PackageError(
+                f"the engines of {len(self.all)} recipes take {self.memory_mb:.0f} MB, "
+                f"over {station.changeover.memory_mb} (changeover.memory_mb)"
+            )
+        self.coming: Recipe = self.all[0]
+        """What the next part is expected to be judged by."""
+        self._station = station.name
+        self._turn = 0
+        self._last: Recipe | None = None
+
+    @property
+    def all(self) -> tuple[Recipe, ...]:
+        """In the order of the configuration."""
+        return tuple(self._inspections)
+
+    def of(self, number: int) -> Recipe:
+        """The recipe that the PLC calls by this number; one that is not known where there is none."""
+        if not self._by_plc:
+            return self.all[0]
+        known = self._numbers.get(number)
+        return known or Recipe(name=f"number {number}", threshold=math.nan, model_digest=bytes(32), known=False)
+
+    def announce(self, number: int) -> None:
+        """The PLC shows this number now: the next part is likely to be of it, and its engine worth warming."""
+        recipe = self.of(number)
+        if recipe.known:
+            self.coming = recipe
+
+    def __getitem__(self, recipe: Recipe) -> Inspection:
+        """What judges by this recipe; KeyError for one that is not known."""
+        return self._inspections[recipe]
+
+    def to_warm(self, *, idle: bool) -> Recipe:
+        """Whose engine to run for nothing: the coming recipe's; where the line stands, every second time another's."""
+        self._turn += idle
+        others = self.all if idle and self._turn % 2 == 0 else (self.coming,)
+        return others[self._turn // 2 % len(others)]
+
+    def changeover(self, recipe: Recipe, sequence: int) -> list[Event | AlertChange]:
+        """What is to be told of the recipe that this part had: nothing where the part before it had the same."""
+        if recipe == self._last:
+            return []
+        last, self._last = self._last, recipe
+        said: list[Event | AlertChange] = []
+        if last is not None:
+            facts: dict[str, str | int | float | bool] = {
+                "station": self._station, "recipe": recipe.name, "before": last.name, "first_part": sequence
+            }  # fmt: skip
+            said.append(Event(name="recipe_changed", facts=facts))
+        if not recipe.known or (last is not None and not last.known):
+            said.append(self._unknown(recipe))
+        return said
+
+    def _unknown(self, recipe: Recipe) -> AlertChange:
+        active = not recipe.known
+        return AlertChange(
+            id=f"{self._station}.recipe.unknown",
+            active=active,
+            priority="high",
+            ne107=Ne107.OUT_OF_SPECIFICATION if active else Ne107.NORMAL,
+            text=f"the PLC asks for recipe {recipe.name}, which this station does not have" if active else "",
+            action="Every part is rejected. Set the PLC's recipe number, or add it under changeover.recipes",
+        )
+
+    def keep_warm_ms(self) -> float:
+        """How long the coming recipe's engine may idle; 0 = for ever."""
+        return self._keep_warm_ms[self.coming]
+
+    def close(self) -> None:
+        """Free all engines."""
+        for inspection in self._inspections.values():
+            inspection.close()
+
+    def _load(self, settings: RecipeSettings, camera: CameraBase) -> Recipe:
+        inspection = Inspection(settings, camera)
+        recipe = Recipe(name=settings.name, threshold=inspection.threshold, model_digest=inspection.package.digest)
+        self._inspections[recipe] = inspection
+        self._numbers[settings.number] = recipe
+        return recipe
+
+
+def _resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
