@@ -35,6 +35,7 @@ class Cause(StrEnum):
     PLC = "plc"
     STARTING = "starting"
     RECIPE = "recipe"
+    IDENTITY = "identity"
 
 
 JUDGED: Final = frozenset({Cause.OK, Cause.DEFECT, Cause.ANOMALY})
@@ -53,6 +54,7 @@ RESULT_CODE: Final[dict[Cause, int]] = {
     Cause.PLC: 106,
     Cause.STARTING: 107,
     Cause.RECIPE: 108,
+    Cause.IDENTITY: 109,
 }
 """What the PLC reads in its result-code register; 0 = no result yet, below 100 = judged, from 100 = fail-safe."""
 

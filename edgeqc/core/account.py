@@ -46,3 +46,74 @@ def move(before: int | None, after: int, *, cycle: int) -> Move:
     if distance < cycle // 2:
         return Move(step=Step.MISSED, missed=distance - 1)
     return Move(step=Step.BACK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """What one reading of the PLC's trigger block says of parts."""
+
+    part: bool = False
+    """A part is there now: it gets a number and a verdict."""
+    fresh: bool = True
+    """Its trigger is as young as the last reading: it may be exposed. Otherwise it has moved nobody knows how far."""
+    missed: int = 0
+    """Parts that went by unseen: known by their number only."""
+    doubled: bool = False
+    """It has the part id of the part before: one part triggered twice, or a PLC that forgot to write the id."""
+    swapped: bool = False
+    """It has the part id of an earlier part: parts overtook each other, or an old id is shown again."""
+    restarted: bool = False
+    """The counter went back: the PLC was restarted."""
+
+
+NOTHING: Final = Arrival()
+REMEMBERED_IDS: Final = 64
+"""Part ids that are told apart: more than any line has between trigger and gate."""
+
+
+class TriggerAccount:
+    """Counts the PLC's parts by its counter and part ids. One lane, readings in order."""
+
+    def __init__(self, *, cycle: int = MODBUS_CYCLE, fresh_ns: int) -> None:
+        """`fresh_ns`: with readings further apart than this nobody knows when a part came."""
+        self._cycle = cycle
+        self._fresh_ns = fresh_ns
+        self._counter: int | None = None
+        self._read_ns = 0
+        self._ids: dict[str, None] = {}
+        self._last_id = ""
+
+    def reading(self, counter: int, part_id: str, read_ns: int) -> Arrival:
+        """Account for one reading of counter and part id, taken at `read_ns` (monotonic)."""
+        moved = move(self._counter, counter, cycle=self._cycle)
+        gap_ns = read_ns - self._read_ns
+        self._counter, self._read_ns = counter, read_ns
+        if moved.step in {Step.FIRST, Step.SAME}:
+            return NOTHING  # what stands in the block when we come is of another life
+        restarted = moved.step is Step.BACK
+        if restarted:
+            self._ids.clear()
+            self._last_id = ""
+            if counter == 0:
+                return Arrival(restarted=True)
+        # A PLC that restarted has counted its parts from 1: those before the one at hand went by unseen.
+        missed = min(counter - 1, self._cycle // 2) if restarted else moved.missed
+        doubled = bool(part_id) and part_id == self._last_id
+        swapped = bool(part_id) and not doubled and part_id in self._ids
+        self._remember(part_id)
+        return Arrival(
+            part=True,
+            fresh=not restarted and gap_ns <= self._fresh_ns,
+            missed=missed,
+            doubled=doubled,
+            swapped=swapped,
+            restarted=restarted,
+        )
+
+    def _remember(self, part_id: str) -> None:
+        self._last_id = part_id
+        if part_id:
+            self._ids.pop(part_id, None)
+            self._ids[part_id] = None
+            if len(self._ids) > REMEMBERED_IDS:
+                self._ids.pop(next(iter(self._ids)))

@@ -44,6 +44,30 @@ def overdue(*, frame_came: bool) -> tuple[Verdict, Cause]:
     return Verdict.REJECT, Cause.LATE if frame_came else Cause.NO_FRAME
 
 
+def last_word(
+    verdict: Verdict, cause: Cause, *, journaled: bool, plc_up: bool = True, now_ns: int, fail_safe_at_ns: int
+) -> tuple[Verdict, Cause]:
+    """The verdict as it may be announced: looked at once more just before its write is begun.
+
+    Args:
+        verdict: as decided.
+        cause: as decided.
+        journaled: is the part's record as safe as the settings ask for?
+        plc_up: is there a link? A PASS that cannot be told now is none: the part will have moved on.
+        now_ns: monotonic, now.
+        fail_safe_at_ns: no PASS is begun from this moment on, because it might arrive late.
+    """
+    if verdict is not Verdict.PASS:
+        return verdict, cause
+    if not journaled:
+        return Verdict.REJECT, Cause.JOURNAL
+    if not plc_up:
+        return Verdict.REJECT, Cause.PLC
+    if now_ns >= fail_safe_at_ns:
+        return Verdict.REJECT, Cause.LATE
+    return verdict, cause
+
+
 def _objection(
     *, frame: FrameStatus | None, score: float, engine_ok: bool, tags_good: bool, recipe_known: bool
 ) -> Cause | None:

@@ -1,0 +1,157 @@
+"""Which frame is whose part's: two witnesses, the camera's frame counter and the time the frame began, must agree.
+
+"The latest frame" is never taken. A frame that nobody asked for, that came twice, that began before its trigger or
+that the counter gives to another part is named for what it is and judged for no part.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from edgeqc.core.account import GVSP_CYCLE, Step, move
+
+_REMEMBERED: Final = 16
+"""Exposures that are kept after their frame came: enough to name a frame that comes twice or late."""
+
+
+class Claim(StrEnum):
+    """Whose a frame is."""
+
+    OWN = "own"
+    """It belongs to the part that `Match.sequence` names."""
+    DOUBLED = "doubled"
+    """Its part had its frame already."""
+    STALE = "stale"
+    """It was exposed for a part that has been given up, or comes from before."""
+    PHANTOM = "phantom"
+    """Nobody asked for it."""
+    SWAPPED = "swapped"
+    """Counter and clock give it to different parts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """What is known of a frame, and of the parts that it leaves without one."""
+
+    claim: Claim
+    sequence: int = 0
+    """The part's, with OWN."""
+    without: tuple[int, ...] = ()
+    """Parts, oldest first, that will have no frame any more."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Exposure:
+    sequence: int
+    at_ns: int
+    ordinal: int
+    open: bool = True
+
+
+class Exposures:
+    """One camera's triggered exposures, oldest first, until their frames come."""
+
+    def __init__(self, *, least_ns: int = 0, most_ns: int, slack_ns: int = 1_000_000, cycle: int = GVSP_CYCLE) -> None:
+        """Nothing is exposed yet.
+
+        Args:
+            least_ns: from trigger to the frame's first packet at the least: the exposure time.
+            most_ns: a frame that is not there so long after its trigger never comes.
+            slack_ns: by how much the time at which a frame began may be taken for too early.
+            cycle: of the camera's frame counter.
+        """
+        self._least_ns = least_ns
+        self._slack_ns = slack_ns
+        self._most_ns = most_ns
+        self._cycle = cycle
+        self._exposures: deque[_Exposure] = deque(maxlen=_REMEMBERED)
+        self._ordinal = 0
+        self._base: tuple[int, int] | None = None
+        """(frame id, ordinal) of the last frame that both witnesses gave to the same part."""
+        self._frame_id: int | None = None
+        self._doubt_until_ns = 0
+
+    @property
+    def outstanding(self) -> int:
+        """Parts whose frame is still to come."""
+        return sum(exposure.open for exposure in self._exposures)
+
+    def ready(self, now_ns: int) -> bool:
+        """May the camera be triggered for the next part?
+
+        Not while a frame may still be under way that belongs to nobody any more; and while the camera's counter is not
+        known, one part at a time: then the clock is the only witness, and it must not have a choice.
+        """
+        return now_ns >= self._doubt_until_ns and (self._base is not None or not self.outstanding)
+
+    def exposed(self, sequence: int, at_ns: int) -> None:
+        """The camera was triggered for this part at `at_ns`. Parts come in order."""
+        self._ordinal += 1
+        self._exposures.append(_Exposure(sequence=sequence, at_ns=at_ns, ordinal=self._ordinal))
+
+    def reopened(self) -> tuple[int, ...]:
+        """A fresh connection: it counts from where it likes. Gives the parts that will have no frame."""
+        without = self._give_up()
+        self._exposures.clear()
+        self._base = None
+        self._frame_id = None
+        self._doubt_until_ns = 0
+        return without
+
+    def overdue(self, now_ns: int) -> tuple[int, ...]:
+        """Parts whose frame had its time; from then on nothing is trusted until all that was exposed has had its time."""
+        due = any(exposure.open and now_ns - exposure.at_ns > self._most_ns for exposure in self._exposures)
+        return self._doubt() if due else ()
+
+    def frame(self, frame_id: int, first_ns: int, now_ns: int) -> Match:
+        """A frame whose first packet came at `first_ns`; `frame_id` by the camera's counter."""
+        moved = move(self._frame_id, frame_id, cycle=self._cycle)
+        if moved.step is Step.SAME:
+            return Match(claim=Claim.DOUBLED)
+        if moved.step is Step.BACK:
+            return Match(claim=Claim.STALE)
+        self._frame_id = frame_id
+        if now_ns < self._doubt_until_ns:
+            return Match(claim=Claim.STALE)
+        surely, perhaps = self._by_clock(first_ns, 0), self._by_clock(first_ns, self._slack_ns)
+        if perhaps is None or not perhaps.open:
+            claim = Claim.PHANTOM if perhaps is None else Claim.DOUBLED
+            return Match(claim=claim, without=self._doubt())
+        owner = surely or perhaps
+        if self._base is not None:
+            ordinal = self._base[1] + (frame_id - self._base[0]) % self._cycle
+            owner = surely if surely is not None and surely.ordinal == ordinal else perhaps
+            if owner.ordinal != ordinal or not owner.open:
+                return Match(claim=Claim.SWAPPED, without=self._doubt())
+        return self._own(owner, frame_id)
+
+    def _own(self, owner: _Exposure, frame_id: int) -> Match:
+        without = tuple(one.sequence for one in self._exposures if one.open and one.ordinal < owner.ordinal)
+        for one in self._exposures:
+            if one.ordinal <= owner.ordinal:
+                one.open = False
+        self._base = frame_id, owner.ordinal
+        return Match(claim=Claim.OWN, sequence=owner.sequence, without=without)
+
+    def _by_clock(self, first_ns: int, slack_ns: int) -> _Exposure | None:
+        """The last exposure whose trigger can have made a frame that began then."""
+        for exposure in reversed(self._exposures):
+            if exposure.at_ns + self._least_ns - slack_ns <= first_ns:
+                return exposure if first_ns - exposure.at_ns <= self._most_ns else None
+        return None
+
+    def _doubt(self) -> tuple[int, ...]:
+        without = self._give_up()
+        if without:
+            self._doubt_until_ns = self._exposures[-1].at_ns + self._most_ns
+        self._base = None
+        return without
+
+    def _give_up(self) -> tuple[int, ...]:
+        without = tuple(exposure.sequence for exposure in self._exposures if exposure.open)
+        for exposure in self._exposures:
+            exposure.open = False
+        return without

@@ -1,0 +1,68 @@
+"""Several cameras, one part: the verdict is the worst of what they saw, and what is missing counts as worst but one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from edgeqc.core.decide import decide
+from edgeqc.records import Cause, FrameStatus, Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What one camera and its engine said of a part."""
+
+    name: str
+    """The camera's."""
+    sequence: int
+    """Of the part that the frame was matched to."""
+    frame: FrameStatus
+    score: float
+    """0..1, higher is worse; NaN where there is none."""
+    threshold: float
+    engine_ok: bool = True
+    frame_id: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruling:
+    """The verdict on a part, and the view that it comes from."""
+
+    verdict: Verdict
+    cause: Cause
+    view: int = -1
+    """Index of the deciding view; -1 where one is missing."""
+
+
+_BADNESS: Final = {Cause.OK: 0, Cause.ANOMALY: 2, Cause.DEFECT: 3}
+"""What is known of the part outweighs what is not known of it; every other cause counts 1."""
+
+
+def rule(
+    views: Sequence[View | None], *, sequence: int, tags_good: bool = True, now_ns: int, fail_safe_at_ns: int
+) -> Ruling:
+    """The verdict on the part `sequence` from all of its views, None for each that did not come.
+
+    A view that belongs to another part makes it a reject that says so (cause identity). No views at all is no pass.
+    """
+    worst: Ruling | None = None
+    for index, view in enumerate(views):
+        ruling = Ruling(verdict=Verdict.REJECT, cause=Cause.NO_FRAME)
+        if view is not None and view.sequence != sequence:
+            ruling = Ruling(verdict=Verdict.REJECT, cause=Cause.IDENTITY, view=index)
+        elif view is not None:
+            verdict, cause = decide(
+                frame=view.frame,
+                score=view.score,
+                threshold=view.threshold,
+                engine_ok=view.engine_ok,
+                tags_good=tags_good,
+                now_ns=now_ns,
+                fail_safe_at_ns=fail_safe_at_ns,
+            )
+            ruling = Ruling(verdict=verdict, cause=cause, view=index)
+        if worst is None or _BADNESS.get(ruling.cause, 1) > _BADNESS.get(worst.cause, 1):
+            worst = ruling
+    return worst or Ruling(verdict=Verdict.REJECT, cause=Cause.NO_FRAME)

@@ -1,0 +1,231 @@
+"""At the gate: each part is ejected there, and only there, unless it passed; what went wrong is told."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeqc.core.axis import Axis
+from edgeqc.core.stopping import StopLimits, StopReason, StopRule
+from edgeqc.core.track import Gate, GateEvent, GateFact, GateLayout
+from edgeqc.records import NS_PER_MS, Cause, Verdict
+
+MS = NS_PER_MS
+U16 = 65_536
+
+
+def gate(**changes: int) -> Gate:
+    return Gate(GateLayout(**{"travel": 100, "length": 10, "confirm": 20, **changes}))
+
+
+def facts(events: list[GateEvent]) -> list[tuple[GateFact, int]]:
+    return [(event.fact, event.sequence) for event in events]
+
+
+def test_a_part_without_a_pass_is_ejected_at_the_gate_for_its_length() -> None:
+    line = gate(confirm=0)
+    line.part(1, "P1", 0)
+    assert line.move(99) == []
+    assert not line.output.eject
+    assert facts(line.move(100)) == [(GateFact.EJECT, 1)]
+    assert (line.output.eject, line.output.sequence, line.output.part_id) == (True, 1, "P1")
+    assert line.move(109) == []
+    assert line.output.eject
+    line.move(110)
+    assert not line.output.eject
+
+
+def test_a_part_that_passed_goes_by() -> None:
+    line = gate()
+    line.part(1, "P1", 0)
+    line.passed(1)
+    assert line.move(100) == []
+    assert not line.output.eject
+
+
+def test_a_pass_that_comes_when_the_output_is_on_changes_nothing() -> None:
+    line = gate(confirm=0)
+    line.part(1, "P1", 0)
+    line.move(100)
+    line.passed(1)
+    line.move(101)
+    assert line.output.eject
+
+
+def test_a_line_that_stands_still_keeps_its_parts() -> None:
+    line = gate(confirm=0)
+    line.part(1, "P1", 0)
+    for _ in range(50):
+        assert line.move(60) == []
+    assert facts(line.move(103)) == [(GateFact.EJECT, 1)]
+
+
+def test_parts_close_behind_each_other_are_each_counted() -> None:
+    line = gate(confirm=0)
+    for sequence, position in ((1, 0), (2, 5), (3, 30)):
+        line.part(sequence, "", position)
+    assert facts(line.move(101)) == [(GateFact.EJECT, 1)]
+    assert facts(line.move(106)) == [(GateFact.EJECT, 2)]
+    assert line.output.eject
+    assert line.output.ejections == 2
+    line.move(120)
+    assert not line.output.eject
+
+
+def test_a_part_that_went_by_unseen_is_told() -> None:
+    line = gate()
+    line.part(1, "P1", 0)
+    line.move(50)
+    assert facts(line.move(140)) == [(GateFact.WENT_BY, 1)]
+
+
+def test_an_ejector_that_did_not_fire_is_told() -> None:
+    line = gate()
+    line.confirmed(7)
+    line.part(1, "P1", 0)
+    line.move(100)
+    assert line.move(129) == []
+    assert facts(line.move(130)) == [(GateFact.NOT_EJECTED, 1)]
+
+
+def test_a_confirmed_part_is_done() -> None:
+    line = gate()
+    line.confirmed(U16 - 1)
+    line.part(1, "P1", 0)
+    line.move(100)
+    assert line.confirmed(0) == []
+    assert line.move(200) == []
+
+
+def test_a_confirmation_that_nobody_asked_for_is_told() -> None:
+    line = gate()
+    line.confirmed(0)
+    assert facts(line.confirmed(1)) == [(GateFact.EJECTED_UNASKED, 0)]
+
+
+def test_a_part_that_nobody_can_place_is_told_at_once() -> None:
+    assert facts(gate().part(1, "P1", None)) == [(GateFact.UNTRACKED, 1)]
+
+
+def test_parts_whose_place_is_lost_are_told_each() -> None:
+    line = gate()
+    for sequence in (1, 2, 3):
+        line.part(sequence, "", 10 * sequence)
+    line.passed(2)
+    assert facts(line.lost()) == [(GateFact.UNTRACKED, 1), (GateFact.UNTRACKED, 3)]
+    assert not line.output.eject
+    assert len(line) == 0
+
+
+def test_more_parts_than_are_kept_are_told() -> None:
+    line = gate(capacity=2)
+    line.part(1, "", 0)
+    line.part(2, "", 20)
+    assert facts(line.part(3, "", 40)) == [(GateFact.UNTRACKED, 1)]
+
+
+@given(
+    st.lists(st.tuples(st.integers(12, 60), st.booleans()), max_size=40),
+    st.lists(st.integers(0, 9), min_size=1, max_size=400),
+)
+def test_exactly_the_parts_that_did_not_pass_are_ejected_at_any_speed(
+    parts: list[tuple[int, bool]], steps: list[int]
+) -> None:
+    """Read more often than the output is long, stops included: none is missed, none is hit for another."""
+    line = gate(confirm=0)
+    place = 0
+    for sequence, (gap, good) in enumerate(parts, start=1):
+        place += gap
+        line.part(sequence, "", place)
+        if good:
+            line.passed(sequence)
+    position, at = 0, {}
+    moves = [*steps, *[9] * (place // 9 + 20)]
+    told: Counter[tuple[GateFact, int]] = Counter()
+    for step in moves:
+        position += step
+        events = facts(line.move(position))
+        told.update(events)
+        for _, sequence in events:
+            at[sequence] = position
+    place = 0
+    expected = {}
+    for sequence, (gap, good) in enumerate(parts, start=1):
+        place += gap
+        if not good:
+            expected[sequence] = place + 100
+    assert told == Counter((GateFact.EJECT, sequence) for sequence in expected)
+    assert all(expected[sequence] <= at[sequence] < expected[sequence] + 10 for sequence in expected)
+    assert not line.output.eject
+
+
+def test_an_encoder_counts_on_over_its_wrap_and_backwards() -> None:
+    axis = Axis(cycle=U16)
+    for at, raw in enumerate((65_530, 4, 2, 8)):
+        assert axis.encoder(raw, at)
+    assert axis.position == 14
+
+
+def test_an_encoder_that_was_set_anew_loses_the_thread() -> None:
+    axis = Axis(cycle=U16, most_step=1000)
+    axis.encoder(5000, 0)
+    assert not axis.encoder(0, MS)
+    assert axis.encoder(10, 2 * MS)
+
+
+def test_a_gap_in_which_the_encoder_may_have_wrapped_loses_the_thread() -> None:
+    axis = Axis(cycle=U16, most_gap_ns=100 * MS)
+    axis.encoder(0, 0)
+    assert not axis.encoder(5, 101 * MS)
+
+
+def test_only_the_time_for_which_the_line_ran_counts() -> None:
+    axis = Axis()
+    axis.clock(running=True, at_ns=0)
+    axis.clock(running=True, at_ns=10)
+    axis.clock(running=False, at_ns=1000)
+    axis.clock(running=True, at_ns=1005)
+    assert axis.position == 15
+
+
+@pytest.mark.parametrize(("at", "position"), [(5, 50), (15, 120), (0, 0), (25, 160), (-5, 0)])
+def test_a_trigger_is_placed_between_the_readings_around_it(at: int, position: int) -> None:
+    axis = Axis(cycle=1 << 32)
+    for when, raw in ((0, 7), (10, 107), (20, 147)):
+        axis.encoder(raw, when)
+    assert axis.at(at) == position
+
+
+def test_no_reading_no_place() -> None:
+    assert Axis(cycle=U16).at(5) is None
+
+
+def test_three_verdicts_in_a_row_that_say_nothing_ask_for_a_stop() -> None:
+    rule = StopRule(StopLimits())
+    assert not rule.verdict(Verdict.REJECT, Cause.NO_FRAME)
+    assert not rule.verdict(Verdict.REJECT, Cause.LATE)
+    assert not rule.verdict(Verdict.REJECT, Cause.DEFECT)
+    assert not rule.verdict(Verdict.PASS, Cause.OK, late=True)
+    assert not rule.verdict(Verdict.REJECT, Cause.ENGINE)
+    assert rule.verdict(Verdict.REJECT, Cause.ENGINE)
+    assert rule.reason is StopReason.FAIL_SAFE
+    rule.verdict(Verdict.PASS, Cause.OK)
+    assert rule.reason is StopReason.FAIL_SAFE
+    rule.reset()
+    assert rule.reason is None
+
+
+def test_too_many_rejects_ask_for_a_stop_fail_safe_ones_left_out() -> None:
+    rule = StopRule(StopLimits(fail_safe_in_a_row=0, reject_ratio=0.5, reject_parts=4))
+    for cause in (Cause.DEFECT, Cause.NO_FRAME, Cause.NO_FRAME, Cause.DEFECT, Cause.ANOMALY):
+        assert not rule.verdict(Verdict.REJECT, cause)
+    assert rule.verdict(Verdict.REJECT, Cause.DEFECT)
+    assert rule.reason is StopReason.REJECTS
+
+
+def test_rules_that_are_off_never_ask() -> None:
+    rule = StopRule(StopLimits(fail_safe_in_a_row=0))
+    assert not any(rule.verdict(Verdict.REJECT, Cause.LATE) for _ in range(100))
