@@ -41,7 +41,13 @@ _BADNESS: Final = {Cause.OK: 0, Cause.ANOMALY: 2, Cause.DEFECT: 3}
 
 
 def rule(
-    views: Sequence[View | None], *, sequence: int, tags_good: bool = True, now_ns: int, fail_safe_at_ns: int
+    views: Sequence[View | None],
+    *,
+    sequence: int,
+    tags_good: bool = True,
+    recipe_known: bool = True,
+    now_ns: int,
+    fail_safe_at_ns: int,
 ) -> Ruling:
     """The verdict on the part `sequence` from all of its views, None for each that did not come.
 
@@ -59,6 +65,7 @@ def rule(
                 threshold=view.threshold,
                 engine_ok=view.engine_ok,
                 tags_good=tags_good,
+                recipe_known=recipe_known,
                 now_ns=now_ns,
                 fail_safe_at_ns=fail_safe_at_ns,
             )

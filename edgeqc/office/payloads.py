@@ -47,6 +47,7 @@ REASON: Final[dict[Cause, str]] = {
     Cause.PLC: "plc_error",
     Cause.STARTING: "station",
     Cause.RECIPE: "station",
+    Cause.IDENTITY: "no_image",
 }
 """The coarse class that dashboards group by; `cause` says it exactly."""
 
