@@ -213,6 +213,12 @@ class PlcResult:
     ready: bool
     fault: bool
     score: float
+    overrun: bool = False
+    """A result was lost to the PLC: see edgeqc.core.handshake."""
+    trigger_ack: int = 0
+    """The PLC's trigger counter as last taken up."""
+    waiting: int = 0
+    """Results that are not acknowledged yet, the one that is shown included."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +232,10 @@ class PlcTrigger:
     """Monotonic time at which the answer was in hand."""
     recipe: int = 0
     """Number of the recipe that the part is to be judged by; 0 where the PLC names none."""
+    ack: int = 0
+    """Sequence of the result that the PLC took last; 0 where it does not acknowledge."""
+    heartbeat: int = 0
+    """The PLC program's own; 0 where it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

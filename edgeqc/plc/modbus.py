@@ -31,9 +31,9 @@ SILENCE_S: Final = 1.0
 _CLOSE_S: Final = 0.5
 _MBAP: Final = struct.Struct(">HHHB")  # transaction, protocol (0), length of what follows, unit
 _READ: Final = struct.Struct(">BHH")  # function code 3: first register, how many
-_WRITE: Final = struct.Struct(f">BHHB{registers.RESULT_REGISTERS}H")  # function code 16: first, how many, bytes, values
+_WRITE: Final = struct.Struct(">BHHB")  # function code 16: first register, how many, bytes of the values that follow
+_BLOCK: Final = struct.Struct(f">{registers.RESULT_REGISTERS}H")
 _WRITTEN: Final = struct.Struct(">BHH")
-_TRIGGER: Final = struct.Struct(f">{registers.TRIGGER_REGISTERS}H")
 _READ_CODE: Final = 3
 _WRITE_CODE: Final = 16
 _LENGTH_MIN: Final = 3  # unit, function code, one byte
@@ -56,6 +56,13 @@ class ModbusLink:
         self._peer = peer
         self._unit = settings.device_id
         self._at = settings.registers
+        self._read_back = settings.handshake.read_back
+        count = registers.HANDSHAKE_REGISTERS if settings.handshake.hears_plc else registers.TRIGGER_REGISTERS
+        if settings.registers.recipe:
+            count = registers.RECIPE_REGISTERS
+        self._ask_trigger = _READ.pack(_READ_CODE, self._at.trigger, count)
+        self._trigger_bytes = 2 + 2 * count
+        self._ask_result = _READ.pack(_READ_CODE, self._at.result, registers.RESULT_REGISTERS)
         # another start at each connection: the first write after a reconnect moves it too
         self._heartbeat = itertools.count(time.monotonic_ns() // 1_000_000)
         self._triggers = _Connection(settings, peer)
@@ -66,20 +73,30 @@ class ModbusLink:
             raise
 
     def read_trigger(self, until_ns: int) -> PlcTrigger:
-        """Read counter and part id in one request."""
-        request = _READ.pack(_READ_CODE, self._at.trigger, registers.TRIGGER_REGISTERS)
+        """Read the whole trigger block in one request."""
         with self._triggers.held(until_ns) as connection:
-            reply = connection.exchange(request, 2 + _TRIGGER.size, until_ns)
+            reply = connection.exchange(self._ask_trigger, self._trigger_bytes, until_ns)
             read_ns = time.monotonic_ns()
-        counter, part_id = registers.unpack_trigger(_TRIGGER.unpack_from(reply, 2))
-        return PlcTrigger(counter=counter, part_id=part_id, read_ns=read_ns)
+        seen = registers.unpack_trigger(reply[2:])
+        return PlcTrigger(
+            counter=seen.counter,
+            part_id=seen.part_id,
+            read_ns=read_ns,
+            ack=seen.ack,
+            heartbeat=seen.heartbeat,
+            recipe=seen.recipe,
+        )
 
     def write_result(self, result: PlcResult, until_ns: int) -> None:
         """Write all 16 registers with one function code 16; never repeated by us."""
         with self._results.held(until_ns) as connection:
             block = registers.pack_result(result, next(self._heartbeat))
-            request = _WRITE.pack(_WRITE_CODE, self._at.result, len(block), 2 * len(block), *block)
+            values = _BLOCK.pack(*block)
+            request = _WRITE.pack(_WRITE_CODE, self._at.result, len(block), len(values)) + values
             reply = connection.exchange(request, _WRITTEN.size, until_ns)
+            found = connection.exchange(self._ask_result, 2 + len(values), until_ns) if self._read_back else b""
+        if self._read_back and found[2:] != values:
+            raise PeerError(self._peer, _difference(values, found[2:], self._at.result))
         _, address, count = _WRITTEN.unpack(reply)
         if (address, count) != (self._at.result, registers.RESULT_REGISTERS):
             raise PeerError(
@@ -223,6 +240,15 @@ class _Connection:
         self._dead = self._dead or reason
         self._socket.close()
         return error(self._peer, reason)
+
+
+def _difference(wanted: bytes, found: bytes, first: int) -> str:
+    """Name the first register that does not read as it was written."""
+    place = next(place for place in range(0, len(wanted), 2) if wanted[place : place + 2] != found[place : place + 2])
+    return (
+        f"register {first + place // 2} reads back as {int.from_bytes(found[place : place + 2])}, "
+        f"{int.from_bytes(wanted[place : place + 2])} was written: does the PLC program write there too?"
+    )
 
 
 def _left_ms(until_ns: int) -> float:

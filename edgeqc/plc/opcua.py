@@ -17,6 +17,7 @@ from asyncua import ua
 from asyncua.client.client import Client
 from asyncua.ua.attribute_ids import AttributeIds
 
+from edgeqc.core.handshake import SEQUENCE_MASK
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.plc import opcua_nodes, opcua_session
 from edgeqc.records import NS_PER_S, PlcResult, PlcTrigger, Verdict
@@ -26,6 +27,7 @@ CONNECT_S: Final = 4.0
 """For channel, session and the check of all nodes; 0.2 s against a server on the same box with encryption."""
 _CLOSE_S: Final = 1.0
 
+_S = TypeVar("_S")
 _T = TypeVar("_T")
 
 
@@ -52,11 +54,11 @@ class OpcuaLink:
             raise
 
     def read_trigger(self, until_ns: int) -> PlcTrigger:
-        """Read counter and part id in one Read request."""
+        """Read counter, part id and what else the PLC says in one Read request."""
         return self._call(self._read(), until_ns)
 
     def write_result(self, result: PlcResult, until_ns: int) -> None:
-        """Write all ten nodes in one Write request; every node's status counts."""
+        """Write all result nodes in one Write request; every node's status counts."""
         self._call(self._write(result), until_ns)
 
     def close(self) -> None:
@@ -90,29 +92,47 @@ class OpcuaLink:
 
     async def _read(self) -> PlcTrigger:
         nodes = self._session.nodes
-        asked = (nodes["trigger"], nodes["part_id"])
+        asked = [nodes[name] for name in _READ if name in nodes]
         found = await self._session.client.uaclient.read_attributes(
             [node.node_id for node in asked], AttributeIds.Value
         )
         read_ns = time.monotonic_ns()
+        values: dict[str, Any] = {"result_ack": 0, "plc_heartbeat": 0, "recipe": 0}
         for node, value in _paired(asked, found, self._peer):
             _check(node.name, node.text, value.StatusCode, self._peer)
-        counter, part_id = (_content(value) for value in found)
-        if not isinstance(counter, int) or not isinstance(part_id, str | None):
-            raise PeerError(self._peer, f"trigger is {counter!r}, part_id {part_id!r}")
-        return PlcTrigger(counter=counter, part_id=part_id or "", read_ns=read_ns)
+            content = _content(value)
+            if not isinstance(content, (str, type(None)) if node.type is ua.VariantType.String else int):
+                raise PeerError(self._peer, f"nodes.{node.name}: {node.text} is {content!r}")
+            values[node.name] = content
+        return PlcTrigger(
+            counter=values["trigger"],
+            part_id=values["part_id"] or "",
+            read_ns=read_ns,
+            ack=values["result_ack"],
+            heartbeat=values["plc_heartbeat"],
+            recipe=values["recipe"],
+        )
 
     async def _write(self, result: PlcResult) -> None:
-        values = _values(result, next(self._heartbeat))
-        asked = [self._session.nodes[name] for name in values]
-        # no timestamps: many PLCs refuse a write that brings some
-        sent = [
-            ua.DataValue(ua.Variant(_fitted(value, node.type), node.type))
-            for node, value in zip(asked, values.values(), strict=True)
+        nodes, session = self._session.nodes, self._session.client.uaclient
+        values = [
+            (nodes[name], _fitted(value, nodes[name].type))
+            for name, value in _values(result, next(self._heartbeat)).items()
+            if name in nodes
         ]
-        statuses = await self._session.client.uaclient.write_attributes([node.node_id for node in asked], sent)
-        for node, status in _paired(asked, statuses, self._peer):
+        ids = [node.node_id for node, _ in values]
+        # no timestamps: many PLCs refuse a write that brings some
+        statuses = await session.write_attributes(
+            ids, [ua.DataValue(ua.Variant(value, node.type)) for node, value in values]
+        )
+        for (node, _), status in _paired(values, statuses, self._peer):
             _check(node.name, node.text, status, self._peer)
+        if self._settings.handshake.read_back:
+            for (node, written), found in _paired(
+                values, await session.read_attributes(ids, AttributeIds.Value), self._peer
+            ):
+                _check(node.name, node.text, found.StatusCode, self._peer)
+                _compare(node, written, _content(found), self._peer)
 
     async def _live(self, opened: concurrent.futures.Future[_Session]) -> None:
         """The thread's root: connect, let other threads' calls run, leave."""
@@ -166,6 +186,8 @@ _BITS: Final = {
     ua.VariantType.UInt64: 64,
 }
 """Integer types that a number may have, and at how many bits it wraps (never negative)."""
+_WIDE: Final = tuple(kind for kind, bits in _BITS.items() if bits >= SEQUENCE_MASK.bit_length())
+"""What holds a sequence number whole enough to acknowledge it."""
 _FLAG: Final = (ua.VariantType.Boolean,)
 _REAL: Final = (ua.VariantType.Float, ua.VariantType.Double)
 _TEXT: Final = (ua.VariantType.String,)
@@ -182,22 +204,32 @@ _SUITABLE: Final[dict[str, Sequence[ua.VariantType]]] = {
     "ready": _FLAG,
     "fault": _FLAG,
     "heartbeat": tuple(_BITS),
+    "result_valid": _FLAG,
+    "overrun": _FLAG,
+    "trigger_ack": tuple(_BITS),
+    "waiting": tuple(_BITS),
+    "result_ack": _WIDE,
+    "plc_heartbeat": tuple(_BITS),
+    "recipe": tuple(_BITS),
 }
+_READ: Final = ("trigger", "part_id", "result_ack", "plc_heartbeat", "recipe")
+"""What the PLC says; everything else is ours to write."""
 _HEARTBEAT_MASK: Final = 0xFFFF  # as Modbus has it, so that a PLC program need not know which link it is
 
 
 def _values(result: PlcResult, heartbeat: int) -> dict[str, bool | int | float | str]:
     """Node name to value, in the order of writing.
 
-    A server may apply the nodes one by one: PASS and REJECT go off first and the one that is due comes on last, when
-    sequence and part id are this part's already.
+    A server may apply the nodes one by one: RESULT_VALID, PASS and REJECT go off first, and what is due comes on last,
+    when sequence and part id are this part's already.
     """
     flags = {
         "result_pass": result.verdict is Verdict.PASS,
         "result_fail": result.verdict is Verdict.REJECT,
+        "result_valid": result.verdict is not None,
     }
     return {
-        **{name: on for name, on in flags.items() if not on},
+        **{name: on for name, on in reversed(flags.items()) if not on},
         "result_sequence": result.sequence,
         "result_part_id": result.part_id,
         "result_code": result.code,
@@ -205,9 +237,26 @@ def _values(result: PlcResult, heartbeat: int) -> dict[str, bool | int | float |
         "busy": result.busy,
         "ready": result.ready,
         "fault": result.fault,
+        "overrun": result.overrun,
+        "trigger_ack": result.trigger_ack,
+        "waiting": result.waiting,
         "heartbeat": heartbeat & _HEARTBEAT_MASK,
         **{name: on for name, on in flags.items() if on},
     }
+
+
+def _compare(node: _Node, written: object, found: object, peer: str) -> None:
+    """Refuse a value that reads back as another; a Float keeps 24 bits of what was written."""
+    if isinstance(written, float) and isinstance(found, float):
+        same = math.isclose(written, found, rel_tol=1e-6, abs_tol=1e-6)
+    else:
+        same = found == written or (written == "" and found is None)
+    if not same:
+        raise PeerError(
+            peer,
+            f"nodes.{node.name}: {node.text} reads back as {found!r}, {written!r} was written: "
+            "does the PLC program write there too?",
+        )
 
 
 def _fitted(value: bool | float | str, kind: ua.VariantType) -> bool | int | float | str:
@@ -218,9 +267,10 @@ def _fitted(value: bool | float | str, kind: ua.VariantType) -> bool | int | flo
 
 async def _resolve(client: Client, settings: OpcuaNodes, peer: str) -> dict[str, _Node]:
     """Ask the server what type each node has; PeerError that names the first that won't do."""
-    resolved = await opcua_nodes.resolve(client, [getattr(settings, name) for name in _SUITABLE])
+    named = {name: text for name in _SUITABLE if (text := getattr(settings, name)) is not None}
+    resolved = await opcua_nodes.resolve(client, list(named.values()))
     ids: dict[str, ua.NodeId] = {}
-    for name, node_id in zip(_SUITABLE, resolved, strict=True):
+    for name, node_id in zip(named, resolved, strict=True):
         if isinstance(node_id, str):
             raise PeerError(peer, f"nodes.{name}: {node_id}")
         ids[name] = node_id
@@ -231,7 +281,7 @@ async def _resolve(client: Client, settings: OpcuaNodes, peer: str) -> dict[str,
         raise PeerError(peer, "the server answers for fewer nodes than were asked")
     nodes: dict[str, _Node] = {}
     for (name, node_id), kind, value in zip(ids.items(), declared, current, strict=True):
-        text = getattr(settings, name)
+        text = named[name]
         _check(name, text, kind.StatusCode, peer)
         found = _variant_type(_content(kind), value)
         if found is None or found not in _SUITABLE[name]:
@@ -258,7 +308,7 @@ def _content(value: ua.DataValue) -> object:
     return None if value.Value is None else value.Value.Value
 
 
-def _paired(asked: Sequence[_Node], found: Sequence[_T], peer: str) -> list[tuple[_Node, _T]]:
+def _paired(asked: Sequence[_S], found: Sequence[_T], peer: str) -> list[tuple[_S, _T]]:
     if len(found) != len(asked):
         raise PeerError(peer, f"the server answers for {len(found)} of {len(asked)} nodes")
     return list(zip(asked, found, strict=True))

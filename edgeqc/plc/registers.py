@@ -2,20 +2,24 @@
 
 Holding registers, offsets from `registers.trigger` and `registers.result` of the configuration; high byte and high word first.
 
-| trigger block (the PLC writes, we read all 9 at once) | |
+| trigger block (the PLC writes, we read it at once, as far as it is used: 9, 12 or 13 registers) | |
 |---|---|
 | +0       | counter: the PLC adds 1 for each part, after it has put the part id; wraps at 65535 |
 | +1 .. +8 | part id: 16 characters, 2 per register, padded with zeros |
+| +9, +10  | result ack: the sequence of the result that the PLC has taken, high word first |
+| +11      | the PLC program's heartbeat: another value at least every `plc_heartbeat_ms` |
+| +12      | number of the recipe that the part is to be judged by |
 
 | result block (we write all 16 at once) | |
 |---|---|
 | +0, +1   | sequence: the station's own number of the part, high word first; wraps at 32 bit |
-| +2       | status: bit 0 PASS, 1 REJECT, 2 RESULT_VALID, 3 READY, 4 BUSY, 5 FAULT |
+| +2       | status: bit 0 PASS, 1 REJECT, 2 RESULT_VALID, 3 READY, 4 BUSY, 5 FAULT, 6 OVERRUN |
 | +3       | result code: 0 none, below 100 judged, from 100 fail-safe |
 | +4       | heartbeat: another value at each write |
 | +5       | score: 0 .. 10000 for 0 .. 1; 0 where there is none |
 | +6 .. +13 | part id as read from the trigger block |
-| +14, +15 | reserved, 0 |
+| +14      | trigger ack: the counter of the trigger block as last taken up |
+| +15      | results that the PLC has not acknowledged yet, the one that is shown included; forms `ack` and `buffered` |
 
 PASS and REJECT are never both set, and RESULT_VALID is set exactly where one of them is. A PLC that sees anything else
 must treat the part as rejected.
@@ -33,6 +37,11 @@ from typing import Final
 from edgeqc.records import PlcResult, Verdict
 
 TRIGGER_REGISTERS: Final = 9
+"""Counter and part id: all that the form `pulse` needs."""
+HANDSHAKE_REGISTERS: Final = 12
+"""The same with acknowledgement and heartbeat: the forms `ack` and `buffered`, or where the heartbeat is watched."""
+RECIPE_REGISTERS: Final = 13
+"""The same with the recipe's number."""
 RESULT_REGISTERS: Final = 16
 PART_ID_CHARS: Final = 16
 SCORE_SCALE: Final = 10_000
@@ -47,6 +56,7 @@ class Status(IntFlag):
     READY = 8
     BUSY = 16
     FAULT = 32
+    OVERRUN = 64
 
 
 _SHOWN: Final[dict[Verdict | None, int]] = {
@@ -54,7 +64,7 @@ _SHOWN: Final[dict[Verdict | None, int]] = {
     Verdict.REJECT: int(Status.REJECT | Status.RESULT_VALID),
     None: 0,
 }
-_READY, _BUSY, _FAULT = int(Status.READY), int(Status.BUSY), int(Status.FAULT)
+_READY, _BUSY, _FAULT, _OVERRUN = int(Status.READY), int(Status.BUSY), int(Status.FAULT), int(Status.OVERRUN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,26 +77,41 @@ class ResultImage:
     heartbeat: int
     score: float
     part_id: str
+    trigger_ack: int
+    waiting: int
 
 
-def pack_trigger(counter: int, part_id: str) -> list[int]:
-    """The trigger block as a PLC holds it; `counter` wraps."""
-    return [counter & 0xFFFF, *_words(part_id)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TriggerImage:
+    """What the PLC has put into its trigger block."""
+
+    counter: int
+    part_id: str
+    ack: int
+    """0 where it was not read, as the two that follow."""
+    heartbeat: int
+    recipe: int
 
 
-def unpack_trigger(registers: Sequence[int]) -> tuple[int, str]:
-    """Counter and part id.
+def pack_trigger(counter: int, part_id: str, *, ack: int = 0, heartbeat: int = 0, recipe: int = 0) -> list[int]:
+    """All 13 registers of the trigger block as a PLC holds them; numbers wrap."""
+    return [counter & 0xFFFF, *_words(part_id), ack >> 16 & 0xFFFF, ack & 0xFFFF, heartbeat & 0xFFFF, recipe & 0xFFFF]
+
+
+def unpack_trigger(block: bytes) -> TriggerImage:
+    """Read 9, 12 or 13 registers, as they come over the wire.
 
     Bytes above 127 are taken as Latin-1, not refused: the part must be judged, and its echo has the same bytes.
     """
-    counter, text = struct.unpack(">H16s", struct.pack(">9H", *registers))
-    return counter, _text(text)
+    counter, text, ack, heartbeat, recipe = _TRIGGER.unpack(block.ljust(_TRIGGER.size, b"\0"))
+    return TriggerImage(counter=counter, part_id=_text(text), ack=ack, heartbeat=heartbeat, recipe=recipe)
 
 
 def pack_result(result: PlcResult, heartbeat: int) -> list[int]:
     """The result block. Sequence and heartbeat wrap; a part id over 16 characters is cut."""
     # plain ints: an IntFlag's operators cost ten times as much, on the decision path
-    status = _SHOWN[result.verdict] | _READY * result.ready | _BUSY * result.busy | _FAULT * result.fault
+    status = _SHOWN[result.verdict] | _READY * result.ready | _BUSY * result.busy
+    status |= _FAULT * result.fault | _OVERRUN * result.overrun
     score = 0 if math.isnan(result.score) else round(min(max(result.score, 0.0), 1.0) * SCORE_SCALE)
     return [
         result.sequence >> 16 & 0xFFFF,
@@ -96,15 +121,15 @@ def pack_result(result: PlcResult, heartbeat: int) -> list[int]:
         heartbeat & 0xFFFF,
         score,
         *_words(result.part_id),
-        0,
-        0,
+        result.trigger_ack & 0xFFFF,
+        result.waiting,
     ]
 
 
 def unpack_result(registers: Sequence[int]) -> ResultImage:
     """What a PLC makes of the block."""
-    sequence, status, code, heartbeat, score, text = struct.unpack(
-        ">I4H16s4x", struct.pack(f">{RESULT_REGISTERS}H", *registers)
+    sequence, status, code, heartbeat, score, text, trigger_ack, waiting = struct.unpack(
+        ">I4H16s2H", struct.pack(f">{RESULT_REGISTERS}H", *registers)
     )
     return ResultImage(
         sequence=sequence,
@@ -113,7 +138,12 @@ def unpack_result(registers: Sequence[int]) -> ResultImage:
         heartbeat=heartbeat,
         score=score / SCORE_SCALE,
         part_id=_text(text),
+        trigger_ack=trigger_ack,
+        waiting=waiting,
     )
+
+
+_TRIGGER: Final = struct.Struct(">H16sI2H")
 
 
 def _words(part_id: str) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from edgeqc.settings.camera import (
 )
 from edgeqc.settings.office import ArchiveSettings, JournalSettings, JournalSync, MqttSettings, TlsSettings
 from edgeqc.settings.plc import (
+    HandshakeSettings,
     ModbusPlcSettings,
     ModbusRegisters,
     NoPlcSettings,
@@ -42,6 +43,7 @@ __all__ = [
     "CameraSettings",
     "ChangeoverSettings",
     "GigeCameraSettings",
+    "HandshakeSettings",
     "ImageRules",
     "JournalSettings",
     "JournalSync",

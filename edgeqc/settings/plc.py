@@ -8,14 +8,44 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from edgeqc.core.handshake import DEPTH, Form
 from edgeqc.settings.base import Model, Node, Secret
+
+
+class HandshakeSettings(Model):
+    """How results are handed over to the PLC. README draws each form."""
+
+    form: Form = Field(
+        Form.PULSE,
+        description="pulse: shown for result_hold_ms; ack: shown until the PLC acknowledges it; buffered: results wait "
+        "in order, each acknowledgement brings the next",
+    )
+    depth: int = Field(DEPTH, ge=2, le=64, description="results that are shown or wait at a time; form buffered only")
+    plc_heartbeat_ms: float | None = Field(
+        None,
+        ge=20,
+        le=60_000,
+        description="the PLC's program changes its heartbeat at least so often, else READY goes off; null: not watched",
+    )
+    read_back: bool = Field(False, description="read each result back after the write, and compare")
+
+    @property
+    def hears_plc(self) -> bool:
+        """Does the PLC say more than what it triggers?"""
+        return self.form is not Form.PULSE or self.plc_heartbeat_ms is not None
 
 
 class ModbusRegisters(Model):
     """Holding registers, counted from 0. README has the map of both blocks."""
 
-    trigger: int = Field(0, ge=0, le=65_527, description="first register of the trigger block: counter, part id (8)")
+    trigger: int = Field(
+        0,
+        ge=0,
+        le=65_523,
+        description="first register of the trigger block: counter, part id (8), ack (2), heartbeat, recipe",
+    )
     result: int = Field(100, ge=0, le=65_519, description="first register of the result block (16 registers)")
+    recipe: bool = Field(False, description="the trigger block holds the recipe's number, too; changeover needs it")
 
 
 class ModbusPlcSettings(Model):
@@ -26,6 +56,7 @@ class ModbusPlcSettings(Model):
     port: int = Field(502, ge=1, le=65_535)
     device_id: int = Field(1, ge=0, le=255)
     registers: ModbusRegisters = ModbusRegisters()
+    handshake: HandshakeSettings = HandshakeSettings()
 
 
 class OpcuaSecurity(StrEnum):
@@ -48,7 +79,7 @@ class OpcuaEndpoint(Model):
 
 
 class OpcuaNodes(Model):
-    """NodeIds of the handshake, in any OPC UA text form."""
+    """NodeIds of the handshake, in any OPC UA text form. Those that are null are left out."""
 
     trigger: Node
     part_id: Node
@@ -62,6 +93,13 @@ class OpcuaNodes(Model):
     ready: Node
     fault: Node
     heartbeat: Node
+    result_valid: Node | None = None
+    overrun: Node | None = None
+    trigger_ack: Node | None = None
+    waiting: Node | None = None
+    result_ack: Node | None = Field(None, description="forms ack and buffered need it")
+    plc_heartbeat: Node | None = Field(None, description="plc_heartbeat_ms needs it")
+    recipe: Node | None = Field(None, description="number of the recipe; changeover needs it")
 
 
 class OpcuaPlcSettings(OpcuaEndpoint):
@@ -69,6 +107,7 @@ class OpcuaPlcSettings(OpcuaEndpoint):
 
     type: Literal["opcua"]
     nodes: OpcuaNodes
+    handshake: HandshakeSettings = HandshakeSettings()
 
 
 class NoPlcSettings(Model):

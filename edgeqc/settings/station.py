@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from edgeqc.core.handshake import Form
 from edgeqc.settings.base import Model, Name
 from edgeqc.settings.camera import CameraSettings, GigeCameraSettings, TriggerSettings, TriggerSource
-from edgeqc.settings.plc import NoPlcSettings, PlcSettings
+from edgeqc.settings.plc import ModbusPlcSettings, NoPlcSettings, OpcuaPlcSettings, PlcSettings
 from edgeqc.settings.recipe import ChangeoverSettings, RecipeSettings, RegionMode
 
 
@@ -28,7 +29,10 @@ class StationSettings(Model):
         10, gt=0.1, le=10_000, description="kept back from the budget so that the fail-safe verdict is out in time"
     )
     result_hold_ms: float | None = Field(
-        None, gt=0, description="PASS and REJECT go off after this; null: half the takt, 200 ms at most"
+        None,
+        gt=0,
+        description="PASS and REJECT go off after this; null: half the takt, 200 ms at most, and where the PLC "
+        "acknowledges results, when it has done so",
     )
     heartbeat_ms: float = Field(200, ge=20, le=10_000)
     trigger: TriggerSettings = TriggerSettings()
@@ -58,6 +62,7 @@ class StationSettings(Model):
         if self.trigger.source is TriggerSource.PLC and isinstance(self.plc, NoPlcSettings):
             faults.append("trigger.source: plc needs a plc other than type: none")
         takt = f"(takt {self.takt_ms:g} ms)"
+        faults += self._plc_misfits()
         exposure_us = getattr(self.camera, "exposure_us", None)
         if exposure_us is not None and exposure_us > self.takt_ms * 1000:
             faults.append(f"camera.exposure_us: {exposure_us:g} is over {self.takt_ms * 1000:g} {takt}")
@@ -94,4 +99,23 @@ class StationSettings(Model):
             for key, value in (("number", recipe.number), ("name", recipe.name)):
                 if value and first.setdefault(value, path) != path:
                     faults.append(f"{path}.{key}: {value} is the {key} of {first[value]} already")
+        return faults
+
+    def _plc_misfits(self) -> list[str]:
+        faults: list[str] = []
+        match self.plc:
+            case ModbusPlcSettings() as plc:
+                if self.changeover is not None and not plc.registers.recipe:
+                    faults.append("plc.registers.recipe: must be true, changeover needs the recipe's number")
+            case OpcuaPlcSettings() as plc:
+                form = plc.handshake.form
+                for name, why in (
+                    ("result_ack", f"form {form} needs it" if form is not Form.PULSE else ""),
+                    ("plc_heartbeat", "plc_heartbeat_ms needs it" if plc.handshake.plc_heartbeat_ms else ""),
+                    ("recipe", "changeover needs it" if self.changeover is not None else ""),
+                ):
+                    if why and getattr(plc.nodes, name) is None:
+                        faults.append(f"plc.nodes.{name}: is missing, {why}")
+            case NoPlcSettings():
+                pass
         return faults

@@ -10,8 +10,8 @@ from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
 from edgeqc.plc.registers import (
+    RECIPE_REGISTERS,
     RESULT_REGISTERS,
-    TRIGGER_REGISTERS,
     ResultImage,
     pack_trigger,
     unpack_result,
@@ -67,7 +67,7 @@ class ModbusPlc:
         now_ns = time.monotonic_ns()
         if written is None:
             first = TRIGGER_AT - start
-            registers[first : first + TRIGGER_REGISTERS] = self._trigger
+            registers[first : first + RECIPE_REGISTERS] = self._trigger
             return None
         if self._refusing:
             return ExcCodes.DEVICE_BUSY

@@ -32,7 +32,16 @@ NODES: Final[dict[str, tuple[str, ua.VariantType, bool | int | float | str]]] = 
     "ready": ("Ready", ua.VariantType.Boolean, False),
     "fault": ("Fault", ua.VariantType.Boolean, False),
     "heartbeat": ("Heartbeat", ua.VariantType.UInt16, 0),
+    "result_valid": ("ResultValid", ua.VariantType.Boolean, False),
+    "overrun": ("Overrun", ua.VariantType.Boolean, False),
+    "trigger_ack": ("TriggerAck", ua.VariantType.UInt32, 0),
+    "waiting": ("ResultsWaiting", ua.VariantType.UInt16, 0),
+    "result_ack": ("ResultAck", ua.VariantType.UInt32, 0),
+    "plc_heartbeat": ("PlcHeartbeat", ua.VariantType.UInt16, 0),
+    "recipe": ("Recipe", ua.VariantType.UInt16, 0),
 }
+PLC_WRITES: Final = ("trigger", "part_id", "result_ack", "plc_heartbeat", "recipe")
+"""What the PLC says; everything else is the daemon's to write."""
 """Key in `plc.nodes` of the configuration: name, type and first value."""
 
 
@@ -82,7 +91,7 @@ class OpcuaPlc:
         folder = await server.nodes.objects.add_object(ua.NodeId.from_string(f"ns={space};s=Line"), "Line")
         for name, (shown, kind, first) in NODES.items():
             node = await folder.add_variable(self._ids[name], shown, first, kind)
-            if name not in {"trigger", "part_id"}:
+            if name not in PLC_WRITES:
                 await node.set_writable()
         await self.raise_trigger(counter, "")
         server.subscribe_server_callback(CallbackType.PostWrite, self._written)
@@ -96,7 +105,7 @@ class OpcuaPlc:
     async def refuse(self, on: bool) -> None:
         """Make the result nodes read-only, or writable again."""
         for name in NODES:
-            if name not in {"trigger", "part_id"}:
+            if name not in PLC_WRITES:
                 await self._server.get_node(self._ids[name]).set_writable(not on)
 
     async def stop(self) -> None:
@@ -117,7 +126,7 @@ class OpcuaPlc:
 
 
 def _image(values: dict[str, Any]) -> ResultImage:
-    """The result as the Modbus block has it; OPC UA has no RESULT_VALID, one of the two bits is the sign."""
+    """The result as the Modbus block has it."""
     status = Status(0)
     for name, bit in (
         ("result_pass", Status.PASS),
@@ -125,11 +134,11 @@ def _image(values: dict[str, Any]) -> ResultImage:
         ("ready", Status.READY),
         ("busy", Status.BUSY),
         ("fault", Status.FAULT),
+        ("overrun", Status.OVERRUN),
+        ("result_valid", Status.RESULT_VALID),
     ):
         if values[name]:
             status |= bit
-    if status & (Status.PASS | Status.REJECT):
-        status |= Status.RESULT_VALID
     return ResultImage(
         sequence=values["result_sequence"],
         status=status,
@@ -137,6 +146,8 @@ def _image(values: dict[str, Any]) -> ResultImage:
         heartbeat=values["heartbeat"],
         score=values["result_score"],
         part_id=values["result_part_id"] or "",
+        trigger_ack=values["trigger_ack"],
+        waiting=values["waiting"],
     )
 
 

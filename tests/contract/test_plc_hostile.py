@@ -45,7 +45,7 @@ def frame(transaction: int, unit: int, pdu: bytes, protocol: int = 0) -> bytes:
 def right(request: Request) -> bytes:
     """PDU of the true answer: trigger block with counter 42, or the acknowledgement of the write."""
     if request.pdu[0] == 3:
-        return struct.pack(">BB9H", 3, 18, *pack_trigger(42, "P000042"))
+        return struct.pack(">BB9H", 3, 18, *pack_trigger(42, "P000042")[:9])
     return request.pdu[:5]
 
 

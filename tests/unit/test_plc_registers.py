@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import struct
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeqc.plc.registers import (
+    HANDSHAKE_REGISTERS,
     PART_ID_CHARS,
+    RECIPE_REGISTERS,
     RESULT_REGISTERS,
     TRIGGER_REGISTERS,
     Status,
@@ -30,21 +33,36 @@ results = st.builds(
     ready=st.booleans(),
     fault=st.booleans(),
     score=st.one_of(st.just(math.nan), st.floats(0, 1)),
+    overrun=st.booleans(),
+    trigger_ack=st.integers(0, 2**20),
+    waiting=st.integers(0, 64),
 )
 
 
-@given(counter=st.integers(0, 2**20), part_id=part_ids)
-def test_trigger_block_round_trips(counter: int, part_id: str) -> None:
-    block = pack_trigger(counter, part_id)
-    assert len(block) == TRIGGER_REGISTERS
-    assert unpack_trigger(block) == (counter % 65_536, part_id)
+def wire(block: list[int]) -> bytes:
+    return struct.pack(f">{len(block)}H", *block)
 
 
-@given(st.lists(st.integers(0, 65_535), min_size=TRIGGER_REGISTERS, max_size=TRIGGER_REGISTERS))
+@given(counter=st.integers(0, 2**20), part_id=part_ids, ack=st.integers(0, 2**40), heartbeat=st.integers(0, 2**20),
+       recipe=st.integers(0, 2**20))  # fmt: skip
+def test_trigger_block_round_trips(counter: int, part_id: str, ack: int, heartbeat: int, recipe: int) -> None:
+    block = pack_trigger(counter, part_id, ack=ack, heartbeat=heartbeat, recipe=recipe)
+    assert len(block) == RECIPE_REGISTERS
+    seen = unpack_trigger(wire(block))
+    assert (seen.counter, seen.part_id) == (counter % 65_536, part_id)
+    assert (seen.ack, seen.heartbeat, seen.recipe) == (ack % 2**32, heartbeat % 65_536, recipe % 65_536)
+    middle = unpack_trigger(wire(block[:HANDSHAKE_REGISTERS]))
+    assert (middle.ack, middle.heartbeat, middle.recipe) == (seen.ack, seen.heartbeat, 0)
+    short = unpack_trigger(wire(block[:TRIGGER_REGISTERS]))
+    assert (short.counter, short.part_id, short.ack, short.heartbeat) == (seen.counter, seen.part_id, 0, 0)
+
+
+@given(st.lists(st.integers(0, 65_535), min_size=RECIPE_REGISTERS, max_size=RECIPE_REGISTERS))
 def test_any_trigger_block_has_a_counter_and_an_id_that_echoes(block: list[int]) -> None:
-    counter, part_id = unpack_trigger(block)
-    assert counter == block[0]
-    assert unpack_trigger(pack_trigger(counter, part_id)) == (counter, part_id)
+    seen = unpack_trigger(wire(block))
+    assert (seen.counter, seen.heartbeat) == (block[0], block[11])
+    again = pack_trigger(seen.counter, seen.part_id, ack=seen.ack, heartbeat=seen.heartbeat, recipe=seen.recipe)
+    assert unpack_trigger(wire(again)) == seen
 
 
 @given(result=results, heartbeat=st.integers(0, 2**20))
@@ -53,13 +71,15 @@ def test_result_block_round_trips(result: PlcResult, heartbeat: int) -> None:
     image = unpack_result(block)
     assert len(block) == RESULT_REGISTERS
     assert all(0 <= word <= 0xFFFF for word in block)
-    assert block[14:] == [0, 0]
+    assert block[14:] == [result.trigger_ack % 65_536, result.waiting]
+    assert (image.trigger_ack, image.waiting) == (result.trigger_ack % 65_536, result.waiting)
     assert (image.sequence, image.code) == (result.sequence % 2**32, result.code)
     assert (image.heartbeat, image.part_id) == (heartbeat % 65_536, result.part_id)
     assert image.score == (0 if math.isnan(result.score) else round(result.score * 10_000) / 10_000)
     assert bool(image.status & Status.READY) is result.ready
     assert bool(image.status & Status.BUSY) is result.busy
     assert bool(image.status & Status.FAULT) is result.fault
+    assert bool(image.status & Status.OVERRUN) is result.overrun
 
 
 @given(result=results)
@@ -75,16 +95,16 @@ def test_pass_and_reject_are_never_both_set_and_valid_means_one_of_them(result: 
 def test_layout_is_as_documented() -> None:
     result = PlcResult(
         sequence=0x0001_0002, part_id="P000042", verdict=Verdict.REJECT, code=10, busy=False, ready=True, fault=False,
-        score=0.875,
+        score=0.875, overrun=True, trigger_ack=0x1_0003, waiting=2,
     )  # fmt: skip
     assert pack_result(result, 7) == [
-        1, 2, 0b0000_1110, 10, 7, 8750, 0x5030, 0x3030, 0x3034, 0x3200, 0, 0, 0, 0, 0, 0,
+        1, 2, 0b0100_1110, 10, 7, 8750, 0x5030, 0x3030, 0x3034, 0x3200, 0, 0, 0, 0, 3, 2,
     ]  # fmt: skip
 
 
 def test_part_id_of_more_than_sixteen_characters_is_cut() -> None:
-    assert unpack_trigger(pack_trigger(1, "0123456789abcdefXYZ")) == (1, "0123456789abcdef")
+    assert unpack_trigger(wire(pack_trigger(1, "0123456789abcdefXYZ"))).part_id == "0123456789abcdef"
 
 
 def test_text_after_the_first_zero_is_not_part_of_the_id() -> None:
-    assert unpack_trigger([5, 0x4100, 0x4242, 0, 0, 0, 0, 0, 0]) == (5, "A")
+    assert unpack_trigger(wire([5, 0x4100, 0x4242, 0, 0, 0, 0, 0, 0])).part_id == "A"
