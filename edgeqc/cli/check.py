@@ -63,6 +63,8 @@ def warnings(settings: Settings) -> list[str]:
         said += [f"stations[{index}].plc.{warning}" for warning in _of_endpoint(station.plc)]
     for index, source in enumerate(settings.tags):
         said += [f"tags[{index}].{warning}" for warning in _of_endpoint(source)]
+    if settings.engines.unsigned == "allow":
+        said.append("engines.unsigned: allow: anybody who can write an engine folder decides what passes")
     mqtt = settings.mqtt
     if mqtt is not None and mqtt.password is not None and mqtt.tls is None:
         said.append("mqtt.tls: is missing: the password crosses the network as clear text")
@@ -100,10 +102,18 @@ def _of_endpoint(peer: object) -> list[str]:
 
 def _packages(settings: Settings) -> list[dict[str, str]]:
     from edgeqc.inference.package import load_package  # noqa: PLC0415 - heavy
+    from edgeqc.inference.trust import trust_of  # noqa: PLC0415 - heavy
 
-    packages = [load_package(folder) for folder in sorted({station.recipe.engine for station in settings.stations})]
+    trust = trust_of(settings.engines)
+    folders = sorted({recipe.engine for station in settings.stations for recipe in station.recipes})
     return [
-        {"folder": str(package.folder), "name": package.name, "sha256": package.digest.hex()} for package in packages
+        {
+            "folder": str(package.folder),
+            "name": package.name,
+            "sha256": package.digest.hex(),
+            "vouched": package.vouched,
+        }
+        for package in (load_package(folder, trust=trust) for folder in folders)
     ]
 
 
@@ -114,7 +124,7 @@ def _tell(report: dict[str, Any], error: EdgeqcError | None) -> None:
         say(error)
         return
     for package in report["packages"]:
-        tell(f"{package['folder']}: {package['name']}, sha256 {package['sha256'][:16]}")
+        tell(f"{package['folder']}: {package['name']}, sha256 {package['sha256'][:16]}, {package['vouched']}")
     for peer in report["peers"]:
         tell(f"{peer['name']}: {peer['state']}: {peer['found']}")
     tell(f"{report['file']}: {'valid' if report['ok'] else 'not as it should be'}, digest {report['digest'][:16]}")

@@ -75,7 +75,7 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
     Every part is judged by the PLC too. The end is a report; the exit code is 1 if a trigger is unaccounted for, a
     result contradicts its verdict, or a message is missing.
     """
-    from edgeqc.sim.line import Plan, drawn_parts, indexed_parts  # noqa: PLC0415 - heavy
+    from edgeqc.sim.line import TRUSTED, Plan, drawn_parts, indexed_parts  # noqa: PLC0415 - heavy
 
     folder = _emptied(keep)
     kind = camera or _camera_here()
@@ -91,6 +91,7 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
         folder=folder,
         images=shown,
         engine=(engine or _engine_for(images)).absolute(),
+        trusted=(*TRUSTED, *_own_key()),
         parts=parts,
         rate_hz=rate,
         budget_ms=budget or 0.8 * 1000 / rate,
@@ -277,6 +278,14 @@ def _broker_here() -> bool:
         talk("No MQTT broker: mosquitto is not installed (apt-get install mosquitto). Running without.", style="yellow")
         return False
     return True
+
+
+def _own_key() -> list[Path]:
+    """This box's own key, where a package was trained here."""
+    from edgeqc.loading import default_paths  # noqa: PLC0415 - heavy
+
+    key = default_paths()[0] / "keys" / "local.pub"
+    return [key] if key.exists() else []
 
 
 def _engine_for(images: Path | None) -> Path:

@@ -17,10 +17,12 @@ def run(
     """
     from edgeqc import loading  # noqa: PLC0415 - heavy
     from edgeqc.inference.package import load_package  # noqa: PLC0415 - heavy
+    from edgeqc.inference.trust import trust_of  # noqa: PLC0415 - heavy
     from edgeqc.supervisor import run as supervise  # noqa: PLC0415 - heavy
 
     settings = loading.load(file)
     loading.resolved(settings)
-    for folder in {station.recipe.engine for station in settings.stations}:
-        load_package(folder)
+    trust = trust_of(settings.engines)
+    for folder in {recipe.engine for station in settings.stations for recipe in station.recipes}:
+        load_package(folder, trust=trust)
     raise typer.Exit(supervise(settings, config_path=file))

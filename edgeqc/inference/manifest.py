@@ -68,6 +68,39 @@ class Files(_Strict):
     golden: Sha256
 
 
+class Precision(StrEnum):
+    """In what numbers a net computes. bf16 is a way to run the fp32 file; fp16 and int8 are files of their own."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Backend(StrEnum):
+    """What can run a model."""
+
+    ONNXRUNTIME = "onnxruntime"
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+
+
+class VariantName(StrEnum):
+    """The files that a package may have beside `model.onnx`: `model.<name>.onnx`, `calibration.<name>.json`."""
+
+    FP16 = "fp16"
+    INT8_CPU = "int8-cpu"
+    INT8_TENSORRT = "int8-tensorrt"
+
+
+class Variant(_Strict):
+    """The same net in another precision, with its own calibration where its scores differ."""
+
+    model: Sha256
+    calibration: Sha256 | None = None
+    golden_tolerance: float = Field(gt=0, le=0.1)
+
+
 class Training(_Strict):
     """Where the model came from."""
 
@@ -103,6 +136,9 @@ class Manifest(_Strict):
     preprocess: Preprocessing = Preprocessing()
     classes: tuple[Word, ...] = Field(min_length=1, max_length=64)
     golden_tolerance: float = Field(gt=0, le=0.1)
+    backends: tuple[Backend, ...] = Field(tuple(Backend), min_length=1, description="which may run it")
+    bf16: bool = Field(True, description="may a backend compute the fp32 file in bf16?")
+    variants: dict[VariantName, Variant] = Field(default_factory=dict)
     training: Training
     figures: Figures
 

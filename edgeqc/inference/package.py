@@ -9,9 +9,9 @@ import os
 import stat
 import time
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 import yaml
@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from edgeqc.errors import PackageError
-from edgeqc.inference.manifest import MAP, Calibration, Manifest
+from edgeqc.inference.manifest import MAP, Backend, Calibration, Manifest, Precision, VariantName
+from edgeqc.inference.onnxfile import OnnxFault, survey
+from edgeqc.inference.signature import SIGNATURE, Signature, check_files, read_signature
+from edgeqc.inference.trust import Trust
 from edgeqc.ports import Engine, EngineIo, TensorSpec
 
 MODEL_LIMIT_BYTES: Final = 256 << 20
@@ -42,6 +45,36 @@ class Package:
     calibration: Calibration
     golden: dict[str, NDArray[np.float32]]
     """`input.<name>` and `output.<name>`, each with the cases along axis 0."""
+    golden_tolerance: float
+    """How far the model's outputs may be from the golden ones."""
+    precision: Precision = Precision.FP32
+    variants: dict[VariantName, Package] = field(default_factory=dict)
+    """The same package with another model file in place of `model`."""
+    signature: Signature | None = None
+    vouched: str = ""
+    """Who stands for it, in words; empty where it was loaded without asking."""
+    trusted: bool = False
+    """Signed by a key of the trust folder."""
+
+    def as_run(self, backend: Backend, precision: Precision) -> Package:
+        """The package as this backend runs it in this precision: its own model file, calibration and tolerance.
+
+        PackageError where the package has no such file, or does not let that run.
+        """
+        manifest = self.manifest
+        if backend not in manifest.backends:
+            raise PackageError(f"{self.folder}: may not run on {backend} (backends: {', '.join(manifest.backends)})")
+        if precision is Precision.BF16 and not manifest.bf16:
+            raise PackageError(f"{self.folder}: may not run in bf16 (bf16: false)")
+        if precision in {Precision.FP32, Precision.BF16}:
+            return replace(self, precision=precision)
+        quantised = VariantName.INT8_TENSORRT if backend is Backend.TENSORRT else VariantName.INT8_CPU
+        name = VariantName.FP16 if precision is Precision.FP16 else quantised
+        if name not in self.variants:
+            raise PackageError(
+                f"{self.folder}: has no model.{name}.onnx; make it with: edgeqc engine convert {self.folder}"
+            )
+        return self.variants[name]
 
     @property
     def name(self) -> str:
@@ -74,26 +107,73 @@ class Package:
         return self.calibration.threshold
 
 
-def load_package(folder: Path) -> Package:
-    """Read and check a package folder. PackageError with file, value and limit; nothing is kept open."""
-    manifest = _parse(Manifest, folder / "manifest.yaml", _yaml(folder / "manifest.yaml"))
-    model = _verified(folder / "model.onnx", MODEL_LIMIT_BYTES, manifest.files.model)
-    text = _verified(folder / "calibration.json", TEXT_LIMIT_BYTES, manifest.files.calibration)
-    golden = _verified(folder / "golden.npz", GOLDEN_LIMIT_BYTES, manifest.files.golden)
-    if _EXTERNAL in model:
-        raise PackageError(f"{folder / 'model.onnx'}: keeps data in other files; export it with all weights inside")
-    try:
-        document = json.loads(text)
-    except ValueError as exc:
-        raise PackageError(f"{folder / 'calibration.json'}: {exc}") from exc
-    return Package(
+def load_package(folder: Path, *, trust: Trust | None = None) -> Package:
+    """Read and check a package folder. PackageError with file, value and limit; nothing is kept open.
+
+    Where there is a signature, it must fit. With `trust`, one of its keys must have made it (or the configuration lets
+    packages run that nobody signed); that is settled before anything but `signature.json` is parsed.
+    """
+    signature = _signature(folder)
+    vouched, trusted = trust.vouch(folder, signature) if trust is not None else ("", False)
+
+    def read(name: str, limit: int, expected: str = "") -> bytes:
+        content = read_file(folder / name, limit)
+        if signature is not None:
+            check_files(folder / SIGNATURE, signature, {name: content})
+        found = hashlib.sha256(content).hexdigest()
+        if expected and found != expected:
+            raise PackageError(f"{folder / name}: SHA-256 is {found}, the manifest says {expected}")
+        return content
+
+    manifest = _parse(Manifest, folder / "manifest.yaml", _yaml(folder, read("manifest.yaml", TEXT_LIMIT_BYTES)))
+    model = _model(folder, "model.onnx", read, manifest.files.model)
+    calibration = _calibration(folder, "calibration.json", read, manifest.files.calibration)
+    golden = read("golden.npz", GOLDEN_LIMIT_BYTES, manifest.files.golden)
+    package = Package(
         folder=folder,
         digest=hashlib.sha256(model).digest(),
         model=model,
         manifest=manifest,
-        calibration=_parse(Calibration, folder / "calibration.json", document),
+        calibration=calibration,
         golden=_arrays(folder / "golden.npz", golden, manifest),
+        golden_tolerance=manifest.golden_tolerance,
+        signature=signature,
+        vouched=vouched,
+        trusted=trusted,
     )
+    for name, variant in manifest.variants.items():
+        model = _model(folder, f"model.{name}.onnx", read, variant.model)
+        package.variants[name] = replace(
+            package,
+            digest=hashlib.sha256(model).digest(),
+            model=model,
+            precision=Precision.FP16 if name is VariantName.FP16 else Precision.INT8,
+            calibration=_calibration(folder, f"calibration.{name}.json", read, variant.calibration)
+            if variant.calibration is not None
+            else calibration,
+            golden_tolerance=variant.golden_tolerance,
+            variants={},
+        )
+    return package
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """The whole of a regular file; PackageError for a link, a folder, a device, and for more than `limit` bytes."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as exc:
+        reason = "is a symbolic link" if path.is_symlink() else exc.strerror
+        raise PackageError(f"{path}: {reason}") from exc
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise PackageError(f"{path}: is not a regular file")
+        if status.st_size > limit:
+            raise PackageError(f"{path}: {status.st_size} bytes are over {limit}")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(limit)
+    finally:
+        os.close(descriptor)
 
 
 def check_golden(engine: Engine, package: Package) -> float:
@@ -118,7 +198,7 @@ def check_golden(engine: Engine, package: Package) -> float:
                     where = f"case {case}, output {tensor.name}"
         finally:
             slot.release()
-    limit = package.manifest.golden_tolerance
+    limit = package.golden_tolerance
     if worst > limit:
         raise PackageError(
             f"{package.folder}: {engine.backend} is off the golden outputs by {worst:.3g} ({where}), limit {limit:g}"
@@ -137,9 +217,6 @@ def check_io(engine_io: EngineIo, package: Package) -> None:
                 raise PackageError(f"{package.folder / 'model.onnx'}: {name}: {model}, the manifest says {manifest}")
 
 
-_EXTERNAL: Final = b"\x0a\x08location"
-"""ONNX' StringStringEntryProto with the key `location`: how a tensor points at another file. ONNX Runtime 1.31 refuses
-that for a model given as bytes, but only after it has looked beside the working directory."""
 _GOLDEN_NS: Final = 30_000_000_000
 _Document = TypeVar("_Document", bound=BaseModel)
 
@@ -148,37 +225,41 @@ def _tell(tensor: TensorSpec | None) -> str:
     return "is not there" if tensor is None else f"{tensor.dtype}{list(tensor.shape)}"
 
 
-def _read(path: Path, limit: int) -> bytes:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as exc:
-        reason = "is a symbolic link" if path.is_symlink() else exc.strerror
-        raise PackageError(f"{path}: {reason}") from exc
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise PackageError(f"{path}: is not a regular file")
-        if status.st_size > limit:
-            raise PackageError(f"{path}: {status.st_size} bytes are over {limit}")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(limit)
-    finally:
-        os.close(descriptor)
+class _Read(Protocol):
+    """Reads a file of the package, checked against signature and manifest."""
+
+    def __call__(self, name: str, limit: int, expected: str = "") -> bytes: ...
 
 
-def _verified(path: Path, limit: int, expected: str) -> bytes:
-    content = _read(path, limit)
-    found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise PackageError(f"{path}: SHA-256 is {found}, the manifest says {expected}")
+def _signature(folder: Path) -> Signature | None:
+    path = folder / SIGNATURE
+    if not folder.is_dir():
+        raise PackageError(f"{folder}: is no folder")
+    return read_signature(path, read_file(path, TEXT_LIMIT_BYTES)) if os.path.lexists(path) else None
+
+
+def _model(folder: Path, name: str, read: _Read, expected: str) -> bytes:
+    content = read(name, MODEL_LIMIT_BYTES, expected)
+    try:
+        survey(content)
+    except OnnxFault as exc:
+        raise PackageError(f"{folder / name}: {exc}") from exc
     return content
 
 
-def _yaml(path: Path) -> object:
+def _calibration(folder: Path, name: str, read: _Read, expected: str) -> Calibration:
     try:
-        document: object = yaml.safe_load(_read(path, TEXT_LIMIT_BYTES))
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise PackageError(f"{path}: {str(exc)[:500]}") from exc
+        document = json.loads(read(name, TEXT_LIMIT_BYTES, expected))
+    except (ValueError, RecursionError) as exc:
+        raise PackageError(f"{folder / name}: {exc}") from exc
+    return _parse(Calibration, folder / name, document)
+
+
+def _yaml(folder: Path, content: bytes) -> object:
+    try:
+        document: object = yaml.safe_load(content)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
+        raise PackageError(f"{folder / 'manifest.yaml'}: {str(exc)[:500]}") from exc
     return document
 
 

@@ -26,7 +26,7 @@ from edgeqc.settings.plc import (
     OpcuaSecurity,
     PlcSettings,
 )
-from edgeqc.settings.recipe import ChangeoverSettings, RecipeSettings, RegionMode, RegionSettings
+from edgeqc.settings.recipe import ChangeoverSettings, EngineSettings, RecipeSettings, RegionMode, RegionSettings
 from edgeqc.settings.station import ImageRules, StationSettings
 from edgeqc.settings.tags import (
     ModbusTagSource,
@@ -42,6 +42,7 @@ __all__ = [
     "CameraBase",
     "CameraSettings",
     "ChangeoverSettings",
+    "EngineSettings",
     "GigeCameraSettings",
     "HandshakeSettings",
     "ImageRules",

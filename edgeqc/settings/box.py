@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from edgeqc.settings.base import Model, Name
 from edgeqc.settings.office import ArchiveSettings, JournalSettings, MqttSettings
+from edgeqc.settings.recipe import EngineSettings
 from edgeqc.settings.station import StationSettings
 from edgeqc.settings.tags import TagSourceSettings
 
@@ -23,6 +24,7 @@ class Settings(Model):
         None, description="shared memory; null: $RUNTIME_DIRECTORY, else /dev/shm/edgeqc-<uid>-..."
     )
     stations: list[StationSettings] = Field(min_length=1, max_length=16)
+    engines: EngineSettings = EngineSettings()
     journal: JournalSettings = JournalSettings()
     archive: ArchiveSettings = ArchiveSettings()
     mqtt: MqttSettings | None = None

@@ -60,3 +60,14 @@ class ChangeoverSettings(Model):
     memory_mb: int = Field(
         512, ge=64, le=65_536, description="what the engines of all recipes may take together; over it, nothing starts"
     )
+
+
+class EngineSettings(Model):
+    """Whose engine packages may run on this box."""
+
+    trust: Path = Field(
+        Path("/etc/edgeqc/trust"), description="folder of public keys (*.pub): packages that one of them signed may run"
+    )
+    unsigned: Literal["refuse", "allow"] = Field(
+        "refuse", description="packages that none of these keys signed; allow is logged loudly at each start"
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,8 @@ SEED: Final = 20_261_122
 """Of the parts on the line: another one than training drew from."""
 DAEMON_READY_S: Final = 30.0
 STOP_S: Final = 15.0
+TRUSTED: Final = tuple(sorted((Path(__file__).parents[2] / "engines" / "trust").glob("*.pub")))
+"""Of the packages that come with the project."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,8 @@ class Plan:
     """Everything is kept in here; must exist."""
     images: PartImages
     engine: Path
+    trusted: tuple[Path, ...] = TRUSTED
+    """Public keys whose packages the daemon runs."""
     parts: int = 300
     rate_hz: float = 10.0
     budget_ms: float = 80.0
@@ -282,6 +287,7 @@ class SimLine:
             "version": 1,
             "node": NODE,
             "state_dir": str(self.state_dir),
+            "engines": {"trust": str(_trust_folder(plan))},
             "stations": [station],
         }
         if self.broker is not None:
@@ -299,6 +305,14 @@ class SimLine:
         """What the PLC said of each part so far."""
         found = (json.loads(line) for line in (self.plan.folder / "plc.ndjson").read_text().splitlines())
         return [line for line in found if "summary" not in line]
+
+
+def _trust_folder(plan: Plan) -> Path:
+    folder = plan.folder / "trust"
+    folder.mkdir(exist_ok=True)
+    for key in plan.trusted:
+        shutil.copy(key, folder)
+    return folder
 
 
 def _replay_folder(plan: Plan) -> Path:

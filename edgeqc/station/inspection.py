@@ -13,6 +13,7 @@ from edgeqc.inference.engine import open_engine
 from edgeqc.inference.judge import Judge, map_shape
 from edgeqc.inference.package import Package, check_golden, load_package
 from edgeqc.inference.preprocess import Preprocess
+from edgeqc.inference.trust import Trust
 from edgeqc.settings import CameraBase, RecipeSettings
 from edgeqc.station.part import Part
 
@@ -20,9 +21,9 @@ from edgeqc.station.part import Part
 class Inspection:
     """One recipe's engine with its pre- and post-processing. Line thread only."""
 
-    def __init__(self, recipe: RecipeSettings, camera: CameraBase) -> None:
+    def __init__(self, recipe: RecipeSettings, camera: CameraBase, *, trust: Trust | None = None) -> None:
         """Load, warm up and check against the golden outputs: seconds. PackageError where it may not judge parts."""
-        self.package: Package = load_package(recipe.engine)
+        self.package: Package = load_package(recipe.engine, trust=trust)
         self.engine = open_engine(self.package, backend=recipe.backend, threads=recipe.threads)
         self.golden_difference = check_golden(self.engine, self.package)
         self.threshold = self.package.threshold if recipe.threshold is None else recipe.threshold

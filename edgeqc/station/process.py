@@ -19,6 +19,7 @@ from edgeqc.core.keeping import KeepRule
 from edgeqc.cores import end_with_parent, pin, pin_background, real_time, shared_cores, station_cores
 from edgeqc.errors import EdgeqcError, EngineError, PackageError
 from edgeqc.inference.judge import map_shape
+from edgeqc.inference.trust import trust_of
 from edgeqc.journal import JournalWriter
 from edgeqc.loading import digest, paths, restore
 from edgeqc.logs import Log, configure
@@ -89,7 +90,7 @@ class Station:
         self.journal = JournalWriter(
             state_dir / "journal" / f"station-{station.name}", settings.journal, on_trouble=self._on_disk
         )
-        self._recipes = Recipes(station)
+        self._recipes = Recipes(station, trust=trust_of(settings.engines))
         shape = (station.camera.height_px, station.camera.width_px)
         self._slots = FrameSlots.create(
             run_dir / f"slots-{station.name}", per_bank=station.camera.slots, shape=shape, map_shape=map_shape(shape)
@@ -229,6 +230,20 @@ class Station:
                 self._log.warning("journal_repaired", what=what, count=count)
                 self._outcome.note(Event(name="journal_repaired", facts={"what": what, "count": count}))
         self._alert(f"{self._station.name}.engine.failed", active=False, text="")
+        unsigned = [recipe for recipe in self._recipes.all if not self._recipes[recipe].package.trusted]
+        for recipe in unsigned:
+            package = self._recipes[recipe].package
+            self._log.warning(
+                "package_not_trusted", recipe=recipe.name, package=str(package.folder), vouched=package.vouched
+            )
+        self._alert(
+            f"{self._station.name}.package.unsigned",
+            active=bool(unsigned),
+            text="engine packages run that nobody vouches for: " + ", ".join(recipe.name for recipe in unsigned)
+            if unsigned
+            else "",
+            action="Sign them (edgeqc engine sign), then take engines.unsigned: allow out of the configuration",
+        )
         for recipe in self._recipes.all:
             inspection = self._recipes[recipe]
             facts: dict[str, str | int | float | bool] = {
@@ -237,7 +252,8 @@ class Station:
                 "model_digest": recipe.model_digest.hex(),
                 "backend": inspection.engine.backend,
                 "golden_difference": inspection.golden_difference,
-                "golden_limit": inspection.package.manifest.golden_tolerance,
+                "golden_limit": inspection.package.golden_tolerance,
+                "vouched": inspection.package.vouched,
                 "threshold": recipe.threshold,
             }
             self._log.info("recipe_ready", **facts)

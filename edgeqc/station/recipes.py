@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from edgeqc.errors import PackageError
+from edgeqc.inference.trust import Trust
 from edgeqc.records import AlertChange, Event, Ne107
 from edgeqc.settings import CameraBase, RecipeSettings, StationSettings
 from edgeqc.station.inspection import Inspection
@@ -22,7 +23,7 @@ class Recipes:
     latched with its trigger.
     """
 
-    def __init__(self, station: StationSettings) -> None:
+    def __init__(self, station: StationSettings, *, trust: Trust) -> None:
         """Load all: seconds each. PackageError where one may not judge parts, or all take more memory than they may."""
         self._by_plc = station.changeover is not None
         self._inspections: dict[Recipe, Inspection] = {}
@@ -30,7 +31,7 @@ class Recipes:
         self._keep_warm_ms: dict[Recipe, float] = {}
         before = _resident_bytes()
         for settings in station.recipes:
-            recipe = self._load(settings, station.camera)
+            recipe = self._load(settings, station.camera, trust)
             self._keep_warm_ms[recipe] = settings.keep_warm_ms
         self.memory_mb = (_resident_bytes() - before) / _MIB
         """Grown by, while the recipes were loaded: what their engines hold, and the backend's library."""
@@ -108,8 +109,8 @@ class Recipes:
         for inspection in self._inspections.values():
             inspection.close()
 
-    def _load(self, settings: RecipeSettings, camera: CameraBase) -> Recipe:
-        inspection = Inspection(settings, camera)
+    def _load(self, settings: RecipeSettings, camera: CameraBase, trust: Trust) -> Recipe:
+        inspection = Inspection(settings, camera, trust=trust)
         recipe = Recipe(name=settings.name, threshold=inspection.threshold, model_digest=inspection.package.digest)
         self._inspections[recipe] = inspection
         self._numbers[settings.number] = recipe

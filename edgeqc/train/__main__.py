@@ -12,6 +12,7 @@ from typing import Final
 
 import cv2
 import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -20,6 +21,9 @@ from edgeqc.errors import EdgeqcError
 from edgeqc.inference.manifest import Normalise, Preprocessing
 from edgeqc.inference.onnxruntime import OnnxRuntimeEngine
 from edgeqc.inference.package import Package
+from edgeqc.inference.signature import load_key, local_key
+from edgeqc.inference.writing import sign_once
+from edgeqc.loading import default_paths
 from edgeqc.settings import RegionMode, RegionSettings
 from edgeqc.sim.images import Labelled, read_index
 from edgeqc.sim.parts import SENSOR_SHAPE, Flaw
@@ -78,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="end the training loop after this; the model then varies")
     parser.add_argument("--steps", type=int, help="batches to train on")
     parser.add_argument("--parts", type=int, help="drawn parts to train on")
+    parser.add_argument("--key", type=Path, help="private key that signs the package (default: state/keys/local.key)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="processor cores to use (default 2)")
     return parser
@@ -117,9 +122,20 @@ def _train_drawn(asked: argparse.Namespace, console: Console) -> Package:
         images=len(samples),
         parameters=parameters,
     )
-    return write_package(
-        asked.out or DEMO_OUT, task=task, model=model, origin=origin, validation=validation, test=test, golden=golden
+    package = write_package(
+        asked.out or DEMO_OUT,
+        task=task,
+        model=model,
+        origin=origin,
+        validation=validation,
+        test=test,
+        golden=golden,
+        key=_key(asked) if asked.out else None,
     )
+    if asked.out:
+        return package
+    # The shipped package: its key is forgotten at once, so that the trust that is shipped with it is good for nothing else.
+    return sign_once(DEMO_OUT, DEMO_OUT.parents[1] / "trust", name="demo-part")
 
 
 def _train_images(asked: argparse.Namespace, console: Console) -> Package:
@@ -165,7 +181,21 @@ def _train_images(asked: argparse.Namespace, console: Console) -> Package:
         images=len(samples),
         parameters=parameters,
     )
-    return write_package(out, task=task, model=model, origin=origin, validation=validation, test=test, golden=golden)
+    return write_package(
+        out,
+        task=task,
+        model=model,
+        origin=origin,
+        validation=validation,
+        test=test,
+        golden=golden,
+        key=_key(asked),
+    )
+
+
+def _key(asked: argparse.Namespace) -> Ed25519PrivateKey:
+    """The key named, or this box's own in the state directory."""
+    return load_key(asked.key) if asked.key else local_key(default_paths()[0] / "keys")
 
 
 def _image_task(rows: list[Labelled]) -> Task:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,14 +12,16 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
+from edgeqc.inference import writing
 from edgeqc.inference.engine import open_engine
 from edgeqc.inference.manifest import KIND, MAP, SCORE
 from edgeqc.inference.onnxruntime import OnnxRuntimeEngine
-from edgeqc.inference.package import Package, load_package
+from edgeqc.inference.package import Package
 from edgeqc.inference.preprocess import Preprocess
+from edgeqc.inference.writing import Contents
 from edgeqc.ports import Engine
 from edgeqc.train.net import DEEPEST, Exported, Net
 from edgeqc.train.samples import Raw, Task
@@ -142,31 +142,20 @@ def write_package(
     validation: Scores,
     test: Scores,
     golden: NDArray[np.float32],
+    key: Ed25519PrivateKey | None,
 ) -> Package:
-    """Write all files, then load and open the package as the daemon would, and return it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write all files, sign them, open the package as the daemon would, and return it."""
     threshold = round(best_threshold(validation), 4)
     engine = OnnxRuntimeEngine(model)
     arrays = {f"input.{task.spec.input}": golden}
     for name, values in _outputs(engine, task, golden).items():
         arrays[f"output.{name}"] = values
-    with (folder / "golden.npz").open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    calibration = {
-        "threshold": threshold,
-        "map_threshold": min(0.5, threshold),  # so that a rejected part always has a place to point at
-        "goods": int((~validation.flawed).sum()),
-        "defects": int(validation.flawed.sum()),
-    }
-    (folder / "calibration.json").write_text(json.dumps(calibration, indent=2) + "\n")
-    (folder / "model.onnx").write_bytes(model)
     manifest = {
         "format": 1,
         "name": origin.name,
         "version": origin.version,
         "description": origin.description,
         "licence": origin.licence,
-        "files": {name: _sha256(folder / file) for name, file in _FILES.items()},
         "inputs": _tensors(engine, "inputs"),
         "outputs": _tensors(engine, "outputs"),
         "preprocess": task.spec.model_dump(mode="json"),
@@ -188,8 +177,14 @@ def write_package(
             "overkills": test.overkills(threshold),
         },
     }
-    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False, width=120))
-    package = load_package(folder)
+    calibration = {
+        "threshold": threshold,
+        "map_threshold": min(0.5, threshold),  # so that a rejected part always has a place to point at
+        "goods": int((~validation.flawed).sum()),
+        "defects": int(validation.flawed.sum()),
+    }
+    contents = Contents(manifest=manifest, model=model, calibration=calibration, golden=arrays)
+    package = writing.write_package(folder, contents, key=key)
     open_engine(package).close()
     return package
 
@@ -198,7 +193,6 @@ _OPSET: Final = 17
 _GOLDEN_CASES: Final = 4
 _TOLERANCE: Final = 0.02
 """On probabilities. In fp32 CPUs differ by 1e-5; the rest is for backends of less precision, and they must hold it."""
-_FILES: Final = {"model": "model.onnx", "calibration": "calibration.json", "golden": "golden.npz"}
 
 
 def _outputs(engine: Engine, task: Task, inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
@@ -216,10 +210,6 @@ def _outputs(engine: Engine, task: Task, inputs: NDArray[np.float32]) -> dict[st
 
 def _tensors(engine: Engine, side: str) -> list[dict[str, Any]]:
     return [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in getattr(engine.io, side)]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _logit(score: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgeqc
 from edgeqc.errors import EngineError
+from edgeqc.inference.onnxfile import OnnxFault, survey
 from edgeqc.inference.onnxruntime import OnnxRuntimeEngine
-from edgeqc.inference.package import _EXTERNAL
 from edgeqc.ports import EngineIo, TensorSpec
 
 FAR_NS = 1 << 62
@@ -224,13 +224,14 @@ def test_other_type_shows_in_io():
     engine.close()
 
 
-def test_weights_in_another_file_are_refused_and_recognised(tmp_path, monkeypatch):
+def test_weights_in_another_file_are_refused_by_package_and_runtime(tmp_path, monkeypatch):
     weights = numpy_helper.from_array(np.ones(4, np.float32), "w")
     node = helper.make_node("Add", ["x", "w"], ["y"])
     model = _model([node], [("x", TensorProto.FLOAT, (4,))], [("y", TensorProto.FLOAT, (4,))], [weights])
     onnx.save(model, str(tmp_path / "m.onnx"), save_as_external_data=True, location="w.bin", size_threshold=0)
     content = (tmp_path / "m.onnx").read_bytes()
-    assert _EXTERNAL in content
+    with pytest.raises(OnnxFault, match="keeps data in other files"):
+        survey(content)
     monkeypatch.chdir(tmp_path)  # where the runtime would find the file if it looked
     with pytest.raises(EngineError, match="cannot load the model"):
         OnnxRuntimeEngine(content)

@@ -177,6 +177,7 @@ def run_daemon(folder: Path, *, engine: str) -> tuple[int, str]:
         "node": "x",
         "state_dir": str(folder / "state"),
         "run_dir": str(folder / "run"),
+        "engines": {"trust": str(ENGINE.parents[1] / "trust")},
         "stations": [
             {
                 "name": "top",

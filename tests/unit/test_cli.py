@@ -67,7 +67,8 @@ def line(**changes):
         "plc": {"type": "none"},
     }
     station |= changes.pop("station", {})
-    settings = {"version": 1, "node": "box", "state_dir": "state", "stations": [station]} | changes
+    settings = {"version": 1, "node": "box", "state_dir": "state", "stations": [station]}
+    settings |= {"engines": {"trust": str(ROOT / "engines" / "trust")}} | changes
     Path("line.yaml").write_text(json.dumps(settings))  # JSON is YAML
     return Path("line.yaml")
 

@@ -23,7 +23,9 @@ FILES = {"model.onnx": "model", "calibration.json": "calibration", "golden.npz":
 
 @pytest.fixture
 def folder(tmp_path):
-    return Path(shutil.copytree(DEMO, tmp_path / "1"))
+    copy = Path(shutil.copytree(DEMO, tmp_path / "1"))
+    (copy / "signature.json").unlink()  # test_signature.py has what becomes of a signed one
+    return copy
 
 
 def _seal(folder):
@@ -164,14 +166,14 @@ def test_wrong_hash_is_refused(folder, name):
 def test_file_that_is_no_model_is_refused(folder, content):
     (folder / "model.onnx").write_bytes(content)
     _seal(folder)
-    _refused(folder, r"model\.onnx: onnxruntime cannot load the model")
+    _refused(folder, r"model\.onnx: is (no ONNX model|cut off)")
 
 
 def test_truncated_model_with_a_right_hash_is_refused(folder):
     content = (folder / "model.onnx").read_bytes()
     (folder / "model.onnx").write_bytes(content[:-100_000])
     _seal(folder)
-    _refused(folder, r"model\.onnx: onnxruntime cannot load the model")
+    _refused(folder, r"model\.onnx: is cut off")
 
 
 def test_model_over_the_size_limit_is_refused_unread(folder):

@@ -1,0 +1,195 @@
+"""Making a package folder: all files beside each other first, signed, loaded as the daemon would, then put in place.
+
+For who trains, calibrates or converts: put the contents together, call `write_package` with a key from
+`edgeqc.inference.signature` (`load_key`, or `local_key` for this box's own), and a folder is there that is whole.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import yaml
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
+
+from edgeqc.errors import PackageError
+from edgeqc.inference.manifest import VariantName
+from edgeqc.inference.package import MODEL_LIMIT_BYTES, Package, load_package, read_file
+from edgeqc.inference.signature import SIGNATURE, public_pem, sign
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VariantFiles:
+    """A model in another precision, and what goes with it."""
+
+    model: bytes
+    """ONNX."""
+    golden_tolerance: float
+    calibration: Mapping[str, Any] | None = None
+    """None: the package's own holds for it, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Contents:
+    """Everything of a package; the manifest's hashes are filled in when it is written."""
+
+    manifest: Mapping[str, Any]
+    """As `manifest.yaml` has it, without `files` and `variants`."""
+    model: bytes
+    """ONNX, static shapes, all weights inside."""
+    calibration: Mapping[str, Any]
+    golden: Mapping[str, NDArray[np.float32]]
+    """`input.<name>` and `output.<name>`, the cases along axis 0."""
+    variants: Mapping[VariantName, VariantFiles] = field(default_factory=dict)
+    extra: Mapping[str, bytes] = field(default_factory=dict)
+    """Further files for people, e.g. a report: signed, and never read by the daemon."""
+
+
+def write_package(folder: Path, contents: Contents, *, key: Ed25519PrivateKey | None) -> Package:
+    """Write, sign (None: not signed), check, and put the folder in place of what was there.
+
+    Until the last step the old folder stands; whatever fails before leaves it as it was. PackageError where the daemon
+    would refuse the result, OSError where the disk does.
+    """
+    return replace_folder(folder, _files(contents), key=key)
+
+
+def replace_folder(folder: Path, files: Mapping[str, bytes], *, key: Ed25519PrivateKey | None) -> Package:
+    """As `write_package`, from whole files; `signature.json` among them is kept where there is no key."""
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    whole = dict(files)
+    if key is not None:
+        whole.pop(SIGNATURE, None)
+        whole[SIGNATURE] = sign(whole, key)
+    place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name, content in whole.items():
+            _write(place / name, content)
+        place.chmod(0o755)
+        try:
+            load_package(place)
+        except PackageError as exc:
+            raise PackageError(str(exc).replace(str(place), str(folder))) from exc
+        _sync(place)
+        _exchange(place, folder)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return load_package(folder)
+
+
+def sign_folder(folder: Path, key: Ed25519PrivateKey) -> Package:
+    """Sign every file of a package as it stands. PackageError where the daemon would refuse it."""
+    return replace_folder(folder, read_folder(folder), key=key)
+
+
+def sign_once(folder: Path, trust: Path, *, name: str) -> Package:
+    """Sign with a key that is made for it and forgotten; its public half goes into `trust` as `<name>.pub`.
+
+    Nobody can sign anything else with that key: for packages that are shipped together with the trust they need.
+    """
+    key = Ed25519PrivateKey.generate()
+    package = sign_folder(folder, key)
+    trust.mkdir(parents=True, exist_ok=True)
+    _write(trust / f"{name}.pub.new", public_pem(key))
+    (trust / f"{name}.pub.new").replace(trust / f"{name}.pub")
+    return package
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    """Every file of a package but its signature. PackageError for folders and links in it, and for too much of it."""
+    if not folder.is_dir():
+        raise PackageError(f"{folder}: is no folder")
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.name != SIGNATURE)
+    if len(names) > FILES_MOST:
+        raise PackageError(f"{folder}: {len(names)} files are over {FILES_MOST}")
+    files: dict[str, bytes] = {}
+    for name in names:
+        files[name] = read_file(folder / name, MODEL_LIMIT_BYTES)
+    return files
+
+
+FILES_MOST: Final = 64
+_RENAME_EXCHANGE: Final = 2  # linux/fs.h
+_AT_FDCWD: Final = -100
+
+
+def _files(contents: Contents) -> dict[str, bytes]:
+    golden = BytesIO()
+    np.savez_compressed(golden, allow_pickle=False, **contents.golden)
+    files = {
+        "model.onnx": contents.model,
+        "calibration.json": _json(contents.calibration),
+        "golden.npz": golden.getvalue(),
+        **contents.extra,
+    }
+    variants: dict[str, dict[str, Any]] = {}
+    for name, variant in contents.variants.items():
+        files[f"model.{name}.onnx"] = variant.model
+        entry: dict[str, Any] = {"model": _sha256(variant.model), "golden_tolerance": variant.golden_tolerance}
+        if variant.calibration is not None:
+            files[f"calibration.{name}.json"] = _json(variant.calibration)
+            entry["calibration"] = _sha256(files[f"calibration.{name}.json"])
+        variants[name.value] = entry
+    hashes = {"model": "model.onnx", "calibration": "calibration.json", "golden": "golden.npz"}
+    manifest = {
+        **contents.manifest,
+        "files": {key: _sha256(files[name]) for key, name in hashes.items()},
+        **({"variants": variants} if variants else {}),
+    }
+    files["manifest.yaml"] = yaml.safe_dump(manifest, sort_keys=False, width=120).encode()
+    return files
+
+
+def _json(fields: Mapping[str, Any]) -> bytes:
+    return (json.dumps(fields, indent=2) + "\n").encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`; what was there is at `new` afterwards."""
+    if not folder.exists():
+        new.rename(folder)
+    elif not _swapped(new, folder):  # a file system that cannot swap (vfat): for a moment there is no folder
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)) / "old"
+        folder.rename(aside)
+        new.rename(folder)
+        shutil.rmtree(aside.parent)
+    _sync(folder.parent)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    failed: int = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return failed == 0
