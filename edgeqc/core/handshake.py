@@ -181,8 +181,6 @@ class Handshake:
         self.phase = Phase.OFFLINE
         self.overruns = 0
         """Results that were replaced unacknowledged, or never shown for want of room."""
-        self.given_up = 0
-        """Results that waited when the link was lost."""
         self._rules = rules
         self._table = TABLE[rules.form]
         self._shown: PlcResult | None = None
@@ -232,9 +230,11 @@ class Handshake:
         """Begin on a fresh link: what the registers hold may be of another life. Write `block`."""
         self._move(Event.CONNECTED)
 
-    def lost(self) -> None:
-        """A write failed, or the link is gone."""
+    def lost(self) -> tuple[int, ...]:
+        """A write failed, or the link is gone. Gives the sequences of the results that waited: they are given up."""
+        given_up = tuple(result.sequence for result in self._waiting)
         self._move(Event.LOST)
+        return given_up
 
     def written(self, now_ns: int) -> int | None:
         """Hear that the PLC confirmed `block`. Gives the sequence of the result that it knows since then, if any."""
@@ -270,6 +270,10 @@ class Handshake:
                 return Given.WAITS
             case _:
                 return Given.DROPPED
+
+    def withdraw(self, sequence: int) -> None:
+        """Hear that the part has its verdict, but nobody will be shown it."""
+        self._under_way.discard(sequence)
 
     def ack(self, sequence: int) -> bool:
         """Hear what is in the PLC's acknowledgement register. True: write `block`."""
@@ -325,7 +329,6 @@ class Handshake:
             case Act.FORGET:
                 self._put(None)
                 self._overrun = self._overrun or bool(self._waiting)
-                self.given_up += len(self._waiting)
                 self._waiting.clear()
             case _:
                 pass

@@ -27,7 +27,7 @@ part: waking it would take the interpreter from the line thread just when that h
 _LINE_STUCK_NS: Final = 200 * NS_PER_MS
 """The line thread comes up for air every 20 ms, and after 100 ms from a camera that does not answer."""
 _WRITE_NS: Final = 50 * NS_PER_MS
-"""For a heartbeat or a clearing write."""
+"""For a heartbeat."""
 _RETRY_JOURNAL_NS: Final = NS_PER_S
 
 
@@ -42,7 +42,6 @@ class Guard:
         row: Row,
         fail_safe_ns: int,
         heartbeat_ns: int,
-        hold_ns: int,
         healthy: Callable[[], bool],
         priority: int,
     ) -> None:
@@ -54,7 +53,6 @@ class Guard:
             row: of the status board.
             fail_safe_ns: from a part's trigger to its fail-safe verdict, at the least.
             heartbeat_ns: from one heartbeat to the next while no part is under way.
-            hold_ns: how long PASS and REJECT stay on.
             healthy: may the station call itself ready?
             priority: SCHED_FIFO's, 0 = ordinary.
         """
@@ -63,7 +61,6 @@ class Guard:
         self._row = row
         self._look_ns = max(_LOOK_LEAST_NS, min(_LOOK_MOST_NS, fail_safe_ns // 3))
         self._heartbeat_ns = heartbeat_ns
-        self._hold_ns = hold_ns
         self._healthy = healthy
         self._priority = priority
         self._parts: deque[Part] = deque()
@@ -101,8 +98,8 @@ class Guard:
             return min(due_ns, self._parts[0].fail_safe_at_ns)
         if self._plc is not None and self._plc.up:
             due_ns = min(due_ns, self._next_beat_ns)
-            if (shown := self._outcome.shown) is not None:
-                due_ns = min(due_ns, shown[1] + self._hold_ns)
+            if (hold_ns := self._plc.due_ns) is not None:
+                due_ns = min(due_ns, hold_ns)
         return due_ns
 
     def _fail_safe(self) -> None:
@@ -122,10 +119,8 @@ class Guard:
         if self._parts and now_ns - self._parts[0].trigger.at_ns < self._heartbeat_ns:
             return  # the verdict that is to come moves the heartbeat; only a slow part leaves it standing for longer
         try:
-            if (shown := self._outcome.shown) is not None and now_ns >= shown[1] + self._hold_ns:
-                self._plc.clear(shown[0], now_ns + _WRITE_NS)
-                if self._outcome.shown == shown:
-                    self._outcome.shown = None
+            if (hold_ns := self._plc.due_ns) is not None and now_ns >= hold_ns:
+                self._plc.expire(now_ns)
             if now_ns >= self._next_beat_ns:
                 self._next_beat_ns = now_ns + self._heartbeat_ns
                 if now_ns - self._row.beats().get("line", 0) > _LINE_STUCK_NS + 2 * self._heartbeat_ns:

@@ -189,7 +189,6 @@ class Line:
         trigger = part.trigger
         try:
             plc.show_busy(trigger.sequence, trigger.part_id, part.fail_safe_at_ns, unless=lambda: part.settled)
-            self._peers.outcome.shown = None
         except PeerError:
             self._peers.row.count("plc_errors")
 
@@ -337,6 +336,6 @@ class Line:
         if plc is None or not plc.up or not self._cadence.leaves_room(time.monotonic_ns(), 3 * row.get("last_plc_ns")):
             return
         try:
-            plc.beat(ready=plc.shown.ready, fault=plc.shown.fault, until_ns=time.monotonic_ns() + _BEAT_NS)
+            plc.touch(time.monotonic_ns() + _BEAT_NS)
         except PeerError:
             row.count("plc_errors")

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from typing import Final
 
+from edgeqc.core.handshake import Given
 from edgeqc.core.keeping import KeepRule
 from edgeqc.errors import JournalError, PeerError
 from edgeqc.journal import JournalWriter
@@ -38,8 +39,6 @@ class Outcome:
         row: Row,
     ) -> None:
         """Everything a verdict touches."""
-        self.shown: tuple[int, int] | None = None
-        """(sequence, monotonic ns) of the result that the PLC acknowledged last; None when it has been cleared since."""
         self.unjournaled_lost = 0
         self._station = station
         self._journal = journal
@@ -50,6 +49,8 @@ class Outcome:
         self._row = row
         self._lock = threading.Lock()
         self._unjournaled: deque[Body] = deque()
+        self._waiting: dict[int, tuple[Part, Verdict, Cause]] = {}
+        """Announced, but behind results that the PLC has not acknowledged yet: `turn` says how that ended."""
 
     def settle(self, part: Part, verdict: Verdict, cause: Cause) -> bool:
         """Make this the part's verdict; False if it has one already (then nothing changes).
@@ -68,8 +69,9 @@ class Outcome:
         journaled = self._append(record)
         if verdict is Verdict.PASS and not self._safe(journaled, part):
             verdict, cause = Verdict.REJECT, Cause.JOURNAL
-        delivery = self._announce(part, verdict, cause)
-        self._append(delivery)
+        delivery, waits = self._announce(part, verdict, cause)
+        if not waits:
+            self._append(delivery)
         with self._lock:
             self._count(part, delivery)
         return True
@@ -82,6 +84,16 @@ class Outcome:
     def rehearse(self, part: Part, verdict: Verdict, cause: Cause) -> None:
         """Do what settling does up to the point where it would be seen: for warm caches just before a part."""
         encode(self._record(part, verdict, cause, keep=False), sequence=0, wall_ns=0, mono_ns=0)
+
+    def turn(self, sequence: int, at_ns: int, reason: str) -> None:
+        """The PLC confirmed a result that had waited, at this monotonic time; 0: it never will, and why."""
+        if (waited := self._waiting.pop(sequence, None)) is None:
+            return
+        part, verdict, cause = waited
+        delivery = _delivery(part, verdict, cause, delivered_ns=at_ns, reason=reason)
+        self._append(delivery)
+        if delivery.late:
+            self._row.count("late")
 
     def late_score(self, part: Part, verdict: Verdict, cause: Cause) -> None:
         """The score came after the verdict: recorded beside it, changes nothing."""
@@ -154,8 +166,9 @@ class Outcome:
             return False
         return self._sync is JournalSync.GROUP or self._journal.wait_synced(journaled, part.fail_safe_at_ns)
 
-    def _announce(self, part: Part, verdict: Verdict, cause: Cause) -> Delivery:
-        delivered_ns, reason = 0, ""
+    def _announce(self, part: Part, verdict: Verdict, cause: Cause) -> tuple[Delivery, bool]:
+        """How the PLC was told; True where it is not told yet, because it has not taken the results before."""
+        delivered_ns, reason, waits = 0, "", False
         if verdict is Verdict.PASS and time.monotonic_ns() >= part.fail_safe_at_ns:
             verdict, cause = Verdict.REJECT, Cause.LATE  # decided in time, but no PASS is begun that may come late
         if not part.announced:
@@ -163,40 +176,34 @@ class Outcome:
         elif self._plc is None:
             delivered_ns = time.monotonic_ns()  # no PLC: the verdict is out when it is in the journal
         else:
-            shown = self._plc.shown
             result = PlcResult(
                 sequence=part.trigger.sequence,
                 part_id=part.trigger.part_id,
                 verdict=verdict,
                 code=RESULT_CODE[cause],
                 busy=False,
-                ready=shown.ready,
-                fault=shown.fault,
+                ready=False,
+                fault=False,
                 score=part.score if math.isfinite(part.score) else 0.0,
             )
             started_ns = time.monotonic_ns()
+            until_ns = part.deadline_ns
+            if verdict is Verdict.REJECT:
+                # one that is overdue still goes out: the PLC's own window has its own say
+                until_ns = max(until_ns, started_ns + part.deadline_ns - part.fail_safe_at_ns)
+            # before it is shown: its turn may come, on another thread, before we are back
+            self._waiting[result.sequence] = (part, verdict, cause)
             try:
-                until_ns = part.deadline_ns
-                if verdict is Verdict.REJECT:
-                    # one that is overdue still goes out: the PLC's own window has its own say
-                    until_ns = max(until_ns, started_ns + part.deadline_ns - part.fail_safe_at_ns)
-                self._plc.show(result, until_ns)
-                delivered_ns = time.monotonic_ns()
-                self.shown = part.trigger.sequence, delivered_ns
-                self._row.put("last_plc_ns", delivered_ns - started_ns)
+                waits = self._plc.show(result, until_ns) is Given.WAITS
+                delivered_ns = 0 if waits else time.monotonic_ns()
+                self._row.put("last_plc_ns", time.monotonic_ns() - started_ns)
             except PeerError as exc:
                 reason = exc.reason
                 self._row.count("plc_errors")
-        return Delivery(
-            sequence=part.trigger.sequence,
-            verdict=verdict,
-            cause=cause,
-            delivered=delivered_ns > 0,
-            delivered_ns=delivered_ns,
-            late=delivered_ns > part.deadline_ns,
-            late_score=math.nan,
-            reason=reason,
-        )
+            finally:
+                if not waits:
+                    del self._waiting[result.sequence]
+        return _delivery(part, verdict, cause, delivered_ns=delivered_ns, reason=reason), waits
 
     def _count(self, part: Part, delivery: Delivery) -> None:
         row = self._row
@@ -216,3 +223,16 @@ class Outcome:
             if not row.get("first_verdict_ns"):
                 row.put("first_verdict_ns", delivery.delivered_ns)
         row.put("images_given_up", self._lender.given_up)
+
+
+def _delivery(part: Part, verdict: Verdict, cause: Cause, *, delivered_ns: int, reason: str) -> Delivery:
+    return Delivery(
+        sequence=part.trigger.sequence,
+        verdict=verdict,
+        cause=cause,
+        delivered=delivered_ns > 0,
+        delivered_ns=delivered_ns,
+        late=delivered_ns > part.deadline_ns,
+        late_score=math.nan,
+        reason=reason,
+    )

@@ -1,16 +1,20 @@
-"""The station's PLC connection: kept open by a thread of its own, used by line and guard."""
+"""The station's PLC connection: kept open by a thread of its own, used by line, guard and whoever polls the PLC."""
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from edgeqc.core.backoff import Backoff
-from edgeqc.errors import PeerError
+from edgeqc.core.handshake import Given, Handshake, Phase, Rules
+from edgeqc.core.heartbeat import Heartbeat
+from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.ports import PlcLink
 from edgeqc.records import NS_PER_MS, PlcResult, PlcTrigger
 
@@ -18,26 +22,57 @@ _BACKOFF: Final = Backoff(first_s=0.1, most_s=1.0)
 """A PLC that is back must see a verdict within 2 s."""
 _SAFE_WRITE_NS: Final = 500 * NS_PER_MS
 """For the first write on a new connection, which puts the outputs into their safe state."""
+_WRITE_NS: Final = 50 * NS_PER_MS
+"""For a write that carries no new verdict of a part under way: the turn of one that waited, the end of a hold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlcEvents:
+    """Whom the keeper tells what happened: called from any of the station's threads, some of which hold the link."""
+
+    link: Callable[[bool, str], None]
+    """It came up (True), or was lost and why."""
+    program: Callable[[bool], None]
+    """The PLC's own heartbeat stands still (False), or moves again."""
+    turn: Callable[[int, int, str], None]
+    """The result with this sequence, which waited, was confirmed at this monotonic time; 0: never will be, and why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manners:
+    """How this station and its PLC deal with each other."""
+
+    rules: Rules = field(default_factory=Rules)
+    plc_heartbeat_ns: int | None = None
+    """The PLC changes its heartbeat at least so often; None: not watched."""
 
 
 class PlcKeeper:
     """Keeps one link open; after any failure it is dropped and a fresh one opened.
 
-    What the PLC sees is always composed here, under the link's lock, so that a heartbeat can never bring an older
-    result back.
+    What the PLC sees is always composed by the handshake, under the link's lock, so that a heartbeat can never bring an
+    older result back.
     """
 
-    def __init__(self, open_link: Callable[[], PlcLink], *, peer: str, on_change: Callable[[bool, str], None]) -> None:
-        """`on_change(up, reason)` is called from the keeper's thread at each change."""
+    def __init__(
+        self, open_link: Callable[[], PlcLink], *, peer: str, events: PlcEvents, manners: Manners | None = None
+    ) -> None:
+        """Nothing is connected before `start`."""
         self.reconnected = 0
         self._open_link = open_link
         self._peer = peer
-        self._on_change = on_change
+        self._events = events
+        manners = manners or Manners()
         self._link: PlcLink | None = None
-        self._write_lock = threading.Lock()
-        self._shown = PlcResult(
-            sequence=0, part_id="", verdict=None, code=0, busy=False, ready=False, fault=False, score=0
-        )
+        self._lock = threading.Lock()
+        """Held by whoever uses the handshake and writes what comes of it."""
+        self._handshake = Handshake(manners.rules)
+        self._withdrawn: deque[int] = deque()
+        """Parts that got their verdict while somebody else held the link for too long."""
+        self._ack = 0
+        self._counter = 0
+        self._heartbeat = None if manners.plc_heartbeat_ns is None else Heartbeat(manners.plc_heartbeat_ns)
+        self._program_alive = True
         self._lost = threading.Event()
         self._reason = "not connected yet"
         self._stopping = threading.Event()
@@ -50,8 +85,18 @@ class PlcKeeper:
 
     @property
     def shown(self) -> PlcResult:
-        """What the PLC was last told (or was to be told)."""
-        return self._shown
+        """What the PLC is to be shown."""
+        return self._handshake.block
+
+    @property
+    def due_ns(self) -> int | None:
+        """When `expire` has something to do."""
+        return self._handshake.due_ns
+
+    @property
+    def overruns(self) -> int:
+        """Results that the PLC lost because it did not acknowledge those before them."""
+        return self._handshake.overruns
 
     def start(self) -> None:
         """Begin to connect."""
@@ -59,9 +104,14 @@ class PlcKeeper:
 
     def stop(self) -> None:
         """Outputs safe, then close: bounded to about 2 s."""
-        if self.up:
+        until_ns = time.monotonic_ns() + _SAFE_WRITE_NS
+        link = self._link
+        if link is not None:
             try:
-                self.show(_safe(self._shown, ready=False), time.monotonic_ns() + _SAFE_WRITE_NS)
+                with self._held(until_ns) as handshake:
+                    handshake.health(ready=False, fault=False)
+                    safe = replace(handshake.block, verdict=None, code=0, score=0.0, busy=False, waiting=0)
+                    link.write_result(safe, until_ns)
             except PeerError as exc:
                 self._reason = exc.reason  # it is gone: its own watchdog sees the heartbeat stop
         self._stopping.set()
@@ -69,62 +119,112 @@ class PlcKeeper:
         self._thread.join(timeout=5)
 
     def read_trigger(self, until_ns: int) -> PlcTrigger:
-        """See PlcLink; PeerError at once while there is no link."""
+        """Read the trigger block, and do what the PLC's acknowledgement in it asks for. One thread at a time.
+
+        PeerError at once while there is no link.
+        """
         link = self._link
         if link is None:
             raise PeerError(self._peer, self._reason)
         try:
-            return link.read_trigger(until_ns)
+            seen = link.read_trigger(until_ns)
         except PeerError as exc:
             self._drop(link, exc.reason)
             raise
+        self._counter = seen.counter
+        if self._heartbeat is not None:
+            self._heartbeat.heard(seen.heartbeat, seen.read_ns)
+            self._tell_program(self._heartbeat.alive(seen.read_ns))
+        if seen.ack != self._ack:
+            with contextlib.suppress(PeerError), self._held(seen.read_ns + _WRITE_NS) as handshake:
+                self._ack = seen.ack
+                if handshake.ack(seen.ack):
+                    self._write(seen.read_ns + _WRITE_NS)
+        return seen
 
-    def show(self, result: PlcResult, until_ns: int) -> None:
-        """Write this result; returns when the PLC acknowledged it. PeerError at once while there is no link."""
-        self._write(lambda: result, until_ns)
+    def show(self, result: PlcResult, until_ns: int) -> Given:
+        """Give the PLC this result: SHOWN when it confirmed the write, WAITS where it has not taken those before it.
+
+        `PlcEvents.turn` tells how the waiting ended. PeerError where the PLC does not confirm, at once without a link,
+        and where its buffer is full.
+        """
+        try:
+            with self._held(until_ns) as handshake:
+                given = handshake.result(result)
+                self._write(until_ns, own=result.sequence)
+        except _BusyLinkError:
+            self._withdrawn.append(result.sequence)
+            raise
+        if given is Given.DROPPED:
+            raise PeerError(self._peer, "does not acknowledge results: its buffer is full, this one is not shown")
+        return given
 
     def show_busy(self, sequence: int, part_id: str, until_ns: int, *, unless: Callable[[], bool]) -> None:
-        """BUSY on, PASS and REJECT off, for a part that has no verdict yet.
+        """A part is under way: BUSY, and TRIGGER_ACK.
 
         `unless` is asked while no other write can come between: a fail-safe verdict that is out must stay.
         """
+        with self._held(until_ns) as handshake:
+            if not unless():
+                handshake.trigger(sequence, part_id, self._counter)
+                self._write(until_ns)
 
-        def busy() -> PlcResult | None:
-            shown = replace(_safe(self._shown, ready=self._shown.ready), busy=True)
-            return None if unless() else replace(shown, sequence=sequence, part_id=part_id)
+    def expire(self, now_ns: int) -> None:
+        """PASS and REJECT off where their hold time is over."""
+        with self._held(now_ns + _WRITE_NS) as handshake:
+            if handshake.expire(now_ns):
+                self._write(now_ns + _WRITE_NS)
 
-        self._write(busy, until_ns)
-
-    def clear(self, sequence: int, until_ns: int) -> None:
-        """PASS and REJECT off, if they are still this part's: the next one's may be out by now."""
-
-        def cleared() -> PlcResult | None:
-            shown = self._shown
-            return _safe(shown, ready=shown.ready) if shown.sequence == sequence else None
-
-        self._write(cleared, until_ns)
+    def touch(self, until_ns: int) -> None:
+        """Write what is shown once more."""
+        with self._held(until_ns):
+            self._write(until_ns)
 
     def beat(self, *, ready: bool, fault: bool, until_ns: int) -> None:
-        """Write what is shown once more, with the heartbeat moved on."""
-        self._write(lambda: replace(self._shown, ready=ready, fault=fault), until_ns)
+        """Say how the station is; the heartbeat moves with it as with every write."""
+        with self._held(until_ns) as handshake:
+            handshake.health(ready=ready and self._program_alive, fault=fault)
+            self._write(until_ns)
 
-    def _write(self, compose: Callable[[], PlcResult | None], until_ns: int) -> None:
-        """Write what `compose` gives once the link is ours; nothing where that is None."""
+    @contextlib.contextmanager
+    def _held(self, until_ns: int) -> Iterator[Handshake]:
+        """Have handshake and link to oneself."""
+        if not self._lock.acquire(timeout=max(0.0, (until_ns - time.monotonic_ns()) / 1e9)):
+            raise _BusyLinkError(self._peer, "the link is busy with another write")
+        try:
+            while self._withdrawn:
+                self._handshake.withdraw(self._withdrawn.popleft())
+            if self._link is None and self._handshake.phase is not Phase.OFFLINE:
+                self._offline()
+            yield self._handshake
+        finally:
+            self._lock.release()
+
+    def _write(self, until_ns: int, *, own: int = 0) -> None:
+        """Write the block. Hold the lock. `own`: the caller's result, of which nobody else need be told."""
         link = self._link
         if link is None:
             raise PeerError(self._peer, self._reason)
-        if not self._write_lock.acquire(timeout=max(0.0, (until_ns - time.monotonic_ns()) / 1e9)):
-            raise PeerError(self._peer, "the link is busy with another write")
         try:
-            composed = compose()
-            if composed is not None:
-                self._shown = composed
-                link.write_result(composed, until_ns)
+            link.write_result(self._handshake.block, until_ns)
         except PeerError as exc:
             self._drop(link, exc.reason)
+            self._offline(own)
             raise
-        finally:
-            self._write_lock.release()
+        now_ns = time.monotonic_ns()
+        sequence = self._handshake.written(now_ns)
+        if sequence is not None and sequence != own:
+            self._events.turn(sequence, now_ns, "")
+
+    def _offline(self, own: int = 0) -> None:
+        for sequence in self._handshake.lost():
+            if sequence != own:
+                self._events.turn(sequence, 0, f"not acknowledged in time: the link was lost: {self._reason}")
+
+    def _tell_program(self, alive: bool) -> None:
+        if alive != self._program_alive:
+            self._program_alive = alive
+            self._events.program(alive)
 
     def _drop(self, link: PlcLink, reason: str) -> None:
         if self._link is link:
@@ -141,33 +241,41 @@ class PlcKeeper:
                 self._reason = exc.reason if isinstance(exc, PeerError) else f"{type(exc).__name__}: {exc}"
                 failures += 1
                 if failures == 1:
-                    self._on_change(False, self._reason)
+                    self._events.link(False, self._reason)
                 self._stopping.wait(_BACKOFF.delay_s(failures, random.random()))  # noqa: S311 - jitter, not a secret
                 continue
             failures = 0
-            self._lost.clear()
-            self._link = link
-            self._on_change(True, "")
+            self._events.link(True, "")
             self._lost.wait()
             self._link = None
             link.close()
             if not self._stopping.is_set():
                 self.reconnected += 1
                 failures = 1
-                self._on_change(False, self._reason)
+                self._events.link(False, self._reason)
 
     def _open_safe(self) -> PlcLink:
         """A link whose PLC has acknowledged the safe state: what its registers hold may be of another life."""
         link = self._open_link()
+        until_ns = time.monotonic_ns() + _SAFE_WRITE_NS
         try:
-            self._shown = _safe(self._shown, ready=self._shown.ready)
-            link.write_result(self._shown, time.monotonic_ns() + _SAFE_WRITE_NS)
+            with self._held(until_ns) as handshake:
+                handshake.connected()
+                try:
+                    link.write_result(handshake.block, until_ns)
+                except PeerError:
+                    handshake.lost()
+                    raise
+                handshake.written(time.monotonic_ns())
+                if self._heartbeat is not None:
+                    self._heartbeat.forget()
+                self._lost.clear()
+                self._link = link
         except PeerError:
             link.close()
             raise
         return link
 
 
-def _safe(shown: PlcResult, *, ready: bool) -> PlcResult:
-    """The same part, but no result."""
-    return replace(shown, verdict=None, code=0, busy=False, ready=ready, score=0.0)
+class _BusyLinkError(PeerTimeoutError):
+    """Somebody else held the link for all of the time."""

@@ -15,6 +15,7 @@ from typing import Final
 from edgeqc import __version__
 from edgeqc.cameras.keeper import CameraKeeper
 from edgeqc.core.budget import Budget
+from edgeqc.core.handshake import Form, Rules
 from edgeqc.core.keeping import KeepRule
 from edgeqc.cores import end_with_parent, pin, pin_background, real_time, shared_cores, station_cores
 from edgeqc.errors import EdgeqcError, EngineError, PackageError
@@ -25,7 +26,7 @@ from edgeqc.loading import digest, paths, restore
 from edgeqc.logs import Log, configure
 from edgeqc.plc import open_link
 from edgeqc.records import NS_PER_MS, AlertChange, Event, Ne107, Quality, Started
-from edgeqc.settings import NoPlcSettings, Settings, StationSettings, TriggerSource
+from edgeqc.settings import HandshakeSettings, NoPlcSettings, Settings, StationSettings, TriggerSource
 from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.slots import FrameSlots
 from edgeqc.shm.tagtable import FILE_NAME, TagTable
@@ -34,7 +35,8 @@ from edgeqc.station.intake import Intake
 from edgeqc.station.lender import Lender
 from edgeqc.station.line import Line, Peers
 from edgeqc.station.outcome import Outcome
-from edgeqc.station.plckeeper import PlcKeeper
+from edgeqc.station.plckeeper import Manners, PlcEvents, PlcKeeper
+from edgeqc.station.plcwatch import PlcWatch
 from edgeqc.station.recipes import Recipes
 from edgeqc.station.triggers import TriggerWatch
 
@@ -107,7 +109,10 @@ class Station:
             plc = station.plc
             peer = f"plc {station.name}"
             self._plc = PlcKeeper(
-                lambda: open_link(plc, peer=peer, state_dir=state_dir), peer=peer, on_change=self._on_plc
+                lambda: open_link(plc, peer=peer, state_dir=state_dir),
+                peer=peer,
+                events=PlcEvents(link=self._on_plc, program=self._on_plc_program, turn=self._on_turn),
+                manners=_manners(station, plc.handshake),
             )
         lender = Lender(self._slots, most=max(1, station.camera.slots // 2), take_back=self._camera.release)
         self._outcome = Outcome(
@@ -123,7 +128,6 @@ class Station:
             ),
             row=row,
         )
-        hold_ms = station.result_hold_ms or min(station.takt_ms / 2, _HOLD_MOST_MS)
         budget = Budget.of_ms(
             budget_ms=station.budget_ms,
             plc_write_ms=station.plc_write_ms,
@@ -135,7 +139,6 @@ class Station:
             row=row,
             fail_safe_ns=budget.fail_safe_at_ns(0),
             heartbeat_ns=int(station.heartbeat_ms * NS_PER_MS),
-            hold_ns=int(hold_ms * NS_PER_MS),
             healthy=self._healthy,
             priority=station.priority + 1 if self._has_real_time else 0,
         )
@@ -148,9 +151,12 @@ class Station:
             first_sequence=self.journal.last_part_sequence + 1,
         )
         self._triggers: TriggerWatch | None = None
+        self._plc_watch: PlcWatch | None = None
+        poll_ns = int(station.trigger.poll_ms * NS_PER_MS)
         if by_plc and self._plc is not None:
-            poll_ns = int(station.trigger.poll_ms * NS_PER_MS)
             self._triggers = TriggerWatch(self._plc, intake, self._outcome, row, poll_ns=poll_ns)
+        elif self._plc is not None and not isinstance(station.plc, NoPlcSettings) and station.plc.handshake.hears_plc:
+            self._plc_watch = PlcWatch(self._plc, poll_ns=poll_ns)
         self._line = Line(
             station,
             Peers(
@@ -175,8 +181,9 @@ class Station:
         if self._plc is not None:
             self._plc.start()
         self._guard.start()
-        if self._triggers is not None:
-            self._triggers.start()
+        for polling in (self._triggers, self._plc_watch):
+            if polling is not None:
+                polling.start()
         if self._core is not None and not pin({self._core}):
             self._log.warning("core_not_pinned", core=self._core)
         gc.collect()
@@ -193,8 +200,9 @@ class Station:
         finally:
             self._row.state = State.STOPPING
             pin(self._shared_cores)
-            if self._triggers is not None:
-                self._triggers.stop()
+            for polling in (self._triggers, self._plc_watch):
+                if polling is not None:
+                    polling.stop()
             if self._plc is not None:
                 self._plc.stop()
             self._guard.stop()
@@ -278,6 +286,19 @@ class Station:
             self._row.put("plc_reconnected", self._plc.reconnected)
         self._peer_changed("plc", up, reason, action="Check the PLC's network and that it runs, then: edgeqc test plc")
 
+    def _on_turn(self, sequence: int, at_ns: int, reason: str) -> None:
+        self._outcome.turn(sequence, at_ns, reason)
+
+    def _on_plc_program(self, alive: bool) -> None:
+        if not alive:
+            self._log.warning("plc_program_stopped")
+        self._alert(
+            f"{self._station.name}.plc.program",
+            active=not alive,
+            text="" if alive else "the PLC answers, but its heartbeat stands still: READY is off",
+            action="Check that the PLC is in RUN and that its program writes the heartbeat (plc_heartbeat_ms)",
+        )
+
     def _peer_changed(self, peer: str, up: bool, reason: str, *, action: str) -> None:
         if up:
             self._log.info("peer_back", peer=peer)
@@ -341,6 +362,19 @@ class TagWatch:
             return False
         self._table = table
         return True
+
+
+def _manners(station: StationSettings, handshake: HandshakeSettings) -> Manners:
+    """How long results are shown, and what is expected of the PLC."""
+    hold_ms = station.result_hold_ms
+    if hold_ms is None and handshake.form is Form.PULSE:
+        hold_ms = min(station.takt_ms / 2, _HOLD_MOST_MS)
+    return Manners(
+        rules=Rules(
+            form=handshake.form, depth=handshake.depth, hold_ns=None if hold_ms is None else int(hold_ms * NS_PER_MS)
+        ),
+        plc_heartbeat_ns=None if handshake.plc_heartbeat_ms is None else int(handshake.plc_heartbeat_ms * NS_PER_MS),
+    )
 
 
 def _silence_ms(station: StationSettings) -> float | None:

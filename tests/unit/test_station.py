@@ -6,10 +6,12 @@ import math
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgeqc.core.handshake import Form, Rules
 from edgeqc.core.keeping import KeepRule
 from edgeqc.errors import JournalError, PeerError
 from edgeqc.journal import JournalReader, JournalWriter
@@ -20,7 +22,7 @@ from edgeqc.shm.slots import FrameSlots
 from edgeqc.station.lender import Lender
 from edgeqc.station.outcome import Outcome
 from edgeqc.station.part import Part
-from edgeqc.station.plckeeper import PlcKeeper
+from edgeqc.station.plckeeper import Manners, PlcEvents, PlcKeeper
 
 
 class Plc:
@@ -29,9 +31,10 @@ class Plc:
     def __init__(self) -> None:
         self.told: list[PlcResult] = []
         self.broken = False
+        self.says = PlcTrigger(counter=0, part_id="", read_ns=0)
 
     def read_trigger(self, until_ns: int) -> PlcTrigger:
-        return PlcTrigger(counter=0, part_id="", read_ns=until_ns)
+        return replace(self.says, read_ns=self.says.read_ns or time.monotonic_ns())
 
     def write_result(self, result: PlcResult, until_ns: int) -> None:
         if self.broken:
@@ -45,9 +48,18 @@ class Plc:
 class Line:
     """An outcome with everything it touches, and the PLC's side of it."""
 
-    def __init__(self, folder: Path, *, sync: JournalSync = JournalSync.GROUP, keep_rejects: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        sync: JournalSync = JournalSync.GROUP,
+        keep_rejects: bool = False,
+        manners: Manners | None = None,
+    ) -> None:
         self.plc = Plc()
-        self.keeper = PlcKeeper(lambda: self.plc, peer="plc", on_change=lambda _up, _reason: None)
+        self.programs: list[bool] = []
+        events = PlcEvents(link=lambda _up, _reason: None, program=self.programs.append, turn=self.turn)
+        self.keeper = PlcKeeper(lambda: self.plc, peer="plc", events=events, manners=manners)
         self.keeper.start()
         until = time.monotonic() + 5
         while not self.keeper.up:
@@ -65,6 +77,9 @@ class Line:
             keep=KeepRule(rejects=keep_rejects, every_nth_pass=0, newest=0),
             row=self.row,
         )
+
+    def turn(self, sequence: int, at_ns: int, reason: str) -> None:
+        self.outcome.turn(sequence, at_ns, reason)
 
     def journaled(self) -> list[object]:
         reader = JournalReader(self.journal.folder)
@@ -158,13 +173,90 @@ def test_busy_takes_the_last_parts_result_off(line: Line) -> None:
     assert (last.verdict, last.busy, last.part_id, last.code) == (None, True, "P2", 0)
 
 
-def test_the_end_of_a_hold_never_takes_the_next_parts_result(line: Line) -> None:
-    line.outcome.settle(part(1), Verdict.PASS, Cause.OK)
-    line.outcome.settle(part(2), Verdict.PASS, Cause.OK)
-    line.keeper.clear(1, soon())
-    assert line.plc.told[-1].verdict is Verdict.PASS
-    line.keeper.clear(2, soon())
-    assert line.plc.told[-1].verdict is None
+def test_the_end_of_a_hold_never_takes_the_next_parts_result(tmp_path: Path) -> None:
+    hold_ns = 20 * NS_PER_S
+    line = Line(tmp_path, manners=Manners(rules=Rules(hold_ns=hold_ns)))
+    try:
+        line.outcome.settle(part(1), Verdict.PASS, Cause.OK)
+        first_due_ns = line.keeper.due_ns
+        assert first_due_ns is not None
+        line.outcome.settle(part(2), Verdict.PASS, Cause.OK)
+        line.keeper.expire(first_due_ns)
+        assert line.plc.told[-1].verdict is Verdict.PASS
+        assert line.keeper.due_ns is not None
+        line.keeper._handshake._until_ns = 0  # its time is over
+        line.keeper.expire(time.monotonic_ns())
+        assert line.plc.told[-1].verdict is None
+    finally:
+        line.close()
+
+
+BUFFERED = Manners(rules=Rules(form=Form.BUFFERED, depth=3))
+
+
+def test_a_result_that_waits_is_delivered_when_its_turn_has_come(tmp_path: Path) -> None:
+    line = Line(tmp_path, manners=BUFFERED)
+    try:
+        for sequence in (1, 2, 3, 4):
+            line.outcome.settle(part(sequence), Verdict.PASS, Cause.OK)
+        delivered = [body for body in line.journaled() if isinstance(body, Delivery)]
+        assert [(one.sequence, one.delivered) for one in delivered] == [(1, True), (4, False)]
+        assert "buffer is full" in delivered[1].reason
+        line.plc.says = replace(line.plc.says, ack=1)
+        line.keeper.read_trigger(soon())
+        assert (line.plc.told[-1].sequence, line.plc.told[-1].waiting, line.plc.told[-1].overrun) == (2, 2, True)
+        delivered = [body for body in line.journaled() if isinstance(body, Delivery)]
+        assert [(one.sequence, one.delivered) for one in delivered] == [(1, True), (4, False), (2, True)]
+        line.plc.broken = True
+        with pytest.raises(PeerError):
+            line.keeper.touch(soon())
+        delivered = [body for body in line.journaled() if isinstance(body, Delivery)]
+        assert [(one.sequence, one.delivered) for one in delivered[3:]] == [(3, False)]
+        assert line.row.get("verdicts") == 4
+    finally:
+        line.close()
+
+
+def test_a_fresh_link_begins_clear_whatever_waited(tmp_path: Path) -> None:
+    line = Line(tmp_path, manners=BUFFERED)
+    try:
+        for sequence in (1, 2):
+            line.outcome.settle(part(sequence), Verdict.PASS, Cause.OK)
+        line.plc.broken = True
+        with pytest.raises(PeerError):
+            line.keeper.touch(soon())
+        line.plc.told.clear()
+        line.plc.broken = False
+        until = time.monotonic() + 5
+        while not line.keeper.up:
+            assert time.monotonic() < until
+            time.sleep(0.01)  # the keeper's own pace
+        assert [(told.verdict, told.waiting) for told in line.plc.told] == [(None, 0)]
+    finally:
+        line.close()
+
+
+def test_a_part_whose_result_found_the_link_held_is_not_under_way_for_ever(line: Line) -> None:
+    line.keeper.show_busy(1, "P1", soon(), unless=lambda: False)
+    with line.keeper._lock, pytest.raises(PeerError, match="busy with another write"):
+        line.keeper.show(replace(line.keeper.shown, sequence=1, verdict=Verdict.PASS), time.monotonic_ns())
+    line.keeper.touch(soon())
+    assert not line.plc.told[-1].busy
+
+
+def test_a_plc_program_that_stands_still_takes_ready_off(tmp_path: Path) -> None:
+    line = Line(tmp_path, manners=Manners(plc_heartbeat_ns=NS_PER_S))
+    try:
+        for at_ns, alive in ((1, True), (NS_PER_S, True), (NS_PER_S + 2, False)):
+            line.plc.says = PlcTrigger(counter=0, part_id="", read_ns=at_ns, heartbeat=5)
+            line.keeper.read_trigger(soon())
+            line.keeper.beat(ready=True, fault=False, until_ns=soon())
+            assert line.plc.told[-1].ready is alive
+        line.plc.says = PlcTrigger(counter=0, part_id="", read_ns=NS_PER_S + 3, heartbeat=6)
+        line.keeper.read_trigger(soon())
+        assert line.programs == [False, True]
+    finally:
+        line.close()
 
 
 def test_a_heartbeat_never_brings_an_older_result_back(line: Line) -> None:
