@@ -6,7 +6,7 @@ import importlib
 import sys
 from typing import Final
 
-WORKERS: Final = frozenset({"station", "watch", "office"})
+WORKERS: Final = frozenset({"station", "watch", "server", "office"})
 """Started by the supervisor only; they must not pay for the command line's libraries (80 ms, 30 MB)."""
 
 

@@ -52,6 +52,8 @@ class Job:
     """A loop that has not beaten for this long is hung: the process is killed and started again."""
     stop_s: float
     """How long it may take to stop in order."""
+    serves_others: bool = False
+    """Its clients are strangers: the daemon is ready, and a line runs, without it."""
 
 
 def jobs(settings: Settings) -> list[Job]:
@@ -71,6 +73,18 @@ def jobs(settings: Settings) -> list[Job]:
     ]
     if settings.tags:
         table.append(Job(name="watch", argv=("watch",), loops=("main",), hung_ns=10 * NS_PER_S, stop_s=3))
+    for protocol, chosen in (("modbus", settings.server.modbus), ("opcua", settings.server.opcua)):
+        if chosen is not None:
+            table.append(
+                Job(
+                    name=f"server-{protocol}",
+                    argv=("server", protocol),
+                    loops=("main",),
+                    hung_ns=10 * NS_PER_S,
+                    stop_s=3,
+                    serves_others=True,
+                )
+            )
     table.append(Job(name="office", argv=("office",), loops=("main",), hung_ns=20 * NS_PER_S, stop_s=5))
     return table
 
@@ -237,7 +251,7 @@ class Supervisor:
         if code == _PACKAGE_REFUSED and not self._told_ready:
             self._exit_code, self._stopping = code, True  # nothing runs in part: the package must be mended first
         elif child.budget.degraded:
-            self._alert(child.job.name, active=True, code=code)
+            self._alert(child.job, active=True, code=code)
 
     def _hung(self, child: _Child, now_ns: int) -> str:
         """Which loop hangs, if any."""
@@ -254,7 +268,7 @@ class Supervisor:
 
     def _notify(self, now_ns: int) -> None:
         """Tell systemd: ready once all run, and the watchdog while every loop answers or is being restarted by us."""
-        states = [child.row.state for child in self._children]
+        states = [child.row.state for child in self._children if not child.job.serves_others]
         ready = all(state is State.READY for state in states)
         if ready and not self._told_ready:
             self._told_ready = True
@@ -264,7 +278,7 @@ class Supervisor:
             for child in self._children:
                 if child.budget.degraded and now_ns - child.row.started_ns > child.budget.window_ns:
                     child.budget = RestartBudget()
-                    self._alert(child.job.name, active=False, code=0)
+                    self._alert(child.job, active=False, code=0)
         status = ", ".join(f"{child.job.name} {child.row.state.name.lower()}" for child in self._children)
         if status != self._status:
             self._status = status
@@ -274,14 +288,14 @@ class Supervisor:
             self._fed_ns = now_ns
             _sd_notify("WATCHDOG=1")
 
-    def _alert(self, name: str, *, active: bool, code: int) -> None:
+    def _alert(self, job: Job, *, active: bool, code: int) -> None:
         self._journal.append(
             AlertChange(
-                id=f"process.{name}",
+                id=f"process.{job.name}",
                 active=active,
-                priority="critical",
+                priority="medium" if job.serves_others else "critical",
                 ne107=Ne107.FAILURE if active else Ne107.NORMAL,
-                text=f"{name} keeps ending (exit code {code}); it is started again and again" if active else "",
+                text=f"{job.name} keeps ending (exit code {code}); it is started again and again" if active else "",
                 action="See the log: journalctl -u edgeqc; then: edgeqc doctor" if active else "",
             )
         )

@@ -5,7 +5,7 @@ costs microseconds; a thread of the journal's own brings the records to the disk
 """
 
 from edgeqc.journal.codec import Entry
-from edgeqc.journal.reader import Cursor, JournalReader, list_journals, mark_archived
+from edgeqc.journal.reader import Cursor, JournalReader, list_journals, mark_archived, recent_cursor
 from edgeqc.journal.writer import JournalWriter
 
-__all__ = ["Cursor", "Entry", "JournalReader", "JournalWriter", "list_journals", "mark_archived"]
+__all__ = ["Cursor", "Entry", "JournalReader", "JournalWriter", "list_journals", "mark_archived", "recent_cursor"]

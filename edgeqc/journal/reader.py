@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,16 @@ def archived_segment(folder: Path) -> int:
         return int((folder / _ARCHIVED).read_text().split()[0])
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def recent_cursor(folder: Path) -> Cursor:
+    """Where to begin for someone who wants what is new, and a little of what came before: the newest two segments."""
+    used = []
+    for number in segment.numbers(folder):
+        with contextlib.suppress(OSError), segment.path_of(folder, number).open("rb") as file:
+            if segment.read_header(file.read(RECORD_BYTES)) is not None:
+                used.append(number)
+    return Cursor(segment=used[-2:][0] if used else 0, offset=RECORD_BYTES)
 
 
 class JournalReader:

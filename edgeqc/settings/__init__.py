@@ -14,6 +14,7 @@ from edgeqc.settings.camera import (
     TriggerSettings,
     TriggerSource,
 )
+from edgeqc.settings.listener import Listener
 from edgeqc.settings.office import ArchiveSettings, JournalSettings, JournalSync, MqttSettings, TlsSettings
 from edgeqc.settings.plc import (
     HandshakeSettings,
@@ -27,6 +28,14 @@ from edgeqc.settings.plc import (
     PlcSettings,
 )
 from edgeqc.settings.recipe import ChangeoverSettings, EngineSettings, RecipeSettings, RegionMode, RegionSettings
+from edgeqc.settings.server import (
+    Command,
+    ModbusServerSettings,
+    OpcuaServerSettings,
+    Role,
+    ServerSettings,
+    ServerUser,
+)
 from edgeqc.settings.station import ImageRules, StationSettings
 from edgeqc.settings.tags import (
     ModbusTagSource,
@@ -42,14 +51,17 @@ __all__ = [
     "CameraBase",
     "CameraSettings",
     "ChangeoverSettings",
+    "Command",
     "EngineSettings",
     "GigeCameraSettings",
     "HandshakeSettings",
     "ImageRules",
     "JournalSettings",
     "JournalSync",
+    "Listener",
     "ModbusPlcSettings",
     "ModbusRegisters",
+    "ModbusServerSettings",
     "ModbusTagSource",
     "Model",
     "MqttSettings",
@@ -60,6 +72,7 @@ __all__ = [
     "OpcuaNodes",
     "OpcuaPlcSettings",
     "OpcuaSecurity",
+    "OpcuaServerSettings",
     "OpcuaTagSource",
     "OpencvCameraSettings",
     "PlcSettings",
@@ -68,7 +81,10 @@ __all__ = [
     "RegionSettings",
     "ReplayCameraSettings",
     "ReplayTagSource",
+    "Role",
     "Secret",
+    "ServerSettings",
+    "ServerUser",
     "Settings",
     "StationSettings",
     "TagSettings",

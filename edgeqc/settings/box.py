@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from edgeqc.settings.base import Model, Name
 from edgeqc.settings.office import ArchiveSettings, JournalSettings, MqttSettings
 from edgeqc.settings.recipe import EngineSettings
+from edgeqc.settings.server import ServerSettings
 from edgeqc.settings.station import StationSettings
 from edgeqc.settings.tags import TagSourceSettings
 
@@ -28,6 +29,7 @@ class Settings(Model):
     journal: JournalSettings = JournalSettings()
     archive: ArchiveSettings = ArchiveSettings()
     mqtt: MqttSettings | None = None
+    server: ServerSettings = ServerSettings()
     tags: list[TagSourceSettings] = Field(default_factory=list, max_length=16)
 
     @model_validator(mode="after")
