@@ -1,30 +1,53 @@
-"""From a package to an engine that runs it."""
+"""From a package to an engine that runs it: on the backend named, in the precision named, or not at all."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from edgeqc.errors import EngineError, PackageError
+from edgeqc.inference.manifest import Backend
 from edgeqc.inference.onnxruntime import OnnxRuntimeEngine
+from edgeqc.inference.openvino import OpenVinoEngine
 from edgeqc.inference.package import Package, check_io
 from edgeqc.ports import Engine
 
-BACKENDS = ("onnxruntime",)
 
-
-def open_engine(package: Package, *, backend: str = "onnxruntime", threads: int = 1, slots: int = 2) -> Engine:
+def open_engine(
+    package: Package,
+    *,
+    backend: str = Backend.ONNXRUNTIME,
+    threads: int = 1,
+    slots: int = 2,
+    state_dir: Path | None = None,
+) -> Engine:
     """Load the package's model and warm it up; what runs is in `.backend`, and nothing else runs in its stead.
+
+    `package`: as `Package.as_run` gives it for another precision than fp32. `state_dir`: where a backend finds what was
+    built for it on this box.
 
     PackageError where the backend is unknown, cannot load the model, or finds other inputs and outputs than the
     manifest says. Golden vectors are checked by `check_golden`.
     """
-    if backend not in BACKENDS:
-        raise PackageError(f"backend: {backend} is none of {', '.join(BACKENDS)}")
+    if backend not in set(Backend):
+        raise PackageError(f"backend: {backend} is none of {', '.join(Backend)}")
     try:
-        engine = OnnxRuntimeEngine(package.model, threads=threads, slots=slots)
+        engine = _opened(package, Backend(backend), threads=threads, slots=slots, state_dir=state_dir)
     except EngineError as exc:
-        raise PackageError(f"{package.folder / 'model.onnx'}: {exc}") from exc
+        raise PackageError(f"{package.model_file}: {exc}") from exc
     try:
         check_io(engine.io, package)
     except PackageError:
         engine.close()
         raise
     return engine
+
+
+def _opened(package: Package, backend: Backend, *, threads: int, slots: int, state_dir: Path | None) -> Engine:
+    del state_dir
+    match backend:
+        case Backend.ONNXRUNTIME:
+            return OnnxRuntimeEngine(package.model, threads=threads, slots=slots, precision=package.precision)
+        case Backend.OPENVINO:
+            return OpenVinoEngine(package.model, threads=threads, slots=slots, precision=package.precision)
+        case Backend.TENSORRT:
+            raise EngineError("there is no TensorRT backend in this build")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgeqc.errors import EngineError
 from edgeqc.inference.carry import carried, checked_state
+from edgeqc.inference.manifest import Precision
 from edgeqc.ports import EngineIo, EngineSlot, TensorSpec
 
 
@@ -18,12 +19,18 @@ class OnnxRuntimeEngine:
     """An `Engine` that computes in `wait`, on the caller's thread. Slots are numpy arrays bound to the session."""
 
     def __init__(
-        self, model: bytes, *, threads: int = 1, slots: int = 2, carry: Mapping[str, str] | None = None
+        self,
+        model: bytes,
+        *,
+        threads: int = 1,
+        slots: int = 2,
+        carry: Mapping[str, str] | None = None,
+        precision: Precision = Precision.FP32,
     ) -> None:
         """Build the session from bytes, bind `slots` sets of buffers, and run each once. EngineError if it cannot.
 
         `carry` makes state of pairs of tensors: each key is an input that reads what the output named by its value
-        was in the slot's last run.
+        was in the slot's last run. `precision` is what the file is in; it only shows in `backend`.
         """
         os.environ[_NO_TELEMETRY] = "1"
         import onnxruntime as ort  # noqa: PLC0415 - 40 MB and 0.3 s that only the station needs; after the line above
@@ -47,7 +54,8 @@ class OnnxRuntimeEngine:
             ),
             carry or {},
         )
-        self.backend = f"onnxruntime {ort.__version__} CPU, {threads} thread{'s' if threads > 1 else ''}"
+        shown = "" if precision is Precision.FP32 else f" {precision}"
+        self.backend = f"onnxruntime {ort.__version__} CPU{shown}, {threads} thread{'s' if threads > 1 else ''}"
         self._session: Any = session
         self._slots = [_Slot(session, self.io, ort, carry or {}) for _ in range(slots)]
         self._free = list(self._slots)

@@ -48,6 +48,7 @@ class Package:
     golden_tolerance: float
     """How far the model's outputs may be from the golden ones."""
     precision: Precision = Precision.FP32
+    variant: VariantName | None = None
     variants: dict[VariantName, Package] = field(default_factory=dict)
     """The same package with another model file in place of `model`."""
     signature: Signature | None = None
@@ -55,6 +56,11 @@ class Package:
     """Who stands for it, in words; empty where it was loaded without asking."""
     trusted: bool = False
     """Signed by a key of the trust folder."""
+
+    @property
+    def model_file(self) -> Path:
+        """Where `model` came from, for messages only."""
+        return self.folder / (f"model.{self.variant}.onnx" if self.variant else "model.onnx")
 
     def as_run(self, backend: Backend, precision: Precision) -> Package:
         """The package as this backend runs it in this precision: its own model file, calibration and tolerance.
@@ -147,6 +153,7 @@ def load_package(folder: Path, *, trust: Trust | None = None) -> Package:
             package,
             digest=hashlib.sha256(model).digest(),
             model=model,
+            variant=name,
             precision=Precision.FP16 if name is VariantName.FP16 else Precision.INT8,
             calibration=_calibration(folder, f"calibration.{name}.json", read, variant.calibration)
             if variant.calibration is not None

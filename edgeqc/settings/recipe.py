@@ -38,7 +38,12 @@ class RecipeSettings(Model):
     name: Name = "default"
     number: int = Field(0, ge=0, le=65_535, description="what the PLC calls it; needed with changeover")
     engine: Path = Field(description="folder of the model package, e.g. engines/demo-part/1")
-    backend: Literal["onnxruntime"] = "onnxruntime"
+    backend: Literal["onnxruntime", "openvino", "tensorrt", "auto"] = Field(
+        "onnxruntime", description="auto: each that is installed and allowed is tried at the start, the fastest taken"
+    )
+    precision: Literal["fp32", "bf16", "fp16", "int8", "auto"] = Field(
+        "fp32", description="bf16: openvino computes the fp32 file so; fp16, int8: the package must have that file"
+    )
     threads: int = Field(1, ge=1, le=64)
     threshold: float | None = Field(None, ge=0, le=1, description="null: the package's own calibration")
     region: RegionSettings = RegionSettings()

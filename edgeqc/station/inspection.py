@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeqc.errors import EngineError
+from edgeqc.inference.choice import choose
 from edgeqc.inference.engine import open_engine
 from edgeqc.inference.judge import Judge, map_shape
 from edgeqc.inference.package import Package, check_golden, load_package
@@ -21,10 +23,29 @@ from edgeqc.station.part import Part
 class Inspection:
     """One recipe's engine with its pre- and post-processing. Line thread only."""
 
-    def __init__(self, recipe: RecipeSettings, camera: CameraBase, *, trust: Trust | None = None) -> None:
+    def __init__(
+        self,
+        recipe: RecipeSettings,
+        camera: CameraBase,
+        *,
+        trust: Trust | None = None,
+        core: int | None = None,
+        state_dir: Path | None = None,
+    ) -> None:
         """Load, warm up and check against the golden outputs: seconds. PackageError where it may not judge parts."""
-        self.package: Package = load_package(recipe.engine, trust=trust)
-        self.engine = open_engine(self.package, backend=recipe.backend, threads=recipe.threads)
+        whole = load_package(recipe.engine, trust=trust)
+        self.choice = choose(
+            whole,
+            backend=recipe.backend,
+            precision=recipe.precision,
+            threads=recipe.threads,
+            core=core,
+            state_dir=state_dir,
+        )
+        self.package: Package = whole.as_run(self.choice.backend, self.choice.precision)
+        self.engine = open_engine(
+            self.package, backend=self.choice.backend, threads=recipe.threads, state_dir=state_dir
+        )
         self.golden_difference = check_golden(self.engine, self.package)
         self.threshold = self.package.threshold if recipe.threshold is None else recipe.threshold
         shape = (camera.height_px, camera.width_px)

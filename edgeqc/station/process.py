@@ -92,7 +92,7 @@ class Station:
         self.journal = JournalWriter(
             state_dir / "journal" / f"station-{station.name}", settings.journal, on_trouble=self._on_disk
         )
-        self._recipes = Recipes(station, trust=trust_of(settings.engines))
+        self._recipes = Recipes(station, trust=trust_of(settings.engines), core=self._core, state_dir=state_dir)
         shape = (station.camera.height_px, station.camera.width_px)
         self._slots = FrameSlots.create(
             run_dir / f"slots-{station.name}", per_bank=station.camera.slots, shape=shape, map_shape=map_shape(shape)
@@ -259,6 +259,7 @@ class Station:
                 "model": inspection.package.name,
                 "model_digest": recipe.model_digest.hex(),
                 "backend": inspection.engine.backend,
+                "why": inspection.choice.why,
                 "golden_difference": inspection.golden_difference,
                 "golden_limit": inspection.package.golden_tolerance,
                 "vouched": inspection.package.vouched,

@@ -9,7 +9,7 @@ from typing import Final
 from edgeqc.errors import PackageError
 from edgeqc.inference.trust import Trust
 from edgeqc.records import AlertChange, Event, Ne107
-from edgeqc.settings import CameraBase, RecipeSettings, StationSettings
+from edgeqc.settings import RecipeSettings, StationSettings
 from edgeqc.station.inspection import Inspection
 from edgeqc.station.part import Recipe
 
@@ -23,7 +23,9 @@ class Recipes:
     latched with its trigger.
     """
 
-    def __init__(self, station: StationSettings, *, trust: Trust) -> None:
+    def __init__(
+        self, station: StationSettings, *, trust: Trust, core: int | None = None, state_dir: Path | None = None
+    ) -> None:
         """Load all: seconds each. PackageError where one may not judge parts, or all take more memory than they may."""
         self._by_plc = station.changeover is not None
         self._inspections: dict[Recipe, Inspection] = {}
@@ -31,7 +33,8 @@ class Recipes:
         self._keep_warm_ms: dict[Recipe, float] = {}
         before = _resident_bytes()
         for settings in station.recipes:
-            recipe = self._load(settings, station.camera, trust)
+            inspection = Inspection(settings, station.camera, trust=trust, core=core, state_dir=state_dir)
+            recipe = self._add(settings, inspection)
             self._keep_warm_ms[recipe] = settings.keep_warm_ms
         self.memory_mb = (_resident_bytes() - before) / _MIB
         """Grown by, while the recipes were loaded: what their engines hold, and the backend's library."""
@@ -109,8 +112,7 @@ class Recipes:
         for inspection in self._inspections.values():
             inspection.close()
 
-    def _load(self, settings: RecipeSettings, camera: CameraBase, trust: Trust) -> Recipe:
-        inspection = Inspection(settings, camera, trust=trust)
+    def _add(self, settings: RecipeSettings, inspection: Inspection) -> Recipe:
         recipe = Recipe(name=settings.name, threshold=inspection.threshold, model_digest=inspection.package.digest)
         self._inspections[recipe] = inspection
         self._numbers[settings.number] = recipe

@@ -1,5 +1,6 @@
 """Every engine keeps the port's contract: the caller's buffers are the engine's, slots are lent once, faults are ours."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -13,11 +14,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 import edgeqc
 from edgeqc.errors import EngineError
+from edgeqc.inference.manifest import Precision
 from edgeqc.inference.onnxfile import OnnxFault, survey
 from edgeqc.inference.onnxruntime import OnnxRuntimeEngine
+from edgeqc.inference.openvino import OpenVinoEngine
 from edgeqc.ports import EngineIo, TensorSpec
 
 FAR_NS = 1 << 62
+DEMO_MODEL = Path(edgeqc.__file__).parents[1] / "engines" / "demo-part" / "1" / "model.onnx"
 
 
 def _model(nodes, inputs, outputs, constants=()):
@@ -67,9 +71,14 @@ def _long():
     return _model(nodes, [("x", TensorProto.FLOAT, size)], [("y", TensorProto.FLOAT, size)]).SerializeToString()
 
 
-@pytest.fixture(params=[OnnxRuntimeEngine])
-def engine(request):
-    opened = request.param(_double(), threads=1, slots=2)
+@pytest.fixture(params=[OnnxRuntimeEngine, OpenVinoEngine])
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def engine(kind):
+    opened = kind(_double(), threads=1, slots=2)
     yield opened
     opened.close()
 
@@ -90,8 +99,9 @@ def test_io_is_the_model_s_own(engine):
 
 
 def test_backend_says_what_runs(engine):
-    assert engine.backend.split()[0] == "onnxruntime"
-    assert engine.backend.endswith("CPU, 1 thread")
+    assert engine.backend.split()[0] == ("onnxruntime" if isinstance(engine, OnnxRuntimeEngine) else "openvino")
+    assert engine.backend.endswith("1 thread")
+    assert " CPU" in engine.backend
 
 
 def test_views_share_memory_from_acquire_to_acquire(engine):
@@ -165,8 +175,8 @@ def test_submit_does_not_outlive_release(engine):
         engine.wait(again, FAR_NS)
 
 
-def test_slot_of_another_engine_is_refused(engine):
-    other = OnnxRuntimeEngine(_double())
+def test_slot_of_another_engine_is_refused(engine, kind):
+    other = kind(_double())
     slot = other.acquire()
     with pytest.raises(EngineError, match="not of this engine"):
         engine.submit(slot)
@@ -200,31 +210,31 @@ def test_not_a_number_passes_through(engine):
 
 
 @pytest.mark.parametrize("model", [b"", b"\x00" * 64, b"not a model", _double()[:-40]])
-def test_damaged_model_is_an_engine_error(model):
+def test_damaged_model_is_an_engine_error(model, kind):
     with pytest.raises(EngineError, match="cannot load the model"):
-        OnnxRuntimeEngine(model)
+        kind(model)
 
 
-def test_open_shape_is_an_engine_error():
+def test_open_shape_is_an_engine_error(kind):
     with pytest.raises(EngineError, match=r"x: shape .* is not fixed"):
-        OnnxRuntimeEngine(_double(shape=(1, 1, "h", 6)))
+        kind(_double(shape=(1, 1, "h", 6)))
 
 
-def test_unknown_operator_is_an_engine_error():
+def test_unknown_operator_is_an_engine_error(kind):
     node = helper.make_node("Trapdoor", ["x"], ["y"], domain="evil")
     model = _model([node], [("x", TensorProto.FLOAT, (1,))], [("y", TensorProto.FLOAT, (1,))])
     model.opset_import.append(helper.make_opsetid("evil", 1))
     with pytest.raises(EngineError, match="cannot load the model"):
-        OnnxRuntimeEngine(model.SerializeToString())
+        kind(model.SerializeToString())
 
 
-def test_other_type_shows_in_io():
-    engine = OnnxRuntimeEngine(_double(TensorProto.DOUBLE))
+def test_other_type_shows_in_io(kind):
+    engine = kind(_double(TensorProto.DOUBLE))
     assert engine.io.inputs[0].dtype == "float64"
     engine.close()
 
 
-def test_weights_in_another_file_are_refused_by_package_and_runtime(tmp_path, monkeypatch):
+def test_weights_in_another_file_are_refused_by_package_and_runtime(tmp_path, monkeypatch, kind):
     weights = numpy_helper.from_array(np.ones(4, np.float32), "w")
     node = helper.make_node("Add", ["x", "w"], ["y"])
     model = _model([node], [("x", TensorProto.FLOAT, (4,))], [("y", TensorProto.FLOAT, (4,))], [weights])
@@ -234,7 +244,7 @@ def test_weights_in_another_file_are_refused_by_package_and_runtime(tmp_path, mo
         survey(content)
     monkeypatch.chdir(tmp_path)  # where the runtime would find the file if it looked
     with pytest.raises(EngineError, match="cannot load the model"):
-        OnnxRuntimeEngine(content)
+        kind(content)
 
 
 def test_hung_model_can_be_cancelled_from_another_thread_and_used_again():
@@ -264,7 +274,8 @@ def test_hung_model_can_be_cancelled_from_another_thread_and_used_again():
     engine.close()
 
 
-def test_cancel_of_an_idle_slot_changes_nothing(engine):
+def test_cancel_of_an_idle_slot_changes_nothing():
+    engine = OnnxRuntimeEngine(_double())
     slot = engine.acquire()
     engine.cancel(slot)
     slot.input("x")[:] = 1
@@ -273,13 +284,13 @@ def test_cancel_of_an_idle_slot_changes_nothing(engine):
     slot.release()
 
 
-def test_runtime_sends_no_telemetry_and_keeps_no_identity(tmp_path):
+def test_runtime_sends_no_telemetry_and_keeps_no_identity(tmp_path, kind):
     (tmp_path / "m.onnx").write_bytes(_double())
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from edgeqc.inference.onnxruntime import OnnxRuntimeEngine\n"
-        "engine = OnnxRuntimeEngine(Path('m.onnx').read_bytes())\n"
+        f"from {kind.__module__} import {kind.__name__} as Engine\n"
+        "engine = Engine(Path('m.onnx').read_bytes())\n"
         "opened = [os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd') if int(fd) > 2 and "
         "os.path.exists(f'/proc/self/fd/{fd}')]\n"
         "sys.exit(any('onnxruntime.db' in name or 'socket' in name for name in opened))\n"
@@ -294,5 +305,73 @@ def test_runtime_sends_no_telemetry_and_keeps_no_identity(tmp_path):
 
 
 def test_runtime_is_loaded_only_when_an_engine_is_made():
-    code = "import sys, edgeqc.inference.engine; sys.exit('onnxruntime' in sys.modules)"
+    code = "import sys, edgeqc.inference.choice; sys.exit('onnxruntime' in sys.modules or 'openvino' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+def test_work_is_done_on_the_caller_s_thread(kind):
+    """So the line thread's core and real-time priority are the engine's, and nothing else of the process runs it."""
+    code = (
+        "import sys, time\n"
+        f"from {kind.__module__} import {kind.__name__} as Engine\n"
+        "from pathlib import Path\n"
+        f"engine = Engine(Path({str(DEMO_MODEL)!r}).read_bytes(), slots=1)\n"
+        "slot = engine.acquire()\n"
+        "own, all_ = time.thread_time(), time.process_time()\n"
+        "for _ in range(20):\n"
+        "    engine.submit(slot)\n"
+        "    engine.wait(slot, 1 << 62)\n"
+        "own, all_ = time.thread_time() - own, time.process_time() - all_\n"
+        "sys.exit(f'{own:.3f} s of {all_:.3f} s' if own < 0.95 * all_ else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_engine_leaves_the_caller_on_its_core(kind):
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(before)})
+    try:
+        opened = kind(_double(), slots=1)
+        slot = opened.acquire()
+        _run(opened, slot)
+        assert os.sched_getaffinity(0) == {max(before)}
+        opened.close()
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_missing_openvino_says_how_to_have_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)  # what an import finds where it is not installed
+    with pytest.raises(EngineError, match=r"pip install 'edgeqc\[openvino\]'"):
+        OpenVinoEngine(_double())
+
+
+def test_bf16_is_said_or_refused():
+    """Where the processor has it, the numbers are those of bf16 and the name says so; elsewhere nothing runs."""
+    model = _half_bit()
+    with_bf16 = "avx512_bf16" in Path("/proc/cpuinfo").read_text() or "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    if not with_bf16:
+        with pytest.raises(EngineError, match="has no bf16"):
+            OpenVinoEngine(model, precision=Precision.BF16)
+        return
+    results = {}
+    for precision in (Precision.FP32, Precision.BF16):
+        opened = OpenVinoEngine(model, precision=precision, slots=1)
+        assert f"CPU {precision}," in opened.backend
+        slot = opened.acquire()
+        slot.input("x")[:] = 1
+        _run(opened, slot)
+        results[precision] = float(slot.output("y").max())
+        opened.close()
+    assert results[Precision.FP32] == pytest.approx(64 * (1 + 2**-10))
+    assert results[Precision.BF16] == pytest.approx(64)  # 1 + 2**-10 is 1 in bf16
+
+
+def _half_bit():
+    """A matrix product whose weights need more bits than bf16 has."""
+    weights = numpy_helper.from_array(np.full((64, 64), 1 + 2**-10, np.float32), "w")
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    shape = (64, 64)
+    model = _model([node], [("x", TensorProto.FLOAT, shape)], [("y", TensorProto.FLOAT, shape)], [weights])
+    return model.SerializeToString()

@@ -7,6 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeqc.errors import EngineError
 from edgeqc.inference.onnxruntime import OnnxRuntimeEngine
+from edgeqc.inference.openvino import OpenVinoEngine
 
 FAR_NS = 1 << 62
 WIDTH, HIDDEN = 3, 5
@@ -45,10 +46,10 @@ def _cell():
     return model.SerializeToString(), weights
 
 
-@pytest.fixture
-def cell():
+@pytest.fixture(params=[OnnxRuntimeEngine, OpenVinoEngine])
+def cell(request):
     model, weights = _cell()
-    engine = OnnxRuntimeEngine(model, carry=CARRY)
+    engine = request.param(model, carry=CARRY)
     yield engine, weights
     engine.close()
 
