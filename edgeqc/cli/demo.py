@@ -16,6 +16,7 @@ import typer
 
 from edgeqc.cli.console import talk
 from edgeqc.cli.exits import Exit
+from edgeqc.core.handshake import Form
 from edgeqc.errors import EdgeqcError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
     split: Annotated[str, typer.Option(help="Which of the index's splits is shown.")] = "test",
     engine: Annotated[Path | None, typer.Option(help="Folder of the model package.")] = None,
     plc: Annotated[PlcKind, typer.Option(help="Protocol of the PLC.")] = PlcKind.MODBUS,
+    handshake: Annotated[Form, typer.Option(help="How results are handed to the PLC.")] = Form.PULSE,
     camera: Annotated[CameraKind | None, typer.Option(help="Default: gige where libaravis is installed.")] = None,
     trigger: Annotated[TriggerKind, typer.Option(help="plc: a tag counts parts; camera: free run.")] = TriggerKind.PLC,
     side_load: Annotated[int, typer.Option(metavar="TAGS", min=0, help="OPC UA tags at 10 Hz beside it.")] = 0,
@@ -96,6 +98,7 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
         rate_hz=rate,
         budget_ms=budget or 0.8 * 1000 / rate,
         plc=plc.value,
+        form=handshake,
         camera=kind.value,
         trigger=trigger.value,
         side_load=side_load,

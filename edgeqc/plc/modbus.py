@@ -17,8 +17,6 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from pymodbus.constants import ExcCodes
-
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.plc import registers
 from edgeqc.records import NS_PER_MS, NS_PER_S, PlcResult, PlcTrigger
@@ -256,7 +254,18 @@ def _left_ms(until_ns: int) -> float:
 
 
 def _exception_name(code: int) -> str:
-    try:
-        return ExcCodes(code).name
-    except ValueError:
-        return "unknown"
+    return _EXCEPTIONS.get(code, "unknown")
+
+
+_EXCEPTIONS: Final = {
+    1: "ILLEGAL_FUNCTION",
+    2: "ILLEGAL_ADDRESS",
+    3: "ILLEGAL_VALUE",
+    4: "DEVICE_FAILURE",
+    5: "ACKNOWLEDGE",
+    6: "DEVICE_BUSY",
+    8: "MEMORY_PARITY_ERROR",
+    10: "GATEWAY_PATH_UNAVAILABLE",
+    11: "GATEWAY_NO_RESPONSE",
+}
+"""MODBUS Application Protocol 1.1b3, 7."""

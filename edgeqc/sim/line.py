@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import yaml
 
+from edgeqc.core.handshake import Form
 from edgeqc.errors import EdgeqcError
 from edgeqc.shm.board import Board, State
 from edgeqc.sim.broker import Listener, SimBroker
@@ -78,6 +79,8 @@ class Plan:
     rate_hz: float = 10.0
     budget_ms: float = 80.0
     plc: Literal["modbus", "opcua"] = "modbus"
+    form: Form = Form.PULSE
+    """Of the handshake."""
     camera: Literal["gige", "replay"] = "gige"
     trigger: Literal["plc", "camera"] = "plc"
     side_load: int = 0
@@ -240,6 +243,7 @@ class SimLine:
                 trigger=plan.trigger,
                 start=plan.start,
                 truth=plan.images.truth,
+                form=plan.form,
             )
         )
         if plan.camera == "gige":

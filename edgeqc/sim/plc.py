@@ -11,7 +11,9 @@ part + 1) before the camera and
 
 Where the PLC raises no trigger, an exposure of the camera is one. After the last part and one budget it writes the
 summary and prints `DONE`, and serves on until stdin is closed or SIGTERM. A PLC started again on the same stage goes on
-with the next part. Other lines on stdin: `refuse on`, `refuse off` (result writes are answered with an error).
+with the next part. Other lines on stdin: `refuse on|off` (result writes are answered with an error), `ack on|off` (the
+program takes results and acknowledges them; it begins with `on` unless `--form pulse`), `beat on|off` (the program's own
+heartbeat), `recipe N`.
 
 The log has one JSON line per part (edgeqc.sim.judge.PartReport), and at the end one with `summary`.
 """
@@ -33,6 +35,7 @@ import time
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TextIO
 
+from edgeqc.core.handshake import Form
 from edgeqc.cores import real_time
 from edgeqc.sim import plc_modbus
 from edgeqc.sim.plc_line import Line, Server, TriggerKind, say
@@ -66,6 +69,8 @@ class SimPlc:
         pki: Path | None = None,
         user: str = "",
         password: str = "",
+        form: Form = Form.PULSE,
+        scan_ms: float = 2.0,
     ) -> None:
         """Nothing runs until `start`. `pki`: OPC UA with SignAndEncrypt only, the certificate made in that folder."""
         self.kind: Kind = kind
@@ -73,9 +78,11 @@ class SimPlc:
         self.log = log
         self._pki = pki
         self._user, self._password = user, password
+        self._form = form
         self._arguments = ["--type", kind, "--stage", str(stage), "--log", str(log), "--parts", str(parts)]
         self._arguments += ["--rate", str(rate_hz), "--budget-ms", str(budget_ms), "--trigger", trigger]
         self._arguments += ["--start", start, "--user", user, "--password", password]
+        self._arguments += ["--form", form, "--scan-ms", str(scan_ms)]
         for name, value in (("--allowance-ms", allowance_ms), ("--truth", truth), ("--pki", pki)):
             if value is not None:
                 self._arguments += [name, str(value)]
@@ -92,14 +99,16 @@ class SimPlc:
     @property
     def settings(self) -> dict[str, Any]:
         """The `plc:` entry of a configuration that reaches it."""
+        handshake = {"form": self._form.value}
         if self.kind == "modbus":
-            return {"type": "modbus", "host": "127.0.0.1", "port": self.port}
+            return {"type": "modbus", "host": "127.0.0.1", "port": self.port, "handshake": handshake}
         from edgeqc.sim import plc_opcua  # noqa: PLC0415 - loads asyncua
 
         found: dict[str, Any] = {
             "type": "opcua",
             "url": f"opc.tcp://127.0.0.1:{self.port}",
             "security": "none",
+            "handshake": handshake,
             "nodes": {name: plc_opcua.node_text(name) for name in plc_opcua.NODES},
         }
         if self._pki is not None:
@@ -130,6 +139,18 @@ class SimPlc:
     def refuse(self, on: bool) -> None:
         """Answer result writes with an error, or take them again."""
         self._tell(f"refuse {'on' if on else 'off'}")
+
+    def acknowledge(self, on: bool) -> None:
+        """Take results and acknowledge them, or no more."""
+        self._tell(f"ack {'on' if on else 'off'}")
+
+    def beat(self, on: bool) -> None:
+        """Change the program's heartbeat, or let it stand still."""
+        self._tell(f"beat {'on' if on else 'off'}")
+
+    def recipe(self, number: int) -> None:
+        """Ask for this recipe from the next part on."""
+        self._tell(f"recipe {number}")
 
     def wait_started(self, timeout_s: float) -> None:
         """Until the first part is due; RuntimeError where it does not come to that."""
@@ -236,6 +257,8 @@ def main() -> int:
     parser.add_argument("--truth", type=Path, help=".npy, one flag per image: is it defective")
     parser.add_argument("--log", type=Path, required=True, help="NDJSON, appended to")
     parser.add_argument("--pki", type=Path, help="OPC UA: SignAndEncrypt only, certificate made in this folder")
+    parser.add_argument("--form", choices=[form.value for form in Form], default="pulse", help="of the handshake")
+    parser.add_argument("--scan-ms", type=float, default=2.0, help="from one run of the PLC's program to the next")
     parser.add_argument("--user", default="")
     parser.add_argument("--password", default="")
     arguments = parser.parse_args()
@@ -256,7 +279,7 @@ async def _serve(arguments: argparse.Namespace, stage: Stage, log: TextIO) -> No
 
         server = plc_opcua.OpcuaPlc(line.wrote, pki=arguments.pki, user=arguments.user, password=arguments.password)
     port = arguments.port or _free_port()
-    await server.start(port, stage.part)  # no new part for a daemon that is there already
+    await server.start(port, line.says)  # no new part for a daemon that is there already
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -265,10 +288,11 @@ async def _serve(arguments: argparse.Namespace, stage: Stage, log: TextIO) -> No
     try:
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(line.run(server), name="line")
+            scanning = tasks.create_task(line.scan(server), name="scan")
             listening = tasks.create_task(_listen(line, server, stop), name="stdin")
             await stop.wait()
-            running.cancel()
-            listening.cancel()
+            for task in (running, scanning, listening):
+                task.cancel()
     finally:
         line.finish()
         await server.stop()
@@ -285,13 +309,19 @@ async def _listen(line: Line, server: Server, stop: asyncio.Event) -> None:
                 line.started.set()
             case ["refuse", ("on" | "off") as state]:
                 await server.refuse(state == "on")
+            case ["ack", ("on" | "off") as state]:
+                line.acknowledges = state == "on"
+            case ["beat", ("on" | "off") as state]:
+                line.beats = state == "on"
+            case ["recipe", number] if number.isdecimal():
+                await line.say(server, recipe=int(number))
             case _:
                 sys.stderr.write(f"edgeqc.sim.plc: unknown command: {' '.join(words)}\n")
     stop.set()
 
 
 def _free_port() -> int:
-    """Ask for a free port: neither server library says which one it got for 0."""
+    """Ask for a free port: asyncua does not say which one it got for 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

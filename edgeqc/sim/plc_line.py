@@ -9,17 +9,19 @@ import dataclasses
 import json
 import sys
 import time
-from typing import Final, Literal, Protocol, TextIO
+from typing import Any, Final, Literal, Protocol, TextIO
 
 import numpy as np
 
-from edgeqc.plc.registers import ResultImage, Status
+from edgeqc.plc.registers import ResultImage, Status, TriggerImage
 from edgeqc.records import NS_PER_MS
 from edgeqc.sim.judge import Judge
 from edgeqc.sim.stage import Stage
 
 TriggerKind = Literal["plc", "line", "camera"]
 
+_BEAT_S: Final = 0.05
+"""From one heartbeat of the program to the next."""
 _SLACK_RATIO: Final = 0.1
 """Of the takt: how much nearer than that to the part before it a part may come."""
 ALLOWANCE_MS: Final[dict[TriggerKind, float]] = {"plc": 5.0, "line": 20.0, "camera": 20.0}
@@ -29,11 +31,11 @@ ALLOWANCE_MS: Final[dict[TriggerKind, float]] = {"plc": 5.0, "line": 20.0, "came
 class Server(Protocol):
     """A protocol's side of the PLC."""
 
-    async def start(self, port: int, counter: int) -> None:
-        """Serve on 127.0.0.1, the trigger counter standing there; clients can connect when it returns."""
+    async def start(self, port: int, says: TriggerImage) -> None:
+        """Serve on 127.0.0.1, the trigger block as given; clients can connect when it returns."""
 
-    async def raise_trigger(self, counter: int, part_id: str) -> None:
-        """Show a new part."""
+    async def show(self, says: TriggerImage) -> None:
+        """Put this into the trigger block."""
 
     async def refuse(self, on: bool) -> None:
         """Answer result writes with an error, or take them again."""
@@ -68,14 +70,43 @@ class Line:
         self._last = -1
         """Number of the last part; none before the start."""
         self._finished = False
+        self.acknowledges: bool = arguments.form != "pulse"
+        """The program takes each result that it finds and acknowledges it."""
+        self.beats = True
+        """The program changes its heartbeat."""
+        self._scan_s: float = arguments.scan_ms / 1000
+        self._image: ResultImage | None = None
+        """The result block as it stands there."""
+        self.says = TriggerImage(counter=stage.part, part_id="", ack=0, heartbeat=0, recipe=0)
+        """The trigger block; change it by `say`."""
         self.started = asyncio.Event()
 
     def wrote(self, image: ResultImage, at_ns: int) -> None:
         """The daemon wrote a result block."""
+        self._image = image
         self._look()
         self._judge.wrote(image, at_ns)
         if self._on_ready and image.status & Status.READY:
             self.started.set()
+
+    async def say(self, server: Server, **changes: Any) -> None:
+        """Change what the PLC says in its trigger block."""
+        self.says = dataclasses.replace(self.says, **changes)
+        await server.show(self.says)
+
+    async def scan(self, server: Server) -> None:
+        """The PLC's program, once a scan: take the result that is there, acknowledge it by its number, move the heartbeat."""
+        beat_s = time.monotonic()
+        while True:
+            await asyncio.sleep(self._scan_s)
+            image, changes = self._image, dict[str, Any]()
+            if self.acknowledges and image is not None and image.status & Status.RESULT_VALID:
+                changes["ack"] = image.sequence
+            if self.beats and time.monotonic() - beat_s > _BEAT_S:
+                beat_s = time.monotonic()
+                changes["heartbeat"] = self.says.heartbeat + 1
+            if "heartbeat" in changes or changes.get("ack", self.says.ack) != self.says.ack:
+                await self.say(server, **changes)
 
     async def run(self, server: Server) -> None:
         """Wait for the start, bring the parts, wait for the last result, say DONE."""
@@ -120,7 +151,7 @@ class Line:
             else:
                 part_id = f"P{number:06d}"
                 self._judge.part(number, part_id, time.monotonic_ns())
-                await server.raise_trigger(number, part_id)
+                await self.say(server, counter=number, part_id=part_id)
             self._report()
 
     async def _free_run(self) -> None:

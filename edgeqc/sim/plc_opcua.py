@@ -15,7 +15,7 @@ from asyncua.server.server import Server
 from asyncua.server.user_managers import UserManager
 
 from edgeqc.plc import opcua_session
-from edgeqc.plc.registers import ResultImage, Status
+from edgeqc.plc.registers import ResultImage, Status, TriggerImage
 from edgeqc.settings import OpcuaEndpoint
 
 URI: Final = "urn:edgeqc:sim:plc"
@@ -70,8 +70,8 @@ class OpcuaPlc:
         self._names = {node: name for name, node in self._ids.items()}
         self._values: dict[str, Any] = {name: first for name, (_, _, first) in NODES.items()}
 
-    async def start(self, port: int, counter: int) -> None:
-        """Serve on 127.0.0.1, the trigger counter standing there; clients can connect when it returns."""
+    async def start(self, port: int, says: TriggerImage) -> None:
+        """Serve on 127.0.0.1, the trigger nodes as given; clients can connect when it returns."""
         logging.getLogger("asyncua").setLevel(logging.CRITICAL)
         server = self._server
         await server.init()
@@ -93,14 +93,25 @@ class OpcuaPlc:
             node = await folder.add_variable(self._ids[name], shown, first, kind)
             if name not in PLC_WRITES:
                 await node.set_writable()
-        await self.raise_trigger(counter, "")
+        await self.show(says)
         server.subscribe_server_callback(CallbackType.PostWrite, self._written)
         await server.start()
 
-    async def raise_trigger(self, counter: int, part_id: str) -> None:
-        """Show a new part; the id before the counter that announces it."""
-        for name, value in (("part_id", part_id), ("trigger", counter & 0xFFFF_FFFF)):
-            await self._server.write_attribute_value(self._ids[name], ua.DataValue(ua.Variant(value, NODES[name][1])))
+    async def show(self, says: TriggerImage) -> None:
+        """Put what has changed into the nodes that the PLC writes; the counter that announces a part last."""
+        values = {
+            "recipe": says.recipe,
+            "plc_heartbeat": says.heartbeat & 0xFFFF,
+            "result_ack": says.ack,
+            "part_id": says.part_id,
+            "trigger": says.counter & 0xFFFF_FFFF,
+        }
+        for name, value in values.items():
+            if self._values[name] != value:
+                self._values[name] = value
+                await self._server.write_attribute_value(
+                    self._ids[name], ua.DataValue(ua.Variant(value, NODES[name][1]))
+                )
 
     async def refuse(self, on: bool) -> None:
         """Make the result nodes read-only, or writable again."""
