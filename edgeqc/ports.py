@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edgeqc.records import Frame, PlcResult, PlcTrigger, TagValue
+    from edgeqc.records import Frame, PlcResult, PlcTrigger, TagBatch, TagRemark
 
 
 class Camera(Protocol):
@@ -131,20 +131,26 @@ class TagSource(Protocol):
     """One tag server. Runs until cancelled, reconnects by itself, tells only what it knows."""
 
     async def run(self) -> None:
-        """Feed `TagValue`s to the sink given at construction until cancelled."""
+        """Feed samples to the sink given at construction until cancelled."""
 
 
 class TagSink(Protocol):
-    """Where tag values go."""
+    """Where samples go. All methods are called on the loop on which the sources run; all but `room` return at once."""
 
-    def put(self, index: int, value: TagValue) -> None:
-        """Keep the newest value of the tag with this index. Never blocks."""
+    async def room(self) -> None:
+        """Return when more samples can be taken: called before asking the peer for more, so that the rest waits there."""
+
+    def take(self, batch: TagBatch) -> None:
+        """Take samples; the arrays are the sink's from now on."""
 
     def alive(self, source: str, at_ns: int) -> None:
-        """The source gave a sign of life at this monotonic time, with values or without. Never blocks."""
+        """The source gave a sign of life at this monotonic time, with values or without."""
 
-    def lost(self, source: str, reason: str) -> None:
-        """The source is gone: its tags turn BAD at once."""
+    def lost(self, source: str, reason: str, *, hung: bool) -> None:
+        """The source is gone, or (`hung`) there and does not answer: its tags turn BAD at once."""
 
     def back(self, source: str) -> None:
-        """The source answers again."""
+        """The source answers again; the next sample of each tag is what it holds now."""
+
+    def remark(self, source: str, remark: TagRemark, text: str) -> None:
+        """Say what is to be known of the source, until it is said again with another text; empty: no longer."""

@@ -251,6 +251,57 @@ class TagValue:
     """Monotonic; age = now - received_ns. 0 = never received."""
 
 
+class TagFault(IntEnum):
+    """What is wrong with a tag's value, beyond its quality."""
+
+    NONE = 0
+    STATUS = 1
+    """The server itself says Bad."""
+    NOT_A_NUMBER = 2
+    """NaN, infinite, text."""
+    REFUSED = 3
+    """The server knows no such tag, or will not give it."""
+    TYPE = 4
+    """The value has another type than it had when the tag was first seen."""
+    STUCK = 5
+    """It has not changed for longer than it may stay the same."""
+
+
+class TagRemark(StrEnum):
+    """What a source has to say of itself, beyond values; each stands until it is taken back."""
+
+    REFUSED = "refused"
+    TYPE = "type"
+    NAMESPACES = "namespaces"
+    """The server numbers its namespaces in another way than before."""
+    RESTARTED = "restarted"
+    SAMPLES_LOST = "samples_lost"
+    """The server's queue was full: values change faster than they are fetched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TagBatch:
+    """Samples of one source in the order in which it sent them: arrays of one length, the receiver's own."""
+
+    source: str
+    places: NDArray[np.int32]
+    """Each sample's tag, by its place in the source's configuration."""
+    values: NDArray[np.float64]
+    """In the tag's unit; NaN where the quality is Bad."""
+    qualities: NDArray[np.uint8]
+    """`Quality`"""
+    faults: NDArray[np.uint8]
+    """`TagFault`"""
+    source_ns: NDArray[np.int64]
+    """The peer's UTC of each, ns since 1970; 0 where it gave none."""
+    received_ns: int
+    """Monotonic."""
+    sent_ns: int = 0
+    """The peer's UTC when it sent them; 0 where it does not say."""
+    complete_to_ns: int = 0
+    """Monotonic: nothing older than this is still to come from the source; 0 where that is not known."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
     """A process of the daemon began: what it runs with. Parts of an earlier run that were never delivered end here."""

@@ -113,9 +113,15 @@ class Aligner:
             Samples(places, np.full(count, at_ns, np.int64), np.full(count, np.nan), np.full(count, Mark.GAP, np.uint8))
         )
 
-    def rows(self, now_ns: int) -> Iterator[GridRow]:
-        """Give every row whose moment is at least `late_ns` ago, in order, each once."""
-        due_ns = (now_ns - self._late_ns) // self.period_ns * self.period_ns
+    def rows(self, now_ns: int, *, complete_to_ns: int | None = None) -> Iterator[GridRow]:
+        """Give every row whose moment is at least `late_ns` ago, in order, each once.
+
+        A row need not wait so long where it is at or before `complete_to_ns`: nothing older is still to come.
+        """
+        sure_ns = now_ns - self._late_ns
+        if complete_to_ns is not None:
+            sure_ns = max(sure_ns, min(complete_to_ns, now_ns))
+        due_ns = sure_ns // self.period_ns * self.period_ns
         if self._next_ns is None:
             self._next_ns = due_ns
         count = (due_ns - self._next_ns) // self.period_ns + 1

@@ -12,7 +12,15 @@ from edgeqc.settings.office import ArchiveSettings, JournalSettings, MqttSetting
 from edgeqc.settings.recipe import EngineSettings
 from edgeqc.settings.server import ServerSettings
 from edgeqc.settings.station import StationSettings
-from edgeqc.settings.tags import TagSourceSettings
+from edgeqc.settings.tags import (
+    DerivedTagSettings,
+    DerivedTagSource,
+    GridSettings,
+    HistorySettings,
+    StateSource,
+    TagSettings,
+    TagSourceSettings,
+)
 
 
 class Settings(Model):
@@ -30,7 +38,9 @@ class Settings(Model):
     archive: ArchiveSettings = ArchiveSettings()
     mqtt: MqttSettings | None = None
     server: ServerSettings = ServerSettings()
-    tags: list[TagSourceSettings] = Field(default_factory=list, max_length=16)
+    tags: list[TagSourceSettings] = Field(default_factory=list, max_length=32)
+    grid: GridSettings = GridSettings()
+    history: HistorySettings = HistorySettings()
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -38,10 +48,10 @@ class Settings(Model):
             f"stations[{index}].{fault}" for index, station in enumerate(self.stations) for fault in station.misfits()
         ]
         faults += [f"tags[{index}].{fault}" for index, source in enumerate(self.tags) for fault in source.misfits()]
-        names = {
+        names: dict[str, str] = {
             f"tags[{index}].tags[{place}].name": tag.name
             for index, source in enumerate(self.tags)
-            for place, tag in enumerate(source.tags)
+            for place, tag in enumerate(_tags_of(source))
         }
         faults += _twice({f"stations[{index}].name": station.name for index, station in enumerate(self.stations)})
         faults += _twice({f"tags[{index}].name": source.name for index, source in enumerate(self.tags)})
@@ -53,9 +63,20 @@ class Settings(Model):
             for place, name in enumerate(station.required_tags)
             if name not in known
         ]
+        faults += [
+            f"stations[{index}].snapshot_tags[{place}]: {name} is no tag of any source"
+            for index, station in enumerate(self.stations)
+            for place, name in enumerate(station.snapshot_tags or ())
+            if name not in known
+        ]
+        faults += _made_of_nothing(self.tags)
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+
+def _tags_of(source: TagSourceSettings) -> list[TagSettings | DerivedTagSettings]:
+    return [*source.tags]
 
 
 def _twice(names: dict[str, str]) -> list[str]:
@@ -66,3 +87,30 @@ def _twice(names: dict[str, str]) -> list[str]:
         for path, name in names.items()
         if first.setdefault(name, path) != path
     ]
+
+
+def _made_of_nothing(sources: list[TagSourceSettings]) -> list[str]:
+    """Each reference of a derived tag or a state to a tag that is not there, or not before it."""
+    measured = {
+        tag.name for source in sources if not isinstance(source, DerivedTagSource | StateSource) for tag in source.tags
+    }
+    derived = {tag.name for source in sources if isinstance(source, DerivedTagSource) for tag in source.tags}
+    faults: list[str] = []
+    before = set(measured)
+    for index, source in enumerate(sources):
+        if isinstance(source, DerivedTagSource):
+            for place, tag in enumerate(source.tags):
+                faults += [
+                    f"tags[{index}].tags[{place}].of[{which}]: {name} is no measured tag and no derived one before this"
+                    for which, name in enumerate(tag.of)
+                    if name not in before
+                ]
+                before.add(tag.name)
+        elif isinstance(source, StateSource):
+            faults += [
+                f"tags[{index}].{key}[{place}].tag: {condition.tag} is no measured or derived tag"
+                for key, conditions in (("running", source.running), ("changeover", source.changeover))
+                for place, condition in enumerate(conditions)
+                if condition.tag not in measured | derived
+            ]
+    return faults

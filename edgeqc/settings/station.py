@@ -44,6 +44,11 @@ class StationSettings(Model):
     required_tags: list[str] = Field(
         default_factory=list, description="a part is rejected as bad_tag if one is not Good"
     )
+    snapshot_tags: list[str] | None = Field(
+        None,
+        max_length=64,
+        description="what each verdict tells of the machine at its exposure; null: required_tags",
+    )
     cpu: int | None = Field(None, ge=0, description="core for the line thread; null: the last one the box has")
     priority: int = Field(
         20, ge=0, le=90, description="SCHED_FIFO priority of the line thread where allowed; 0 = never"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from edgeqc.core.datatype import REGISTER_BITS, WordOrder
+from edgeqc.core.derive import How
 from edgeqc.settings.base import Model, Name, Node
 from edgeqc.settings.plc import OpcuaEndpoint
 
@@ -29,8 +30,14 @@ class TagSettings(Model):
     scale: float = 1.0
     offset: float = 0.0
     unit: str = ""
-    min: float | None = None
-    max: float | None = None
+    min: float | None = Field(None, description="in `unit`: below it the value is Uncertain")
+    max: float | None = Field(None, description="in `unit`: above it the value is Uncertain")
+    deadband: float = Field(
+        0.0, ge=0, description="in `unit`: a smaller change is no sample; an OPC UA server is asked not to send it"
+    )
+    stuck_s: float | None = Field(
+        None, gt=0, description="no change at all for this long: the sensor is stuck, the value Uncertain; null: never"
+    )
 
 
 class TagSourceBase(Model):
@@ -47,6 +54,11 @@ class TagSourceBase(Model):
             f"tags[{place}].{key.removesuffix('_address')}: is missing, {tag.name} is nowhere without it"
             for place, tag in enumerate(self.tags)
             if key and getattr(tag, key) is None
+        ]
+        faults += [
+            f"tags[{place}].min: {tag.min:g} is not under {tag.max:g} (max)"
+            for place, tag in enumerate(self.tags)
+            if tag.min is not None and tag.max is not None and tag.min >= tag.max
         ]
         faults += [
             f"tags[{place}].bit: {tag.bit} is a bit of a register, {tag.name} is {tag.type}, not bool"
@@ -82,4 +94,128 @@ class ReplayTagSource(TagSourceBase):
     speed: float = Field(1.0, gt=0, le=1000)
 
 
-TagSourceSettings = Annotated[OpcuaTagSource | ModbusTagSource | ReplayTagSource, Field(discriminator="type")]
+class DerivedTagSettings(Model):
+    """A value made of others: `difference` and `ratio` of two tags, `rate` and `count` of one."""
+
+    name: Name
+    how: How
+    of: list[Name] = Field(min_length=1, max_length=2, description="names of the tags it is made of")
+    window_s: float = Field(10.0, gt=0, le=86_400, description="how: rate: over how long the change is measured")
+    wraps_at: float | None = Field(
+        None, gt=0, description="how: rate or count, of a counter: the value at which it is 0 again, e.g. 65536"
+    )
+    scale: float = 1.0
+    offset: float = 0.0
+    unit: str = ""
+    min: float | None = Field(None, description="in `unit`: below it the value is Uncertain")
+    max: float | None = Field(None, description="in `unit`: above it the value is Uncertain")
+
+    def misfits(self) -> list[str]:
+        """What does not go together, each as `sub-path: what, limit`."""
+        wanted = 2 if self.how in {How.DIFFERENCE, How.RATIO} else 1
+        faults = []
+        if len(self.of) != wanted:
+            faults.append(f"of: {len(self.of)} tags, {self.how} is made of {wanted}")
+        if self.wraps_at is not None and wanted == 2:  # noqa: PLR2004 - the two of a difference
+            faults.append(f"wraps_at: is for rate and count, this is a {self.how}")
+        if self.min is not None and self.max is not None and self.min >= self.max:
+            faults.append(f"min: {self.min:g} is not under {self.max:g} (max)")
+        return faults
+
+
+class DerivedTagSource(Model):
+    """Tags made of the tags of other sources."""
+
+    type: Literal["derived"]
+    name: Name
+    tags: list[DerivedTagSettings] = Field(min_length=1)
+
+    @property
+    def stale_ms(self) -> float:
+        """A derived tag is as good as its inputs: it never goes stale by itself."""
+        return NEVER_STALE_MS
+
+    def misfits(self) -> list[str]:
+        """What does not go together, each as `sub-path: what, limit`."""
+        return [f"tags[{place}].{fault}" for place, tag in enumerate(self.tags) for fault in tag.misfits()]
+
+
+class ConditionSettings(Model):
+    """A tag's value lies within bounds, both included."""
+
+    tag: Name
+    over: float | None = Field(None, description="at least this")
+    under: float | None = Field(None, description="at most this")
+    equals: float | None = Field(None, description="exactly this; for states and bits")
+
+    def misfits(self) -> list[str]:
+        """What does not go together, each as `sub-path: what, limit`."""
+        if self.equals is None and self.over is None and self.under is None:
+            return [f"tag: {self.tag} needs over, under or equals"]
+        if self.equals is not None and (self.over is not None or self.under is not None):
+            return ["equals: does not go with over or under"]
+        if self.over is not None and self.under is not None and self.over > self.under:
+            return [f"over: {self.over:g} is over {self.under:g} (under)"]
+        return []
+
+
+class StateSource(Model):
+    """What a machine is doing, told from its tags.
+
+    It is a tag itself, named as this source: 0 unknown, 1 stopped, 2 changeover, 3 warm-up, 4 running.
+    """
+
+    type: Literal["state"]
+    name: Name
+    running: list[ConditionSettings] = Field(min_length=1, description="it runs where all of these hold")
+    changeover: list[ConditionSettings] = Field(
+        default_factory=list, description="it is changed over where all of these hold; empty: never"
+    )
+    warm_up_s: float = Field(0.0, ge=0, le=86_400, description="after each start, before it counts as running")
+    settle_s: float = Field(0.0, ge=0, le=3600, description="what the tags say must hold this long")
+
+    @property
+    def stale_ms(self) -> float:
+        """It is as good as the tags it is told from, and says `unknown` by itself."""
+        return NEVER_STALE_MS
+
+    @property
+    def tags(self) -> list[TagSettings]:
+        """The one tag: the state's number."""
+        return [TagSettings.model_validate({"name": self.name})]
+
+    def misfits(self) -> list[str]:
+        """What does not go together, each as `sub-path: what, limit`."""
+        return [
+            f"{key}[{place}].{fault}"
+            for key, conditions in (("running", self.running), ("changeover", self.changeover))
+            for place, condition in enumerate(conditions)
+            for fault in condition.misfits()
+        ]
+
+
+class GridSettings(Model):
+    """The common grid of times on which tags are judged."""
+
+    period_ms: float = Field(100.0, ge=10, le=60_000)
+    late_ms: float = Field(
+        200.0,
+        ge=0,
+        le=60_000,
+        description="a row waits this long for samples of servers that have not yet told what was until then",
+    )
+
+
+class HistorySettings(Model):
+    """The tags' own recording in the state directory, oldest first out."""
+
+    mb: int = Field(1024, ge=0, description="disk for all of it, 0 = no recording")
+    days: float = Field(30.0, gt=0, description="older than this goes, too")
+    keep_free_mb: int = Field(512, ge=0, description="with less room than this on the disk the recording gives way")
+
+
+NEVER_STALE_MS: Final = 1e12
+
+TagSourceSettings = Annotated[
+    OpcuaTagSource | ModbusTagSource | ReplayTagSource | DerivedTagSource | StateSource, Field(discriminator="type")
+]

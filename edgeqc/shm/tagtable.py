@@ -1,6 +1,7 @@
 """The newest value of every tag, for all processes: the watch process writes, the station and the office read.
 
-Layout of the file: one header page, per source a row of 256 bytes, per tag its name, per tag an entry of 32 bytes.
+Layout of the file: one header page, per source a row of 256 bytes, per tag its name, per tag an entry of 64 bytes: the
+newest value and the one before it, so that a station can see what held at an exposure some milliseconds ago.
 Rows and entries end in a CRC of what is before it. A reader takes its copy again until the CRC fits. A plain sequence
 number would not do: aarch64 may show one process's stores to another in any order, and Python has no fence.
 """
@@ -63,6 +64,8 @@ class TagTable:
         self.stale_ns: tuple[int, ...] = tuple(stale_ns for *_, stale_ns in fixed)
         self._source_of = [index for index, tags_of in enumerate(self.ranges) for _ in tags_of]
         self._index = {name: index for index, name in enumerate(self.names)}
+        self._newest: list[bytes] = [_NO_VALUE] * tags
+        """The writer's own copy of each tag's newest value, which is the next one's value before."""
         # One aligned machine word each, so never torn: the last sign of life.
         words = memoryview(block.memory)[_PAGE : _PAGE + sources * _ROW_STRIDE].cast("q")
         self._alive = words[_ALIVE_AT // 8 :: _ROW_STRIDE // 8] if sources else words
@@ -110,8 +113,20 @@ class TagTable:
         So a value that never changes stays Good while its server is there, and nothing is Good once the server or
         the watch process is gone. Never blocks; 2 us.
         """
-        at = self._entries + index * _ENTRY_STRIDE
-        value, source_ts, received_ns, quality = _unseal(self.block, at, _ENTRY, _NO_ENTRY)
+        newest, _ = self._pair(index)
+        return self._told(index, newest, now_ns)
+
+    def read_at(self, index: int, at_ns: int, now_ns: int) -> TagValue:
+        """Give the value that had been received by `at_ns`, a moment ago: of the newest two; else as `read`."""
+        newest, before = self._pair(index)
+        return self._told(index, newest if newest[2] <= at_ns or not before[2] else before, now_ns)
+
+    def _pair(self, index: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        fields = _unseal(self.block, self._entries + index * _ENTRY_STRIDE, _ENTRY, _NO_ENTRY)
+        return fields[:4], fields[4:]
+
+    def _told(self, index: int, entry: tuple[Any, ...], now_ns: int) -> TagValue:
+        value, source_ts, received_ns, quality = entry
         source = self._source_of[index]
         if now_ns - self._alive[source] > self.stale_ns[source]:
             quality = Quality.BAD
@@ -137,9 +152,11 @@ class TagTable:
             reason=_text(reason),
         )
 
-    def write(self, index: int, value: float, quality: Quality, source_ts: float, received_ns: int) -> None:
+    def write(self, index: int, value: float, quality: int, source_ts: float, received_ns: int) -> None:
         """Keep a tag's newest value. The watch process only; 1 us."""
-        body = _ENTRY.pack(value, source_ts, received_ns, quality)
+        newest = _VALUE.pack(value, source_ts, received_ns, quality)
+        body = newest + self._newest[index]
+        self._newest[index] = newest
         at = self._entries + index * _ENTRY_STRIDE
         self.block.memory[at : at + _ENTRY.size + 4] = body + zlib.crc32(body).to_bytes(4, "little")
 
@@ -196,7 +213,7 @@ def _component(table: TagTable, source: int, now_ns: int) -> dict[str, Any]:
 
 
 _PAGE: Final = 4096
-_MAGIC: Final = b"EQCTAGS1"
+_MAGIC: Final = b"EQCTAGS2"
 _HEADER: Final = Struct("=8sII")
 _NAME: Final = Struct("=48s")
 _FIXED: Final = Struct("=48sIIq")
@@ -206,11 +223,14 @@ _STATE_AT: Final = _ALIVE_AT + 8
 _REASON_BYTES: Final = 120
 _STATE: Final = Struct(f"=BxxxIqd{_REASON_BYTES}s")
 _ROW_STRIDE: Final = 256
-_ENTRY: Final = Struct("=ddqI")
-"""Tag: value, source_ts, received_ns, quality."""
-_ENTRY_STRIDE: Final = 32  # with the CRC; two to a cache line
+_VALUE: Final = Struct("=ddqI")
+"""value, source_ts, received_ns, quality."""
+_ENTRY: Final = Struct("=ddqIddqI")
+"""Tag: the newest value, the one before."""
+_ENTRY_STRIDE: Final = 64  # with the CRC; a cache line
 _QUALITIES: Final = tuple(sorted(Quality))
-_NO_ENTRY: Final = (math.nan, 0.0, 0, Quality.BAD)
+_NO_VALUE: Final = _VALUE.pack(math.nan, 0.0, 0, Quality.BAD)
+_NO_ENTRY: Final = (math.nan, 0.0, 0, Quality.BAD, math.nan, 0.0, 0, Quality.BAD)
 _LOST_STATE: Final = (0, 0, 0, 0.0, b"the watch process ended while writing this")
 _TRIES: Final = 8
 _PATIENCE_S: Final = 20e-6

@@ -5,22 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from edgeqc.ports import TagSink, TagSource
-from edgeqc.settings import ModbusTagSource, OpcuaTagSource, ReplayTagSource, TagSourceSettings
+from edgeqc.settings import ModbusTagSource, OpcuaTagSource, ReplayTagSource
+
+MeasuredSource = OpcuaTagSource | ModbusTagSource | ReplayTagSource
+"""Sources that ask a peer; the others are made of their tags."""
 
 
-def open_source(settings: TagSourceSettings, *, first_index: int, sink: TagSink, state_dir: Path) -> TagSource:
-    """Make the source that feeds `sink`, its tags numbered from `first_index` on. Nothing is connected until `run`."""
+def open_source(settings: MeasuredSource, *, sink: TagSink, state_dir: Path) -> TagSource:
+    """Make the source that feeds `sink`. Nothing is connected until `run`."""
     match settings:
         # imported here because each library costs 20 to 50 MiB that a box without such a server need not pay
         case OpcuaTagSource():
             from edgeqc.tags.opcua import OpcuaTags  # noqa: PLC0415 - see above
 
-            return OpcuaTags(settings, first_index=first_index, sink=sink, state_dir=state_dir)
+            return OpcuaTags(settings, sink=sink, state_dir=state_dir)
         case ModbusTagSource():
             from edgeqc.tags.modbus import ModbusTags  # noqa: PLC0415 - see above
 
-            return ModbusTags(settings, first_index=first_index, sink=sink)
+            return ModbusTags(settings, sink=sink)
         case ReplayTagSource():
             from edgeqc.tags.replay import ReplayTags  # noqa: PLC0415 - see above
 
-            return ReplayTags(settings, first_index=first_index, sink=sink)
+            return ReplayTags(settings, sink=sink)

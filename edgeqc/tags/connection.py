@@ -7,7 +7,7 @@ import random
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from edgeqc.errors import PeerError
+from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.ports import TagSink
 
 FIRST_PAUSE_S: Final = 0.2
@@ -25,15 +25,15 @@ async def keep_connected(source: str, sink: TagSink, serve: Callable[[], Awaitab
     pause_s = FIRST_PAUSE_S
     loop = asyncio.get_running_loop()
     while True:
-        began = loop.time()
+        began, hung = loop.time(), False
         try:
             await serve()
             reason = "the source ended"
         except PeerError as exc:
-            reason = exc.reason
+            reason, hung = exc.reason, isinstance(exc, PeerTimeoutError)
         except Exception as exc:  # noqa: BLE001 - root of the source's task: a peer's odd bytes must not end the others
             reason = f"{type(exc).__name__}: {exc}"
-        sink.lost(source, reason[:255])
+        sink.lost(source, reason[:255], hung=hung)
         if loop.time() - began > LONGEST_PAUSE_S:
             pause_s = FIRST_PAUSE_S
         await asyncio.sleep(pause_s * random.uniform(1 - _JITTER, 1 + _JITTER))  # noqa: S311 - not for security

@@ -12,16 +12,17 @@ import struct
 import time
 from typing import Final
 
+import numpy as np
 import structlog
 
 from edgeqc.core.datatype import decode, width
 from edgeqc.core.reads import Read, Span, plan_reads, split_read
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.ports import TagSink
-from edgeqc.records import Quality
+from edgeqc.records import TagRemark
 from edgeqc.settings import ModbusTagSource, TagSettings
 from edgeqc.tags.connection import keep_connected
-from edgeqc.tags.reading import Reading
+from edgeqc.tags.reading import Readings
 
 CONNECT_TIMEOUT_S: Final = 2.0
 LONGEST_REPLY_S: Final = 1.0
@@ -31,12 +32,11 @@ LONGEST_REPLY_S: Final = 1.0
 class ModbusTags:
     """One Modbus server's tags."""
 
-    def __init__(self, settings: ModbusTagSource, *, first_index: int, sink: TagSink) -> None:
+    def __init__(self, settings: ModbusTagSource, *, sink: TagSink) -> None:
         """Connect in `run`, not here."""
         self._settings = settings
-        self._first = first_index
         self._sink = sink
-        self._readings = [Reading.of(tag) for tag in settings.tags]
+        self._readings = Readings(settings.name, settings.tags)
         self._spans = [_span(tag) for tag in settings.tags]
         self._log = structlog.get_logger().bind(source=settings.name)
 
@@ -53,13 +53,15 @@ class ModbusTags:
             reads = plan_reads(self._spans)
             self._log.info("tag_source_up", reads_per_poll=len(reads), poll_ms=settings.poll_ms)
             refused: dict[str, str] = {}
+            self._tell_refused(refused)
             told: dict[str, str] = {}
             loop = asyncio.get_running_loop()
             due = loop.time()
             while True:
+                await self._sink.room()
                 reads = [kept for read in reads for kept in await self._poll(connection, read, refused)]
                 if refused != told:
-                    self._log.warning("tags_refused", tags=dict(refused))
+                    self._tell_refused(refused)
                     told = dict(refused)
                 # a poll that took longer than its time is not made up for
                 due = max(due + settings.poll_ms / 1000, loop.time())
@@ -73,22 +75,34 @@ class ModbusTags:
         reply = await connection.read(read.address, read.count)
         now_ns = time.monotonic_ns()
         self._sink.alive(settings.name, now_ns)
+        names = self._readings.names
         if isinstance(reply, int):
             halves = split_read(read, self._spans) if reply in _SPOILED else []
             if not halves:
                 for place in read.places:
-                    reading = self._readings[place]
-                    refused[reading.name] = f"exception {reply} {_EXCEPTIONS.get(reply, '')}".strip()
-                    self._sink.put(self._first + place, reading.bad(now_ns))
+                    refused[names[place]] = f"exception {reply} {_EXCEPTIONS.get(reply, '')}".strip()
+                self._sink.take(self._readings.refused(read.places, now_ns))
             return halves or [read]
-        for place in read.places:
-            tag, span = settings.tags[place], self._spans[place]
-            start = 2 * (span.address - read.address)
-            raw = decode(reply[start : start + 2 * span.count], tag.type, tag.word_order, bit=tag.bit)
-            self._sink.put(self._first + place, self._readings[place].value(raw, Quality.GOOD, 0.0, now_ns))
-            if refused:
-                refused.pop(tag.name, None)
+        raw = [self._decode(reply, read, place) for place in read.places]
+        if refused:
+            for place in read.places:
+                refused.pop(names[place], None)
+        self._sink.take(
+            self._readings.batch(
+                np.array(read.places, np.int32), np.array(raw), received_ns=now_ns, complete_to_ns=now_ns
+            )
+        )
         return [read]
+
+    def _decode(self, reply: bytes, read: Read, place: int) -> float:
+        tag, span = self._settings.tags[place], self._spans[place]
+        start = 2 * (span.address - read.address)
+        return float(decode(reply[start : start + 2 * span.count], tag.type, tag.word_order, bit=tag.bit))
+
+    def _tell_refused(self, refused: dict[str, str]) -> None:
+        named = [f"{name}: {reason}" for name, reason in sorted(refused.items())]
+        more = f" and {len(named) - _NAMED} more" if len(named) > _NAMED else ""
+        self._sink.remark(self._settings.name, TagRemark.REFUSED, ", ".join(named[:_NAMED]) + more)
 
 
 class _Connection:
@@ -158,6 +172,7 @@ _REQUEST: Final = struct.Struct(">HHHBBHH")  # transaction, protocol, length, un
 _HEAD: Final = struct.Struct(">HHHBB")  # transaction, protocol, length from unit on, unit, function
 _READ_HOLDING: Final = 3
 _REFUSED: Final = 0x80
+_NAMED: Final = 4
 _SHORTEST: Final = 3
 _LONGEST: Final = 254
 _SPOILED: Final = (2, 3)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import csv
-import itertools
 import math
 import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final
 
-import structlog
+import numpy as np
 
 from edgeqc.errors import PeerError
 from edgeqc.ports import TagSink
-from edgeqc.records import NS_PER_S, Quality
+from edgeqc.records import NS_PER_S, TagRemark
 from edgeqc.settings import ReplayTagSource
 from edgeqc.tags.connection import keep_connected
-from edgeqc.tags.reading import Reading
+from edgeqc.tags.reading import Readings
 
 
 class ReplayTags:
@@ -28,12 +27,11 @@ class ReplayTags:
     An empty cell is no update, text that is no number is BAD, a tag without a column is BAD.
     """
 
-    def __init__(self, settings: ReplayTagSource, *, first_index: int, sink: TagSink) -> None:
+    def __init__(self, settings: ReplayTagSource, *, sink: TagSink) -> None:
         """Open the file in `run`, not here."""
         self._settings = settings
-        self._first = first_index
         self._sink = sink
-        self._readings = {tag.name: (place, Reading.of(tag)) for place, tag in enumerate(settings.tags)}
+        self._readings = Readings(settings.name, settings.tags)
 
     async def run(self) -> None:
         """Feed the sink until cancelled."""
@@ -57,12 +55,12 @@ class ReplayTags:
     def _begin(self, columns: list[str]) -> None:
         name = self._settings.name
         self._sink.back(name)
-        missing = [tag for tag in self._readings if tag not in columns[1:]]
+        names = self._readings.names
+        missing = [place for place, tag in enumerate(names) if tag not in columns[1:]]
         if missing:
-            structlog.get_logger().warning("tags_refused", source=name, tags=dict.fromkeys(missing, "no such column"))
-        for tag in missing:
-            place, reading = self._readings[tag]
-            self._sink.put(self._first + place, reading.bad(time.monotonic_ns()))
+            self._sink.take(self._readings.refused(missing, time.monotonic_ns()))
+        text = f"{self._settings.file} has no column {', '.join(names[place] for place in missing)}" if missing else ""
+        self._sink.remark(name, TagRemark.REFUSED, text)
 
     async def _play(self, columns: list[str], rows: Iterator[list[str]]) -> int:
         """Feed all rows, each at its time; give their number."""
@@ -75,6 +73,7 @@ class ReplayTags:
             if not count:
                 first_s = at_s
             await self._until(began_ns + int((at_s - first_s) / self._settings.speed * NS_PER_S))
+            await self._sink.room()
             self._feed(columns, row)
             count += 1
         return count
@@ -90,12 +89,18 @@ class ReplayTags:
             await asyncio.sleep(min((due_ns - now_ns) / NS_PER_S, settings.stale_ms / 3000))
 
     def _feed(self, columns: list[str], row: list[str]) -> None:
-        now_ns, now_s = time.monotonic_ns(), time.time()
-        for column, cell in itertools.islice(zip(columns, row, strict=False), 1, None):
-            known = self._readings.get(column)
-            if known is not None and cell.strip():
-                place, reading = known
-                self._sink.put(self._first + place, reading.value(_number(cell), Quality.GOOD, now_s, now_ns))
+        now_ns = time.monotonic_ns()
+        cells = {column: cell for column, cell in zip(columns[1:], row[1:], strict=False) if cell.strip()}
+        places = [place for place, name in enumerate(self._readings.names) if name in cells]
+        self._sink.take(
+            self._readings.batch(
+                np.array(places, np.int32),
+                np.array([_number(cells[self._readings.names[place]]) for place in places], np.float64),
+                received_ns=now_ns,
+                source_ns=np.full(len(places), time.time_ns(), np.int64),
+                complete_to_ns=now_ns,
+            )
+        )
 
 
 _TURN_S: Final = 0.01

@@ -1,4 +1,4 @@
-"""The watch process itself: one loop, a task per tag source, a tick."""
+"""The watch process itself: a thread for the tag sources, a loop that aligns, judges and looks after the rest."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ import structlog
 import edgeqc
 from edgeqc import loading, logs
 from edgeqc.cores import end_with_parent
+from edgeqc.errors import EdgeqcError, JournalError
 from edgeqc.journal import JournalWriter
-from edgeqc.records import AlertChange, Started
+from edgeqc.records import NS_PER_S, AlertChange, Event, Started
 from edgeqc.settings import Settings
 from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.tagtable import FILE_NAME, TagTable
-from edgeqc.tags import open_source
+from edgeqc.watch.grid import Moment, TagGrid
+from edgeqc.watch.intake import TagIntake
 from edgeqc.watch.keeper import TagKeeper
+from edgeqc.watch.sources import SourceThread
 
 PROCESS: Final = "watch"
 TICK_S: Final = 0.25
@@ -66,32 +69,58 @@ async def run_watch(
     *,
     state_dir: Path,
     run_dir: Path,
-    journal: Callable[[AlertChange], object],
+    journal: Callable[[AlertChange | Event], object],
     beat: Callable[[TagKeeper], None],
     stop: asyncio.Event,
+    judge: Callable[[Moment], None] = lambda _moment: None,
 ) -> None:
-    """Serve all tag sources into `run_dir`/tags until `stop`; alerts go to `journal`, `beat` is called each tick."""
+    """Serve all tag sources into `run_dir`/tags until `stop`.
+
+    Alarms and changes of state go to `journal`, each row of the grid to `judge`; `beat` is called each tick. Raises
+    EdgeqcError where the sources' thread ended.
+    """
     table = TagTable.create(run_dir / FILE_NAME, settings.tags)
-    keeper = TagKeeper(table, settings.tags, journal, now_ns=time.monotonic_ns())
+    loop, fresh = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended before the sources did
+            loop.call_soon_threadsafe(fresh.set)
+
+    intake = TagIntake(table, settings.tags, wake=wake)
+    grid = TagGrid(table, settings.tags, settings.grid, intake)
+    keeper = TagKeeper(table, settings.tags, intake, journal, now_ns=time.monotonic_ns())
+    sources = SourceThread(settings.tags, intake, state_dir=state_dir)
+    sources.start()
+    tick_s = min(TICK_S, settings.grid.period_ms / 1000)
+    ticked_ns = 0
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(
-                    open_source(source, first_index=table.ranges[index].start, sink=keeper, state_dir=state_dir).run(),
-                    name=f"tags {source.name}",
-                )
-                for index, source in enumerate(settings.tags)
-            ]
-            while not stop.is_set():
-                keeper.tick(time.monotonic_ns())
+        while not stop.is_set():
+            fresh.clear()
+            now_ns = time.monotonic_ns()
+            grid.put(intake.drain())
+            for moment in grid.moments(now_ns):
+                for event in moment.changed:
+                    _tell(journal, event)
+                judge(moment)
+            if now_ns - ticked_ns >= TICK_S * NS_PER_S:
+                ticked_ns = now_ns
+                keeper.tick(now_ns)
                 beat(keeper)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_S):
-                        await stop.wait()
-            for task in tasks:
-                task.cancel()
+                if not sources.alive:
+                    raise EdgeqcError(f"the thread of the tag sources ended: {sources.failed!r}")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(tick_s):
+                    await fresh.wait()
     finally:
+        await asyncio.to_thread(sources.stop)
         table.close()
+
+
+def _tell(journal: Callable[[AlertChange | Event], object], event: Event) -> None:
+    try:
+        journal(event)
+    except JournalError as exc:
+        structlog.get_logger().error("journal_failed", reason=str(exc), event_lost=event.name)
 
 
 async def _until_told(settings: Settings, *, state_dir: Path, run_dir: Path, journal: JournalWriter, row: Row) -> None:

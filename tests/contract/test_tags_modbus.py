@@ -9,45 +9,23 @@ from typing import Self
 
 import pytest
 
-from edgeqc.records import Quality, TagValue
+from edgeqc.records import Quality
 from edgeqc.settings import ModbusTagSource
 from edgeqc.sim.tags import SimTags, tag_settings
+from edgeqc.sim.tagsink import TagRecorder
 from edgeqc.tags import open_source
 
 PATIENCE_S = 30.0
-
-
-class Sink:
-    """Keeps the newest of each tag and everything that was said of the source."""
-
-    def __init__(self) -> None:
-        self.values: dict[int, TagValue] = {}
-        self.reasons: list[str] = []
-        self.backs = 0
-        self.polls = 0
-
-    def put(self, index: int, value: TagValue) -> None:
-        self.values[index] = value
-
-    def alive(self, source: str, at_ns: int) -> None:
-        self.polls += 1
-
-    def lost(self, source: str, reason: str) -> None:
-        self.reasons.append(reason)
-        self.values.clear()
-
-    def back(self, source: str) -> None:
-        self.backs += 1
 
 
 class Feed:
     """A source that runs into a sink."""
 
     def __init__(self, settings: ModbusTagSource) -> None:
-        self.sink = Sink()
-        self._source = open_source(settings, first_index=0, sink=self.sink, state_dir=Path())
+        self.sink = TagRecorder([tag.name for tag in settings.tags])
+        self._source = open_source(settings, sink=self.sink, state_dir=Path())
 
-    async def __aenter__(self) -> Sink:
+    async def __aenter__(self) -> TagRecorder:
         self._task = asyncio.create_task(self._source.run())
         return self.sink
 
@@ -112,7 +90,7 @@ async def test_registers_that_do_not_exist_spoil_only_their_own_tags(server: Sim
         {"name": "far", "register": 5000, "type": "int16"},
     ]
     async with Feed(ModbusTagSource.model_validate(fragment)) as sink:
-        await until(lambda: len(sink.values) == 102 and sink.polls > 60, "values")
+        await until(lambda: len(sink.values) == 102 and sink.signs > 60, "values")
         bad = {value.name for value in sink.values.values() if value.quality is Quality.BAD}
         assert bad == {"beyond", "far"}
         assert sink.reasons == []

@@ -11,37 +11,14 @@ import psutil
 import pytest
 
 from edgeqc.plc.opcua_session import server_certificate
-from edgeqc.records import Quality, TagValue
+from edgeqc.records import Quality
 from edgeqc.settings import OpcuaEndpoint, OpcuaTagSource
+from edgeqc.sim.tagsink import TagRecorder
 from edgeqc.tags import open_source
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 TAGS = 1000
 SERVER = Path(__file__).with_name("nodeopcua_server.js")
-
-
-class Sink:
-    """Counts samples, per tag and those that are missing between two."""
-
-    def __init__(self) -> None:
-        self.newest: dict[int, TagValue] = {}
-        self.samples = 0
-        self.jumps = 0
-        self.reasons: list[str] = []
-
-    def put(self, index: int, value: TagValue) -> None:
-        before = self.newest.get(index)
-        if before is not None and value.quality is Quality.GOOD and value.value != before.value + 1:
-            self.jumps += 1
-        self.newest[index] = value
-        self.samples += 1
-
-    def alive(self, source: str, at_ns: int) -> None: ...
-
-    def lost(self, source: str, reason: str) -> None:
-        self.reasons.append(reason)
-
-    def back(self, source: str) -> None: ...
 
 
 @pytest.fixture
@@ -86,8 +63,8 @@ async def test_a_thousand_encrypted_tags_lose_no_sample(server, tmp_path: Path):
             ],
         }
     )
-    sink = Sink()
-    task = asyncio.create_task(open_source(settings, first_index=0, sink=sink, state_dir=tmp_path).run())
+    sink = TagRecorder([tag.name for tag in settings.tags])
+    task = asyncio.create_task(open_source(settings, sink=sink, state_dir=tmp_path).run())
     end = time.monotonic() + 60
     while sink.samples < 5 * TAGS:
         assert time.monotonic() < end, sink.reasons
@@ -106,8 +83,8 @@ async def test_a_thousand_encrypted_tags_lose_no_sample(server, tmp_path: Path):
     )
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert sink.newest[TAGS].quality is Quality.BAD
+    assert sink.values[TAGS].quality is Quality.BAD
     assert sink.reasons == []
     assert sink.jumps == 0
     assert rate > TAGS  # a shared machine may slow the server; it loses no sample for that, and none waits
-    assert time.time() - sink.newest[0].source_ts < 10
+    assert time.time() - sink.values[0].source_ts < 10

@@ -8,53 +8,23 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edgeqc.records import Quality, TagValue
+from edgeqc.records import Quality, TagFault, TagRemark
 from edgeqc.settings import OpcuaTagSource
 from edgeqc.sim.tags import SimTags, tag_settings
+from edgeqc.sim.tagsink import TagRecorder
 from edgeqc.tags import open_source
 
 PATIENCE_S = 30.0
 
 
-class Sink:
-    """Keeps the newest of each tag and everything that was said of the source."""
-
-    def __init__(self) -> None:
-        self.values: dict[int, TagValue] = {}
-        self.history: list[str] = []
-        self.reasons: list[str] = []
-        self.samples = 0
-        self.jumps = 0
-        self.alive_ns = 0
-
-    def put(self, index: int, value: TagValue) -> None:
-        before = self.values.get(index)
-        if index and before is not None and value.value != before.value + 1:
-            self.jumps += 1
-        self.values[index] = value
-        self.samples += 1
-
-    def alive(self, source: str, at_ns: int) -> None:
-        self.alive_ns = at_ns
-
-    def lost(self, source: str, reason: str) -> None:
-        if self.history[-1:] != ["lost"]:
-            self.history.append("lost")
-        self.reasons.append(reason)
-        self.values.clear()
-
-    def back(self, source: str) -> None:
-        self.history.append("back")
-
-
 class Feed:
     """A source that runs into a sink."""
 
-    def __init__(self, settings: OpcuaTagSource, state_dir: Path, first_index: int = 0) -> None:
-        self.sink = Sink()
-        self._source = open_source(settings, first_index=first_index, sink=self.sink, state_dir=state_dir)
+    def __init__(self, settings: OpcuaTagSource, state_dir: Path) -> None:
+        self.sink = TagRecorder([tag.name for tag in settings.tags])
+        self._source = open_source(settings, sink=self.sink, state_dir=state_dir)
 
-    async def __aenter__(self) -> Sink:
+    async def __aenter__(self) -> TagRecorder:
         self._task = asyncio.create_task(self._source.run())
         return self.sink
 
@@ -89,10 +59,10 @@ def server():
 
 
 async def test_values_come_with_quality_and_the_servers_time(running: SimTags, tmp_path: Path):
-    async with Feed(settings(running), tmp_path, first_index=100) as sink:
+    async with Feed(settings(running), tmp_path) as sink:
         await until(lambda: len(sink.values) == 20 and sink.samples > 100, "values of all tags")
-        heartbeat = sink.values[100]
-        assert sorted(sink.values) == list(range(100, 120))
+        heartbeat = sink.values[0]
+        assert sorted(sink.values) == list(range(20))
         assert heartbeat.name == "sim-heartbeat"
         assert heartbeat.quality is Quality.GOOD
         assert heartbeat.source_ts == pytest.approx(heartbeat.value, abs=1)
@@ -103,12 +73,15 @@ async def test_values_come_with_quality_and_the_servers_time(running: SimTags, t
 async def test_bad_nodes_do_not_stop_the_good_ones(running: SimTags, tmp_path: Path):
     fragment = tag_settings(5, running.url)
     fragment["tags"].insert(2, {"name": "gone", "node": "ns=2;s=NoSuchTag"})
-    fragment["tags"].append({"name": "nonsense", "node": "what is this"})
+    fragment["tags"].append({"name": "nonsense", "node": "nsu=urn:nowhere;s=Tag1"})
     fragment["tags"].append({"name": "name", "node": "i=2261"})  # the server's ProductUri: text
     async with Feed(OpcuaTagSource.model_validate(fragment), tmp_path) as sink:
         await until(lambda: len(sink.values) == 8 and sink.samples > 50, "values")
         bad = {value.name for value in sink.values.values() if value.quality is Quality.BAD}
         assert bad == {"gone", "nonsense", "name"}
+        assert {TagFault(sink.faults[place]) for place in (2, 6)} == {TagFault.REFUSED}
+        assert "gone: BadNodeIdUnknown" in sink.remarks[TagRemark.REFUSED]
+        assert "no namespace urn:nowhere" in sink.remarks[TagRemark.REFUSED]
         assert sink.history == ["back"]
 
 

@@ -5,37 +5,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edgeqc.records import Quality, TagValue
+from edgeqc.records import Quality
 from edgeqc.settings import ReplayTagSource
+from edgeqc.sim.tagsink import TagRecorder
 from edgeqc.tags import open_source
 
 
-class Sink:
-    def __init__(self) -> None:
-        self.told: list[TagValue] = []
-        self.reasons: list[str] = []
-        self.signs = 0
-
-    def put(self, index: int, value: TagValue) -> None:
-        self.told.append(value)
-
-    def alive(self, source: str, at_ns: int) -> None:
-        self.signs += 1
-
-    def lost(self, source: str, reason: str) -> None:
-        self.reasons.append(reason)
-
-    def back(self, source: str) -> None:
-        self.signs = 0
-
-
-async def replay(path: Path, tags: list[str], condition: Callable[[Sink], bool], **fields) -> Sink:
+async def replay(path: Path, tags: list[str], condition: Callable[[TagRecorder], bool], **fields) -> TagRecorder:
     """Play the file until the condition holds."""
-    sink = Sink()
+    sink = TagRecorder(tags, keep=True)
     settings = ReplayTagSource.model_validate(
         {"name": "file", "type": "replay", "file": path, "tags": [{"name": tag} for tag in tags], **fields}
     )
-    task = asyncio.create_task(open_source(settings, first_index=0, sink=sink, state_dir=path.parent).run())
+    task = asyncio.create_task(open_source(settings, sink=sink, state_dir=path.parent).run())
     end = time.monotonic() + 20
     while not condition(sink):
         assert time.monotonic() < end

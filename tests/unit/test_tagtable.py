@@ -79,7 +79,7 @@ def test_the_life_of_one_source_says_nothing_of_another(table: TagTable):
 def test_an_entry_whose_writer_died_half_way_is_bad(table: TagTable):
     table.write_alive(0, NS_PER_S)
     table.write(1, 2.0, Quality.GOOD, 0.0, NS_PER_S)
-    at = table.block.size - 2 * 32 + 1  # a byte of the value of tag 1, of 3
+    at = table.block.size - 2 * 64 + 1  # a byte of the value of tag 1, of 3
     assert table.read(1, NS_PER_S).quality is Quality.GOOD
     table.block.memory[at] ^= 0xFF
     assert table.read(1, NS_PER_S).quality is Quality.BAD
@@ -190,3 +190,21 @@ def test_no_reader_sees_half_of_an_entry(table: TagTable, tmp_path: Path):
     assert writer.returncode == 0
     assert torn == 0
     assert len(seen) > 100  # they did run at the same time
+
+
+def test_what_held_at_an_exposure_is_seen_a_moment_later(table: TagTable):
+    ms = NS_PER_MS
+    now = 2 * NS_PER_S
+    table.write_alive(0, now)
+    table.write(1, 1.0, Quality.GOOD, 0.0, now - 100 * ms)
+    assert table.read_at(1, now - 50 * ms, now).value == 1.0
+    table.write(1, 2.0, Quality.GOOD, 0.0, now - 10 * ms)
+    assert table.read_at(1, now - 50 * ms, now).value == 1.0
+    assert table.read_at(1, now - 10 * ms, now).value == 2.0
+    assert table.read(1, now).value == 2.0
+
+
+def test_a_tag_that_was_first_heard_of_after_the_exposure_is_told_as_it_is(table: TagTable):
+    table.write_alive(0, NS_PER_S)
+    table.write(1, 2.0, Quality.GOOD, 0.0, NS_PER_S)
+    assert table.read_at(1, NS_PER_S - 5, NS_PER_S).value == 2.0

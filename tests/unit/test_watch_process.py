@@ -141,7 +141,7 @@ def test_the_process_serves_beats_journals_and_ends_on_sigterm(tmp_path: Path):
     assert isinstance(bodies[0], Started)
     assert bodies[0].process == "watch"
     stale = [body for body in bodies if isinstance(body, AlertChange) and body.active]
-    assert [change.id for change in stale] in ([], ["tags.file.stale"])  # told after 2 s
+    assert [change.id for change in stale] in ([], ["tags.file.refused"])  # told after 2 s
 
 
 def test_a_killed_watch_process_leaves_no_good_tag_behind(tmp_path: Path):
