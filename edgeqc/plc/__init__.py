@@ -2,10 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgeqc.ports import PlcLink
-from edgeqc.settings import ModbusPlcSettings, NoPlcSettings, OpcuaPlcSettings, PlcSettings
+from edgeqc.settings import (
+    ModbusPlcSettings,
+    ModbusServerPlcSettings,
+    NoPlcSettings,
+    OpcuaPlcSettings,
+    PlcSettings,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlcDoor:
+    """Where a station's links come from, one after the other."""
+
+    open: Callable[[], PlcLink]
+    """As `open_link`."""
+    close: Callable[[], None]
+    """After the last link was closed: stop listening, where the PLC comes to us."""
+
+
+def plc_door(settings: PlcSettings, *, peer: str, state_dir: Path) -> PlcDoor:
+    """Give what opens link after link. A PLC that comes to us finds the port open between them too."""
+    if isinstance(settings, ModbusServerPlcSettings):
+        from edgeqc.plc.modbus_served import HandshakeServer  # noqa: PLC0415 - see open_link
+
+        server = HandshakeServer(settings, peer=peer)
+        return PlcDoor(server.open, server.close)
+    return PlcDoor(lambda: open_link(settings, peer=peer, state_dir=state_dir), lambda: None)
 
 
 def open_link(settings: PlcSettings, *, peer: str, state_dir: Path) -> PlcLink:
@@ -20,6 +48,10 @@ def open_link(settings: PlcSettings, *, peer: str, state_dir: Path) -> PlcLink:
             from edgeqc.plc.modbus import ModbusLink  # noqa: PLC0415
 
             return ModbusLink(settings, peer=peer)
+        case ModbusServerPlcSettings():
+            from edgeqc.plc.modbus_served import HandshakeServer  # noqa: PLC0415
+
+            return HandshakeServer(settings, peer=peer).open_alone()
         case OpcuaPlcSettings():
             from edgeqc.plc.opcua import OpcuaLink  # noqa: PLC0415
 

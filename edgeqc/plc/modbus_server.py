@@ -48,6 +48,9 @@ class Bank(Protocol):
     def write(self, address: int, data: bytes) -> Refusal | None:
         """Take the registers from `address` on, all or none; None = taken."""
 
+    def sent(self) -> None:
+        """What was read since the last call is on its way to the client."""
+
 
 class ModbusServer:
     """Listens from the start; `turn` does the work."""
@@ -216,7 +219,9 @@ class ModbusServer:
         except OSError as exc:
             self._drop(client, exc.strerror or str(exc))
             return
-        if sent != len(answers):
+        if sent == len(answers):
+            self._bank.sent()
+        else:
             self._drop(client, "takes no answers")
 
     def _answer(self, unit: int, pdu: bytes) -> bytes:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from edgeqc.core.handshake import DEPTH, Form
 from edgeqc.settings.base import Model, Node, Secret
+from edgeqc.settings.listener import Listener
 
 
 class HandshakeSettings(Model):
@@ -47,6 +48,11 @@ class ModbusRegisters(Model):
     result: int = Field(100, ge=0, le=65_519, description="first register of the result block (16 registers)")
     recipe: bool = Field(False, description="the trigger block holds the recipe's number, too; changeover needs it")
 
+    @property
+    def overlap(self) -> bool:
+        """Do the two blocks, at their full length, share registers? They may in a PLC that has them apart by type."""
+        return self.trigger < self.result + 16 and self.result < self.trigger + 13
+
 
 class ModbusPlcSettings(Model):
     """A PLC that answers Modbus TCP."""
@@ -55,6 +61,21 @@ class ModbusPlcSettings(Model):
     host: str
     port: int = Field(502, ge=1, le=65_535)
     device_id: int = Field(1, ge=0, le=255)
+    registers: ModbusRegisters = ModbusRegisters()
+    handshake: HandshakeSettings = HandshakeSettings()
+
+
+class ModbusServerPlcSettings(Listener):
+    """A PLC that is a Modbus client itself: it writes the trigger block here and polls the result block."""
+
+    type: Literal["modbus-server"]
+    port: int = Field(1503, ge=0, le=65_535, description="502 needs the right to it (CAP_NET_BIND_SERVICE)")
+    device_id: int = Field(1, ge=0, le=255)
+    connections: int = Field(2, ge=1, le=8, description="at a time; one more is refused")
+    idle_s: float = Field(10, ge=1, le=3600, description="a connection that asks nothing for so long is closed")
+    silence_ms: float = Field(
+        1000, ge=20, le=60_000, description="the PLC has asked for nothing for so long: the link counts as lost"
+    )
     registers: ModbusRegisters = ModbusRegisters()
     handshake: HandshakeSettings = HandshakeSettings()
 
@@ -116,4 +137,6 @@ class NoPlcSettings(Model):
     type: Literal["none"]
 
 
-PlcSettings = Annotated[ModbusPlcSettings | OpcuaPlcSettings | NoPlcSettings, Field(discriminator="type")]
+PlcSettings = Annotated[
+    ModbusPlcSettings | ModbusServerPlcSettings | OpcuaPlcSettings | NoPlcSettings, Field(discriminator="type")
+]

@@ -7,7 +7,7 @@ from pydantic import Field
 from edgeqc.core.handshake import Form
 from edgeqc.settings.base import Model, Name
 from edgeqc.settings.camera import CameraSettings, GigeCameraSettings, TriggerSettings, TriggerSource
-from edgeqc.settings.plc import ModbusPlcSettings, NoPlcSettings, OpcuaPlcSettings, PlcSettings
+from edgeqc.settings.plc import ModbusPlcSettings, ModbusServerPlcSettings, NoPlcSettings, OpcuaPlcSettings, PlcSettings
 from edgeqc.settings.recipe import ChangeoverSettings, RecipeSettings, RegionMode
 
 
@@ -121,6 +121,9 @@ class StationSettings(Model):
                 ):
                     if why and getattr(plc.nodes, name) is None:
                         faults.append(f"plc.nodes.{name}: is missing, {why}")
+            case ModbusServerPlcSettings() as plc:
+                if plc.registers.overlap:
+                    faults.append("plc.registers: trigger (13 registers) and result (16) overlap")
             case NoPlcSettings():
                 pass
         return faults

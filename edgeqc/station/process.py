@@ -9,6 +9,7 @@ import secrets
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +25,7 @@ from edgeqc.inference.trust import trust_of
 from edgeqc.journal import JournalWriter
 from edgeqc.loading import digest, paths, restore
 from edgeqc.logs import Log, configure
-from edgeqc.plc import open_link
+from edgeqc.plc import plc_door
 from edgeqc.records import NS_PER_MS, AlertChange, Event, Ne107, Quality, Started
 from edgeqc.settings import HandshakeSettings, NoPlcSettings, Settings, StationSettings, TriggerSource
 from edgeqc.shm.board import Board, Row, State
@@ -105,11 +106,14 @@ class Station:
             on_change=self._on_camera,
         )
         self._plc: PlcKeeper | None = None
+        self._close_door: Callable[[], None] = lambda: None
         if not isinstance(station.plc, NoPlcSettings):
             plc = station.plc
             peer = f"plc {station.name}"
+            door = plc_door(plc, peer=peer, state_dir=state_dir)
+            self._close_door = door.close
             self._plc = PlcKeeper(
-                lambda: open_link(plc, peer=peer, state_dir=state_dir),
+                door.open,
                 peer=peer,
                 events=PlcEvents(link=self._on_plc, program=self._on_plc_program, turn=self._on_turn),
                 manners=_manners(station, plc.handshake),
@@ -205,6 +209,7 @@ class Station:
                     polling.stop()
             if self._plc is not None:
                 self._plc.stop()
+            self._close_door()
             self._guard.stop()
             self._camera.stop(timeout_s=1.0)
             self.journal.close()
