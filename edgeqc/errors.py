@@ -45,6 +45,14 @@ class EngineError(EdgeqcError):
     """The engine failed: the part gets the fail-safe verdict; three in a row end the station process."""
 
 
+class EngineLostError(EngineError):
+    """The engine's device is lost to this process: the part gets the fail-safe verdict, and the process ends at once."""
+
+
+class PlanError(PackageError):
+    """The plan that the box built from a package is missing, damaged or of another make: say so, how to build it, stop."""
+
+
 class JournalError(EdgeqcError):
     """The journal can take no more records (disk full, budget used up): nothing may pass until it can."""
 
