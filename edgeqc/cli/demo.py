@@ -36,6 +36,7 @@ class PlcKind(StrEnum):
     """Protocol of the simulated PLC."""
 
     MODBUS = "modbus"
+    MODBUS_SERVER = "modbus-server"
     OPCUA = "opcua"
 
 

@@ -78,7 +78,7 @@ class Plan:
     parts: int = 300
     rate_hz: float = 10.0
     budget_ms: float = 80.0
-    plc: Literal["modbus", "opcua"] = "modbus"
+    plc: Literal["modbus", "modbus-server", "opcua"] = "modbus"
     form: Form = Form.PULSE
     """Of the handshake."""
     camera: Literal["gige", "replay"] = "gige"

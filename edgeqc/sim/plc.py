@@ -41,7 +41,8 @@ from edgeqc.sim import plc_modbus
 from edgeqc.sim.plc_line import Line, Server, TriggerKind, say
 from edgeqc.sim.stage import Stage
 
-Kind = Literal["modbus", "opcua"]
+Kind = Literal["modbus", "modbus-server", "opcua"]
+"""As `plc.type` of the configuration; with `modbus-server` this PLC is the client."""
 Start = Literal["ready", "go"]
 
 HARDWARE_PRIORITY: Final = 10
@@ -102,6 +103,9 @@ class SimPlc:
         handshake = {"form": self._form.value}
         if self.kind == "modbus":
             return {"type": "modbus", "host": "127.0.0.1", "port": self.port, "handshake": handshake}
+        if self.kind == "modbus-server":
+            home = {"bind": "127.0.0.1", "peers": ["127.0.0.1"], "port": self.port}
+            return {"type": "modbus-server", **home, "handshake": handshake}
         from edgeqc.sim import plc_opcua  # noqa: PLC0415 - loads asyncua
 
         found: dict[str, Any] = {
@@ -245,7 +249,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m edgeqc.sim.plc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--type", choices=("modbus", "opcua"), default="modbus")
+    parser.add_argument("--type", choices=("modbus", "modbus-server", "opcua"), default="modbus")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--stage", type=Path, required=True)
     parser.add_argument("--parts", type=int, default=300)
@@ -274,6 +278,10 @@ async def _serve(arguments: argparse.Namespace, stage: Stage, log: TextIO) -> No
     server: Server
     if arguments.type == "modbus":
         server = plc_modbus.ModbusPlc(line.wrote)
+    elif arguments.type == "modbus-server":
+        from edgeqc.sim import plc_client  # noqa: PLC0415 - loads pymodbus
+
+        server = plc_client.ModbusClientPlc(line.wrote)
     else:
         from edgeqc.sim import plc_opcua  # noqa: PLC0415 - loads asyncua
 
