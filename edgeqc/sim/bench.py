@@ -1,4 +1,4 @@
-"""Measures the daemon on the simulated line: `python -m edgeqc.sim.bench isolation`. Ratios of one run, never bare times.
+"""Measures the daemon: `python -m edgeqc.sim.bench isolation|plc`. Ratios of one run, never bare times.
 
 The box is the developer's, shared and noisy: each figure that is a ratio has both of its sides measured in turn, in
 several rounds, and the table shows the median of the rounds.
@@ -16,11 +16,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from edgeqc.cli.console import show, talk
+from edgeqc.sim.gate import Benched, Gate
 from edgeqc.sim.line import STATION, PartImages, Plan, SimLine, drawn_parts
 from edgeqc.sim.report import archived, build
 
@@ -31,21 +33,6 @@ SIDE_TAGS: Final = 1000
 _ENGINE: Final = Path(__file__).parents[2] / "engines" / "demo-part" / "1"
 _MEMORY_MB: Final = 400
 _START_S: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Gate:
-    """One line of the table."""
-
-    name: str
-    measured: float
-    limit: float
-    unit: str = ""
-
-    @property
-    def holds(self) -> bool:
-        """Is the measured figure within its limit?"""
-        return self.measured <= self.limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +51,13 @@ class Run:
 def main() -> int:
     """Run one bench; exit code 6 where a figure is over its limit."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("what", choices=["isolation"])
+    parser.add_argument("what", choices=list(_BENCHES))
     parser.add_argument("--parts", type=int, default=500, help="per run of the line")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write all figures there")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgeqc-bench-") as folder:
-        gates, found = isolation(Path(folder), parts=asked.parts, rounds=asked.rounds)
+        found = _BENCHES[asked.what](Path(folder), asked)
     machine = (
         f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
     )
@@ -83,13 +70,28 @@ def main() -> int:
                 f"{gate.limit:g} {gate.unit}",
                 "ok" if gate.holds else "OVER",
             ]
-            for gate in gates
+            for gate in found.gates
         ],
-        title=f"{asked.rounds} rounds of {asked.parts} parts at {RATE_HZ:g}/s, 1280x1024 Mono8, located part, Modbus, loopback; {machine}",
+        title=f"{found.title}; {machine}",
     )
     if asked.json is not None:
-        asked.json.write_text(json.dumps({"machine": machine, "rounds": found}, indent=2) + "\n")
-    return 0 if all(gate.holds for gate in gates) else 6
+        asked.json.write_text(json.dumps({"machine": machine, **found.figures}, indent=2) + "\n")
+    return 0 if all(gate.holds for gate in found.gates) else 6
+
+
+def _isolation(folder: Path, asked: argparse.Namespace) -> Benched:
+    gates, rounds = isolation(folder, parts=asked.parts, rounds=asked.rounds)
+    title = f"{asked.rounds} rounds of {asked.parts} parts at {RATE_HZ:g}/s, 1280x1024 Mono8, located part, Modbus, loopback"
+    return Benched(title=title, gates=gates, figures={"rounds": rounds})
+
+
+def _plc(folder: Path, asked: argparse.Namespace) -> Benched:
+    from edgeqc.sim import benchplc  # noqa: PLC0415 - each bench has its own libraries
+
+    return benchplc.plc(folder, rounds=asked.rounds)
+
+
+_BENCHES: Final[dict[str, Callable[[Path, argparse.Namespace], Benched]]] = {"isolation": _isolation, "plc": _plc}
 
 
 def isolation(folder: Path, *, parts: int, rounds: int) -> tuple[list[Gate], list[dict[str, Any]]]:

@@ -18,7 +18,7 @@ from edgeqc.plc import open_link
 from edgeqc.plc.registers import pack_trigger
 from edgeqc.ports import PlcLink
 from edgeqc.records import PlcResult, Verdict
-from edgeqc.settings import ModbusPlcSettings
+from edgeqc.settings import HandshakeSettings, ModbusPlcSettings
 
 BOUND_MS = 300
 SLACK_S = 2.0
@@ -287,3 +287,27 @@ def test_link_to_a_peer_that_never_accepts_more_is_bounded() -> None:
             with pytest.raises(PeerTimeoutError, match="does not answer"):
                 open_link(settings, peer="press", state_dir=Path("unused"))
             assert time.monotonic() - began < 4 + SLACK_S
+
+
+def test_a_block_that_reads_back_otherwise_is_an_error_that_names_the_register(peer: Peer) -> None:
+    settings = ModbusPlcSettings(
+        type="modbus", host="127.0.0.1", port=peer.port, device_id=5, handshake=HandshakeSettings(read_back=True)
+    )
+
+    def held(request: Request) -> bytes:
+        if request.pdu[0] == 16:
+            return request.pdu[:5]
+        written = bytearray(next(pdu for pdu in reversed(peer.heard) if pdu[0] == 16)[6:])
+        written[7] ^= 1  # the PLC program writes the result code, too
+        return bytes([3, len(written)]) + bytes(written)
+
+    def answer(sock: socket.socket, request: Request) -> None:
+        peer.answer = answer
+        sock.sendall(frame(request.transaction, request.unit, held(request)))
+
+    peer.answer = answer
+    with (
+        closing(open_link(settings, peer="press", state_dir=Path("unused"))) as link,
+        pytest.raises(PeerError, match="register 103 reads back as 11, 10 was written"),
+    ):
+        link.write_result(RESULT, within(5000))
