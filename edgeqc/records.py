@@ -327,6 +327,10 @@ class Event:
     facts: dict[str, str | int | float | bool]
 
 
+RECIPE_READY: Final = "recipe_ready"
+"""An event of a station, one for each recipe at its start: what judges by it, and who vouches for that."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertChange:
     """An alert for people begins or ends."""

@@ -21,7 +21,7 @@ from edgeqc.office.images import ImageStore
 from edgeqc.office.intake import Outcome
 from edgeqc.office.notices import Notice, Notices
 from edgeqc.office.outbox import Outbox
-from edgeqc.office.payloads import AlertState, Model, Payload
+from edgeqc.office.payloads import AlertState, Payload
 from edgeqc.office.tail import Tail
 from edgeqc.office.view import ArchiveView
 from edgeqc.records import Ne107
@@ -219,6 +219,7 @@ class Desk:
 
     def _info(self, view: ArchiveView | None) -> Message:
         runs = {run.writer: run for run in view.runs()} if view is not None else {}
+        recipes = view.recipes() if view is not None else []
         stations: list[Payload] = []
         for station in self._settings.stations:
             run = runs.get(f"station-{station.name}")
@@ -228,7 +229,7 @@ class Desk:
                     camera=station.camera.name,
                     backend=run.backend if run is not None else "",
                     run_id=run.run_id if run is not None else "",
-                    model=Model.parse(run.model, run.model_digest) if run is not None else Model.parse(""),
+                    recipes=[recipe for recipe in recipes if recipe.writer == f"station-{station.name}"],
                 )
             )
         digests = [run.config_digest for run in runs.values() if run.config_digest]

@@ -11,7 +11,7 @@ from typing import Any, Final
 from edgeqc.journal import Cursor, Entry
 from edgeqc.office import payloads, tables
 from edgeqc.office.payloads import AlertState, Model, Payload
-from edgeqc.records import NS_PER_S, RESULT_CODE, AlertChange, Delivery, Event, PartRecord, Started
+from edgeqc.records import NS_PER_S, RECIPE_READY, RESULT_CODE, AlertChange, Delivery, Event, PartRecord, Started
 
 DELIVERY_WAIT_NS: Final = 2 * NS_PER_S
 """A verdict whose delivery is not told for this long is published as unknown: the station died in between."""
@@ -82,6 +82,10 @@ class Intake:
         self._runs: dict[str, sqlite3.Row] = {
             row["writer"]: row for row in self._database.execute("SELECT * FROM journals")
         }
+        self._models: dict[tuple[str, str], str] = {
+            (row["writer"], row["recipe"]): row["model"] for row in self._database.execute("SELECT * FROM recipes")
+        }
+        """Writer and recipe to the model, as name@version."""
         for row in self._database.execute("SELECT * FROM parts WHERE open ORDER BY id"):
             record = tables.part_of(row)
             self._open.setdefault(f"station-{record.station}", {})[record.trigger.sequence] = _Open(
@@ -145,7 +149,7 @@ class Intake:
 
     def _enter_part(self, entry: Entry, record: PartRecord, image: str | None, outcome: Outcome, now_ns: int) -> None:
         run = self._runs.get(entry.writer)
-        model = run["model"] if run is not None else ""
+        model = self._models.get((entry.writer, record.recipe)) or (run["model"] if run is not None else "")
         row = tables.part_row(
             record,
             run_id=run["run_id"] if run is not None else "",
@@ -207,6 +211,8 @@ class Intake:
             "SELECT * FROM journals WHERE writer=?", (entry.writer,)
         ).fetchone()
         outcome.started = True
+        self._database.execute("DELETE FROM recipes WHERE writer=?", (entry.writer,))
+        self._models = {key: model for key, model in self._models.items() if key[0] != entry.writer}
         # What stood in the run before ended with it: the process raises again what still stands.
         for row in self._database.execute(
             "SELECT * FROM alerts WHERE id IN (SELECT max(id) FROM alerts GROUP BY alert_id) AND active AND source=?",
@@ -215,7 +221,19 @@ class Intake:
             self._enter_alert(entry, replace(tables.alert_of(row), active=False), outcome)
         self._enter_event(entry, "started", asdict(started), outcome)
 
+    def _enter_recipe(self, entry: Entry, facts: dict[str, Any], outcome: Outcome) -> None:
+        """A station tells what judges by one of its recipes; `info` shows it."""
+        row = {"writer": entry.writer, **{name: str(facts.get(name, "")) for name in _RECIPE}}
+        self._database.execute(
+            f"INSERT OR REPLACE INTO recipes({', '.join(row)}) VALUES({', '.join('?' * len(row))})",
+            tuple(row.values()),
+        )
+        self._models[entry.writer, row["recipe"]] = row["model"]
+        outcome.started = True
+
     def _enter_event(self, entry: Entry, name: str, facts: dict[str, Any], outcome: Outcome) -> None:
+        if name == RECIPE_READY:
+            self._enter_recipe(entry, facts, outcome)
         payload = payloads.event(
             name, facts, node=self._node, source=entry.writer, sequence=entry.sequence, wall_ns=entry.wall_ns
         )
@@ -302,6 +320,7 @@ class Intake:
         outcome.message_bytes += len(topic) + len(body)
 
 
+_RECIPE: Final = ("recipe", "model", "model_digest", "backend", "why", "vouched")
 _LATE_SCORE: Final = "UPDATE parts SET late_score=? WHERE id=(SELECT max(id) FROM parts WHERE station=? AND sequence=?)"
 _COMPLETE: Final = (
     "UPDATE parts SET verdict=?, cause=?, code=?, delivered=?, delivered_ns=?, late=?, "

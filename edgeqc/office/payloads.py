@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -69,6 +70,24 @@ class Model:
         """From `name@version`."""
         name, _, version = text.partition("@")
         return cls(name=name or "unknown", version=version or "0", digest=digest)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeState:
+    """What judges by a recipe since its station last started."""
+
+    writer: str
+    """Whose journal told it."""
+    recipe: str
+    model: str
+    """name@version"""
+    model_digest: str
+    """SHA-256 of the model file in hex."""
+    backend: str
+    why: str
+    """Why this backend."""
+    vouched: str
+    """Who signed the package."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,17 +267,24 @@ def info(
     }
 
 
-def station_info(station: str, *, camera: str, backend: str, run_id: str, model: Model) -> Payload:
-    """One station in `info`: which backend runs which model."""
-    return {
-        "station": station,
-        "camera": camera,
-        "backend": backend,
-        "run_id": run_id,
-        "models": [{"name": model.name, "version": model.version, "sha256": model.digest, "role": "champion"}]
-        if model.digest
-        else [],
-    }
+def station_info(station: str, *, camera: str, backend: str, run_id: str, recipes: Sequence[RecipeState]) -> Payload:
+    """One station in `info`: for each recipe which model judges, on which backend and why, and who vouches for it."""
+    models: list[Payload] = []
+    for recipe in recipes:
+        model = Model.parse(recipe.model, recipe.model_digest)
+        models.append(
+            {
+                "recipe": recipe.recipe,
+                "name": model.name,
+                "version": model.version,
+                "sha256": model.digest,
+                "role": "champion",
+                "backend": recipe.backend,
+                "why": recipe.why,
+                "vouched": recipe.vouched,
+            }
+        )
+    return {"station": station, "camera": camera, "backend": backend, "run_id": run_id, "models": models}
 
 
 def health(

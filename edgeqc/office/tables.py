@@ -60,6 +60,9 @@ CREATE TABLE journals(
     writer TEXT PRIMARY KEY, segment INTEGER NOT NULL, offset INTEGER NOT NULL, run_id TEXT NOT NULL DEFAULT '',
     version TEXT NOT NULL DEFAULT '', config_digest TEXT NOT NULL DEFAULT '', backend TEXT NOT NULL DEFAULT '',
     model TEXT NOT NULL DEFAULT '', model_digest TEXT NOT NULL DEFAULT '');
+CREATE TABLE recipes(
+    writer TEXT NOT NULL, recipe TEXT NOT NULL, model TEXT NOT NULL, model_digest TEXT NOT NULL, backend TEXT NOT NULL,
+    why TEXT NOT NULL, vouched TEXT NOT NULL, PRIMARY KEY(writer, recipe));
 CREATE TABLE outbox(
     id INTEGER PRIMARY KEY AUTOINCREMENT, urgent INTEGER NOT NULL, topic TEXT NOT NULL, payload BLOB NOT NULL,
     retain INTEGER NOT NULL, mono_ns INTEGER NOT NULL, boot TEXT NOT NULL);

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgeqc.journal import Cursor
 from edgeqc.office import tables
-from edgeqc.office.payloads import AlertState
+from edgeqc.office.payloads import AlertState, RecipeState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,10 @@ class ArchiveView:
             )
             for row in self._rows("SELECT * FROM journals ORDER BY writer")
         ]
+
+    def recipes(self) -> list[RecipeState]:
+        """Every recipe of every station, in the order in which they were loaded."""
+        return [RecipeState(**dict(row)) for row in self._rows("SELECT * FROM recipes ORDER BY rowid")]
 
     def undelivered(self, *, urgent: bool, after: int, limit: int) -> list[OutboxRow]:
         """The next messages of a lane behind row `after`, in order."""

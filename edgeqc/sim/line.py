@@ -73,6 +73,10 @@ class Plan:
     """Everything is kept in here; must exist."""
     images: PartImages
     engine: Path
+    recipes: tuple[int, ...] = ()
+    """Numbers that the PLC asks for in turn; `changes` says what they are."""
+    recipe_run: int = 20
+    """Parts of one recipe after another."""
     trusted: tuple[Path, ...] = TRUSTED
     """Public keys whose packages the daemon runs."""
     parts: int = 300
@@ -244,6 +248,8 @@ class SimLine:
                 start=plan.start,
                 truth=plan.images.truth,
                 form=plan.form,
+                recipes=plan.recipes,
+                recipe_run=plan.recipe_run,
             )
         )
         if plan.camera == "gige":

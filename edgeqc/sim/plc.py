@@ -32,6 +32,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TextIO
 
@@ -72,6 +73,8 @@ class SimPlc:
         password: str = "",
         form: Form = Form.PULSE,
         scan_ms: float = 2.0,
+        recipes: Sequence[int] = (),
+        recipe_run: int = 20,
     ) -> None:
         """Nothing runs until `start`. `pki`: OPC UA with SignAndEncrypt only, the certificate made in that folder."""
         self.kind: Kind = kind
@@ -87,6 +90,9 @@ class SimPlc:
         for name, value in (("--allowance-ms", allowance_ms), ("--truth", truth), ("--pki", pki)):
             if value is not None:
                 self._arguments += [name, str(value)]
+        self._recipes = recipes
+        if recipes:
+            self._arguments += ["--recipes", ",".join(map(str, recipes)), "--recipe-run", str(recipe_run)]
         self._process: subprocess.Popen[bytes] | None = None
         self._said = b""
 
@@ -102,7 +108,8 @@ class SimPlc:
         """The `plc:` entry of a configuration that reaches it."""
         handshake = {"form": self._form.value}
         if self.kind == "modbus":
-            return {"type": "modbus", "host": "127.0.0.1", "port": self.port, "handshake": handshake}
+            modbus: dict[str, Any] = {"type": "modbus", "host": "127.0.0.1", "port": self.port, "handshake": handshake}
+            return {**modbus, "registers": {"recipe": True}} if self._recipes else modbus
         if self.kind == "modbus-server":
             home = {"bind": "127.0.0.1", "peers": ["127.0.0.1"], "port": self.port}
             return {"type": "modbus-server", **home, "handshake": handshake}
@@ -263,6 +270,8 @@ def main() -> int:
     parser.add_argument("--pki", type=Path, help="OPC UA: SignAndEncrypt only, certificate made in this folder")
     parser.add_argument("--form", choices=[form.value for form in Form], default="pulse", help="of the handshake")
     parser.add_argument("--scan-ms", type=float, default=2.0, help="from one run of the PLC's program to the next")
+    parser.add_argument("--recipes", type=_numbers, default=[0], help="recipe numbers, e.g. 1,2: shown in turn")
+    parser.add_argument("--recipe-run", type=int, default=20, help="so many parts of one recipe after another")
     parser.add_argument("--user", default="")
     parser.add_argument("--password", default="")
     arguments = parser.parse_args()
@@ -326,6 +335,10 @@ async def _listen(line: Line, server: Server, stop: asyncio.Event) -> None:
             case _:
                 sys.stderr.write(f"edgeqc.sim.plc: unknown command: {' '.join(words)}\n")
     stop.set()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _free_port() -> int:

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, Final, Literal, Protocol, TextIO
 
 import numpy as np
@@ -54,6 +55,8 @@ class Line:
         self._parts: int = arguments.parts
         self._takt_s: float = 1 / arguments.rate
         self._trigger: TriggerKind = arguments.trigger
+        self._recipes: list[int] = arguments.recipes
+        self._recipe_run: int = arguments.recipe_run
         self._on_ready: bool = arguments.start == "ready"
         allowance_ms = ALLOWANCE_MS[self._trigger] if arguments.allowance_ms is None else arguments.allowance_ms
         self._window_s = (arguments.budget_ms + allowance_ms) / 1000
@@ -151,7 +154,8 @@ class Line:
             else:
                 part_id = f"P{number:06d}"
                 self._judge.part(number, part_id, time.monotonic_ns())
-                await self.say(server, counter=number, part_id=part_id)
+                recipe = recipe_of(number, self._recipes, self._recipe_run)
+                await self.say(server, counter=number, part_id=part_id, recipe=recipe)
             self._report()
 
     async def _free_run(self) -> None:
@@ -178,6 +182,11 @@ class Line:
         self._look()
         for report in self._judge.settled(time.monotonic_ns()):
             self._log.write(json.dumps(dataclasses.asdict(report)) + "\n")
+
+
+def recipe_of(number: int, recipes: Sequence[int], run: int) -> int:
+    """The recipe of the part with this number: each in turn for `run` parts."""
+    return recipes[number // run % len(recipes)]
 
 
 def say(line: str) -> None:

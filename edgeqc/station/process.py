@@ -26,7 +26,7 @@ from edgeqc.journal import JournalWriter
 from edgeqc.loading import digest, paths, restore
 from edgeqc.logs import Log, configure
 from edgeqc.plc import plc_door
-from edgeqc.records import NS_PER_MS, AlertChange, Event, Ne107, Quality, Started
+from edgeqc.records import NS_PER_MS, RECIPE_READY, AlertChange, Event, Ne107, Quality, Started
 from edgeqc.settings import HandshakeSettings, NoPlcSettings, Settings, StationSettings, TriggerSource
 from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.slots import FrameSlots
@@ -44,6 +44,8 @@ from edgeqc.station.triggers import TriggerWatch
 _SWITCH_S: Final = 0.0005
 """The default 5 ms is how long one thread may keep the others from the interpreter (measured: p99 17.8 -> 8.4 ms)."""
 _HOLD_MOST_MS: Final = 200
+_WHY_CHARS: Final = 96
+"""Of the reason for a backend, in the journal: with all other facts it must fit a record; the log has all of it."""
 _SILENT_FRAMES: Final = 10
 """A free-running camera that misses so many frames in a row is taken for lost, after half a second at least."""
 _SILENT_LEAST_MS: Final = 500
@@ -270,8 +272,8 @@ class Station:
                 "vouched": inspection.package.vouched,
                 "threshold": recipe.threshold,
             }
-            self._log.info("recipe_ready", **facts)
-            self._outcome.note(Event(name="recipe_ready", facts=facts))
+            self._log.info(RECIPE_READY, **facts)
+            self._outcome.note(Event(name=RECIPE_READY, facts={**facts, "why": inspection.choice.why[:_WHY_CHARS]}))
         self._log.info(
             "station_started",
             recipes=len(self._recipes.all),

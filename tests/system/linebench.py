@@ -64,6 +64,10 @@ class Bench:
         self.plc.wait_done(timeout_s)
         return self.account()
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The archive's parts, in order; the daemon has ended."""
+        return archived(self.line.state_dir)
+
     def account(self) -> dict[str, Any]:
         """Stop in order and hold the witnesses against each other; the PLC has written its summary."""
         summary = self.plc.summary()

@@ -103,10 +103,18 @@ def told(name: str) -> list[dict]:
         case "state":
             return [payloads.state(online=on, reason=why, **where) for on, why in ((True, "start"), (False, "will"))]
         case "info":
-            model = Model.parse("surface@7", "ab" * 32)
+            recipe = payloads.RecipeState(
+                writer="station-top",
+                recipe="cap",
+                model="surface@7",
+                model_digest="ab" * 32,
+                backend="openvino 2026.4 CPU bf16, 1 thread",
+                why="fastest here: onnxruntime fp32 8.00 ms, openvino bf16 3.00 ms",
+                vouched="signed by quality (0123456789abcdef)",
+            )
             stations = [
-                payloads.station_info("top", camera="cam", backend="onnxruntime", run_id="00ff", model=model),
-                payloads.station_info("low", camera="cam", backend="", run_id="", model=Model.parse("")),
+                payloads.station_info("top", camera="cam", backend="onnxruntime", run_id="00ff", recipes=[recipe]),
+                payloads.station_info("low", camera="cam", backend="", run_id="", recipes=[]),
             ]
             return [payloads.info(stations, version="0.1.0", config_digest="00ff", **where)]
         case "health":
