@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import typer
 
 from edgeqc import __version__
-from edgeqc.cli import check, commissioning, config, demo, doctor, init, journal, records, run
+from edgeqc.cli import check, commissioning, config, demo, doctor, init, journal, records, run, tags
 from edgeqc.cli.console import tell
 from edgeqc.cli.exits import code_of, say
 from edgeqc.errors import EdgeqcError
@@ -43,6 +43,7 @@ def application() -> typer.Typer:
     app.command("doctor")(doctor.doctor)
     app.command("records")(records.records)
     app.command("journal")(journal.journal)
+    app.add_typer(tags.application(), name="tags")
     app.add_typer(config.application(), name="config")
     return app
 

@@ -52,8 +52,8 @@ def records(
         return
     rows = query.query(
         state_dir,
-        since_ns=_moment_ns(since),
-        until_ns=_moment_ns(until),
+        since_ns=moment_ns(since),
+        until_ns=moment_ns(until),
         station=station,
         verdict=verdict,
         cause=cause,
@@ -91,7 +91,7 @@ def _cell(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _moment_ns(text: str | None, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> int | None:
+def moment_ns(text: str | None, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> int | None:
     """UTC ns of a moment as people write it."""
     if text is None:
         return None

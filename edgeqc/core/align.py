@@ -142,6 +142,14 @@ class Aligner:
             self._next_ns += self.period_ns
             yield row
 
+    def all_rows(self, now_ns: int) -> Iterator[GridRow]:
+        """Give them as `rows`, but leave none out however long ago the last was: for recordings."""
+        step_ns = (MOST_ROWS - 1) * self.period_ns
+        if self._next_ns is not None:
+            while self._next_ns + step_ns + self._late_ns < now_ns:
+                yield from self.rows(self._next_ns + step_ns + self._late_ns)
+        yield from self.rows(now_ns)
+
     def _ready(self, due_ns: int) -> Samples:
         """Take what belongs into rows up to `due_ns` out of those that wait, in the order of time."""
         waiting = Samples(*(np.concatenate(column) for column in zip(_NOTHING, *self._pending, strict=True)))

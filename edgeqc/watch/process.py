@@ -19,15 +19,14 @@ import edgeqc
 from edgeqc import loading, logs
 from edgeqc.cores import end_with_parent
 from edgeqc.errors import EdgeqcError, JournalError
+from edgeqc.history import FOLDER
 from edgeqc.journal import JournalWriter
 from edgeqc.records import NS_PER_S, AlertChange, Event, Started
 from edgeqc.settings import Settings
 from edgeqc.shm.board import Board, Row, State
-from edgeqc.shm.tagtable import FILE_NAME, TagTable
-from edgeqc.watch.grid import Moment, TagGrid
-from edgeqc.watch.intake import TagIntake
+from edgeqc.watch.flow import TagFlow
+from edgeqc.watch.grid import Moment
 from edgeqc.watch.keeper import TagKeeper
-from edgeqc.watch.sources import SourceThread
 
 PROCESS: Final = "watch"
 TICK_S: Final = 0.25
@@ -79,41 +78,45 @@ async def run_watch(
     Alarms and changes of state go to `journal`, each row of the grid to `judge`; `beat` is called each tick. Raises
     EdgeqcError where the sources' thread ended.
     """
-    table = TagTable.create(run_dir / FILE_NAME, settings.tags)
     loop, fresh = asyncio.get_running_loop(), asyncio.Event()
 
     def wake() -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended before the sources did
             loop.call_soon_threadsafe(fresh.set)
 
-    intake = TagIntake(table, settings.tags, wake=wake)
-    grid = TagGrid(table, settings.tags, settings.grid, intake)
-    keeper = TagKeeper(table, settings.tags, intake, journal, now_ns=time.monotonic_ns())
-    sources = SourceThread(settings.tags, intake, state_dir=state_dir)
-    sources.start()
+    flow = TagFlow(
+        settings,
+        table_dir=run_dir,
+        state_dir=state_dir,
+        history_dir=state_dir / FOLDER,
+        history=settings.history,
+        wake=wake,
+    )
+    keeper = TagKeeper(flow.table, settings.tags, flow.intake, journal, now_ns=time.monotonic_ns())
     tick_s = min(TICK_S, settings.grid.period_ms / 1000)
     ticked_ns = 0
+    flow.open()
     try:
         while not stop.is_set():
             fresh.clear()
             now_ns = time.monotonic_ns()
-            grid.put(intake.drain())
-            for moment in grid.moments(now_ns):
+            for moment in flow.moments(now_ns):
                 for event in moment.changed:
                     _tell(journal, event)
                 judge(moment)
             if now_ns - ticked_ns >= TICK_S * NS_PER_S:
                 ticked_ns = now_ns
+                if flow.history is not None:
+                    keeper.history_trouble, keeper.history_lost = flow.history.trouble, flow.history.lost
                 keeper.tick(now_ns)
                 beat(keeper)
-                if not sources.alive:
-                    raise EdgeqcError(f"the thread of the tag sources ended: {sources.failed!r}")
+                if not flow.sources.alive:
+                    raise EdgeqcError(f"the thread of the tag sources ended: {flow.sources.failed!r}")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(tick_s):
                     await fresh.wait()
     finally:
-        await asyncio.to_thread(sources.stop)
-        table.close()
+        await asyncio.to_thread(flow.close)
 
 
 def _tell(journal: Callable[[AlertChange | Event], object], event: Event) -> None:

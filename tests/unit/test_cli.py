@@ -22,7 +22,7 @@ from edgeqc import __version__, loading, rights
 from edgeqc.cli import main
 from edgeqc.cli.config import schema, schema_text
 from edgeqc.cli.init import Profile
-from edgeqc.cli.records import _moment_ns
+from edgeqc.cli.records import moment_ns
 from edgeqc.journal import JournalWriter
 from edgeqc.records import Event
 from edgeqc.settings import JournalSettings
@@ -432,16 +432,16 @@ def test_journal_prints_every_record_in_order_of_time(edgeqc):
 )
 def test_moment_may_be_told_as_an_age(text, ago):
     now = datetime(2026, 11, 22, 8, tzinfo=UTC)
-    assert _moment_ns(text, lambda: now) == int((now - ago).timestamp()) * 10**9
+    assert moment_ns(text, lambda: now) == int((now - ago).timestamp()) * 10**9
 
 
 def test_moment_may_be_a_date_with_its_zone():
-    assert _moment_ns("2026-11-22T08:00:00.5+01:00") == 1_795_330_800_500_000_000
+    assert moment_ns("2026-11-22T08:00:00.5+01:00") == 1_795_330_800_500_000_000
 
 
 def test_moment_that_is_none_is_a_usage_error():
     with pytest.raises(typer.BadParameter, match="write 2026"):
-        _moment_ns("yesterday")
+        moment_ns("yesterday")
 
 
 def test_missing_rights_name_what_is_missing_and_how_to_mend_it(tmp_path):
