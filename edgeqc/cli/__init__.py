@@ -7,7 +7,22 @@ from collections.abc import Sequence
 import typer
 
 from edgeqc import __version__
-from edgeqc.cli import check, commissioning, config, demo, doctor, init, journal, records, run, tags
+from edgeqc.cli import (
+    calibrate,
+    check,
+    commissioning,
+    config,
+    demo,
+    doctor,
+    evaluate,
+    explain,
+    init,
+    journal,
+    records,
+    run,
+    tags,
+    train,
+)
 from edgeqc.cli.console import tell
 from edgeqc.cli.exits import code_of, say
 from edgeqc.errors import EdgeqcError
@@ -45,6 +60,10 @@ def application() -> typer.Typer:
     app.command("journal")(journal.journal)
     app.add_typer(tags.application(), name="tags")
     app.add_typer(config.application(), name="config")
+    app.add_typer(train.application(), name="train")
+    app.command("calibrate")(calibrate.calibrate)
+    app.add_typer(evaluate.application(), name="eval")
+    app.command("explain")(explain.explain)
     return app
 
 

@@ -8,6 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from edgeqc.settings import RegionSettings
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Side = Annotated[int, Field(ge=1, le=16_384)]
@@ -109,6 +111,8 @@ class Training(_Strict):
     minutes: float = Field(ge=0)
     images: int = Field(ge=0)
     parameters: int = Field(ge=0)
+    frame: tuple[Side, Side] | None = Field(None, description="(height, width) of the frames, in px")
+    region: RegionSettings | None = Field(None, description="how the part was found in them: the recipe says the same")
 
 
 class Figures(_Strict):
@@ -170,6 +174,15 @@ class Manifest(_Strict):
         return self
 
 
+class Promise(_Strict):
+    """With this confidence, at most this share of good parts is rejected (edgeqc.core.threshold)."""
+
+    overkill: float = Field(gt=0, lt=1)
+    confidence: float = Field(gt=0, lt=1)
+    goods: int = Field(ge=1, description="independent good parts that it rests on")
+    exceedances: int = Field(ge=0, description="how many of them are at the threshold or over it")
+
+
 class Calibration(_Strict):
     """The whole of `calibration.json`: where good ends."""
 
@@ -177,6 +190,14 @@ class Calibration(_Strict):
     map_threshold: float = Field(gt=0, lt=1, description="a cell with this much or more belongs to a defect")
     goods: int = Field(ge=0, description="good parts that the threshold was set on")
     defects: int = Field(ge=0)
+    hold_threshold: float | None = Field(
+        None, ge=0, le=1, description="a part with this score or more, under the threshold, is for a person to look at"
+    )
+    promise: Promise | None = Field(None, description="null: too few good parts for any")
+    escape_upper95: float | None = Field(None, ge=0, le=1, description="Clopper-Pearson bound of the escape")
+    backend: str = Field("", max_length=200, description="whose scores these are")
+    recipe: str = Field("", max_length=100)
+    camera: str = Field("", max_length=100)
 
 
 _INPUT_LIMIT = 16_777_216  # values; 64 MiB of float32 per slot

@@ -28,9 +28,11 @@ from edgeqc.settings import RegionMode, RegionSettings
 from edgeqc.sim.images import Labelled, read_index
 from edgeqc.sim.parts import SENSOR_SHAPE, Flaw
 from edgeqc.train.learn import Plan, count_parameters, learn
-from edgeqc.train.package import Origin, Scores, export_onnx, run_scores, write_package
+from edgeqc.train.net import SMALL, Net
+from edgeqc.train.package import Origin, Scores, export_onnx, run_scores, validated, write_package
 from edgeqc.train.progress import Told
-from edgeqc.train.samples import Batches, Raw, Sample, Task, drawn, drawn_samples, indexed, prepare
+from edgeqc.train.samples import Raw, Sample, Task, drawn, drawn_samples, indexed, prepare
+from edgeqc.train.views import Batches, Variation, Views
 
 DEMO_OUT: Final = Path(edgeqc.__file__).resolve().parents[1] / "engines" / "demo-part" / "1"
 
@@ -104,7 +106,8 @@ def _train_drawn(asked: argparse.Namespace, console: Console) -> Package:
                 sized, count=count, seed=seed, defect_ratio=_DRAWN_RATIO, workers=asked.threads, told=told.at
             )
     plan = Plan(steps=steps, minutes=asked.minutes, threads=asked.threads, seed=asked.seed)
-    batches = Batches(samples, task.spec, size=16, crop=task.input_shape, turns=True, seed=asked.seed)
+    views = Views(samples, task.spec, crop=task.input_shape, seed=asked.seed, variation=Variation(turns=True))
+    batches = Batches(views, size=16)
     model, parameters = _learn(console, batches, task, plan)
     with Told(console, "validate", held) as told:
         validation, golden = _score(model, task, drawn(task, count=held, seed=asked.seed + 2, defect_ratio=0.5), told)
@@ -127,7 +130,7 @@ def _train_drawn(asked: argparse.Namespace, console: Console) -> Package:
         task=task,
         model=model,
         origin=origin,
-        validation=validation,
+        calibration=validated(validation),
         test=test,
         golden=golden,
         key=_key(asked) if asked.out else None,
@@ -163,7 +166,7 @@ def _train_images(asked: argparse.Namespace, console: Console) -> Package:
         seed=asked.seed,
     )
     crop = min(192, *task.input_shape)
-    batches = Batches(samples, task.spec, size=12, crop=(crop, crop), turns=False, seed=asked.seed)
+    batches = Batches(Views(samples, task.spec, crop=(crop, crop), seed=asked.seed), size=12)
     model, parameters = _learn(console, batches, task, plan)
     with Told(console, "validate", len(held)) as told:
         validation, golden = _score(model, task, indexed(task, held), told)
@@ -186,7 +189,7 @@ def _train_images(asked: argparse.Namespace, console: Console) -> Package:
         task=task,
         model=model,
         origin=origin,
-        validation=validation,
+        calibration=validated(validation),
         test=test,
         golden=golden,
         key=_key(asked),
@@ -234,8 +237,8 @@ def _split(rows: list[Labelled], seed: int) -> tuple[list[Labelled], list[Labell
 
 def _learn(console: Console, batches: Batches, task: Task, plan: Plan) -> tuple[bytes, int]:
     with Told(console, "train", plan.steps) as told:
-        net = learn(batches, len(task.classes), plan, told.trained)
-    return export_onnx(net, task), count_parameters(net)
+        net = learn(lambda: Net(len(task.classes)), batches, SMALL, plan, told.trained)
+    return export_onnx(net, SMALL, task), count_parameters(net)
 
 
 def _score(model: bytes, task: Task, frames: Iterator[Raw], told: Told) -> tuple[Scores, NDArray[np.float32]]:

@@ -5,18 +5,29 @@ Dense, not depthwise: at equal time on the CPUs and GPUs that sit beside lines t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-STRIDE: Final = 8
-"""Input pixels per cell of the map."""
-DEEPEST: Final = 16
-"""Both sides of the input are multiples of this."""
-PEAK_CELLS: Final = 3
-"""The image score is the mean of this many largest cells: one cell alone is noise, and from 12 on small flaws vanish."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What the rest of training must know of a net."""
+
+    stride: int
+    """Input pixels per cell of the map."""
+    deepest: int
+    """Both sides of the input are multiples of this."""
+    peak_cells: int
+    """The image score is the mean of this many largest cells: one alone is noise, and with many small flaws vanish."""
+    full_cover: float
+    """A cell counts as wholly flawed from one over this on: a scratch is thinner than a cell."""
+
+
+SMALL: Final = Traits(stride=8, deepest=16, peak_cells=3, full_cover=6.0)
 
 
 class Net(nn.Module):
@@ -43,19 +54,20 @@ class Net(nn.Module):
 class Exported(nn.Module):
     """What goes into the package: probabilities only, and the score from the map."""
 
-    def __init__(self, net: Net) -> None:
+    def __init__(self, net: nn.Module, peak_cells: int) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.peak_cells = net, peak_cells
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`score` (1,), `map` (1, 1, h, w), `kind` (1, classes, h, w)."""
         logits = self.net(images)
-        return torch.sigmoid(image_logit(logits[:, :1])), torch.sigmoid(logits[:, :1]), logits[:, 1:].softmax(1)
+        score = torch.sigmoid(image_logit(logits[:, :1], self.peak_cells))
+        return score, torch.sigmoid(logits[:, :1]), logits[:, 1:].softmax(1)
 
 
-def image_logit(cells: torch.Tensor) -> torch.Tensor:
+def image_logit(cells: torch.Tensor, peak_cells: int) -> torch.Tensor:
     """(n, 1, h, w) map logits to (n,) image logits."""
-    return cells.flatten(1).topk(PEAK_CELLS, dim=1).values.mean(dim=1)
+    return cells.flatten(1).topk(peak_cells, dim=1).values.mean(dim=1)
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequential:

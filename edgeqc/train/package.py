@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,16 +15,19 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
+from torch import nn
 
+from edgeqc.errors import EdgeqcError
 from edgeqc.inference import writing
 from edgeqc.inference.engine import open_engine
-from edgeqc.inference.manifest import KIND, MAP, SCORE
+from edgeqc.inference.manifest import KIND, MAP, SCORE, Calibration
 from edgeqc.inference.onnxruntime import OnnxRuntimeEngine
 from edgeqc.inference.package import Package
 from edgeqc.inference.preprocess import Preprocess
 from edgeqc.inference.writing import Contents
 from edgeqc.ports import Engine
-from edgeqc.train.net import DEEPEST, Exported, Net
+from edgeqc.train.figures import image_auroc
+from edgeqc.train.net import Exported, Traits
 from edgeqc.train.samples import Raw, Task
 
 
@@ -52,12 +56,8 @@ class Scores:
     @property
     def auroc(self) -> float:
         """Chance that a bad part scores higher than a good one; ties count half."""
-        good, bad = self.score[~self.flawed], self.score[self.flawed]
-        if not len(good) or not len(bad):
-            return 0.0
-        higher = np.searchsorted(np.sort(good), bad, "left").sum()
-        equal = np.searchsorted(np.sort(good), bad, "right").sum() - higher
-        return float((higher + equal / 2) / (len(good) * len(bad)))
+        found = image_auroc(self.score[~self.flawed], self.score[self.flawed])
+        return 0.0 if math.isnan(found) else found
 
     def escapes(self, threshold: float) -> int:
         """Bad parts that would pass."""
@@ -68,16 +68,16 @@ class Scores:
         return int((self.score[~self.flawed] >= threshold).sum())
 
 
-def export_onnx(net: Net, task: Task) -> bytes:
+def export_onnx(net: nn.Module, traits: Traits, task: Task) -> bytes:
     """The ONNX file: static shapes, batch normalising folded in, all weights inside."""
     height, width = task.input_shape
-    if height % DEEPEST or width % DEEPEST:
-        raise ValueError(f"input shape {task.input_shape} is no multiple of {DEEPEST}")
+    if height % traits.deepest or width % traits.deepest:
+        raise ValueError(f"input shape {task.input_shape} is no multiple of {traits.deepest}")
     buffer = BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the other exporter needs a package more
+        warnings.simplefilter("ignore")  # it is deprecated, but the other exporter needs a package more
         torch.onnx.export(
-            Exported(net).eval(),
+            Exported(net, traits.peak_cells).eval(),
             (torch.zeros(1, 1, height, width),),
             buffer,  # type: ignore[arg-type, unused-ignore]
             input_names=[task.spec.input],
@@ -139,13 +139,16 @@ def write_package(
     task: Task,
     model: bytes,
     origin: Origin,
-    validation: Scores,
+    calibration: Calibration,
     test: Scores,
     golden: NDArray[np.float32],
     key: Ed25519PrivateKey | None,
 ) -> Package:
-    """Write all files, sign them, open the package as the daemon would, and return it."""
-    threshold = round(best_threshold(validation), 4)
+    """Write all files, sign them, open the package as the daemon would, and return it.
+
+    Whatever goes wrong before, the disk that is full included, an earlier package in `folder` stays as it is.
+    """
+    threshold = calibration.threshold
     engine = OnnxRuntimeEngine(model)
     arrays = {f"input.{task.spec.input}": golden}
     for name, values in _outputs(engine, task, golden).items():
@@ -167,6 +170,8 @@ def write_package(
             "minutes": round(origin.minutes, 1),
             "images": origin.images,
             "parameters": origin.parameters,
+            "frame": list(task.frame_shape),
+            "region": task.region.model_dump(mode="json"),
         },
         "figures": {
             "data": "images that took no part in training or in setting the threshold",
@@ -177,16 +182,39 @@ def write_package(
             "overkills": test.overkills(threshold),
         },
     }
-    calibration = {
-        "threshold": threshold,
-        "map_threshold": min(0.5, threshold),  # so that a rejected part always has a place to point at
-        "goods": int((~validation.flawed).sum()),
-        "defects": int(validation.flawed.sum()),
-    }
-    contents = Contents(manifest=manifest, model=model, calibration=calibration, golden=arrays)
+    contents = Contents(manifest=manifest, model=model, calibration=said(calibration), golden=arrays)
     package = writing.write_package(folder, contents, key=key)
     open_engine(package).close()
     return package
+
+
+def said(calibration: Calibration) -> dict[str, Any]:
+    """A calibration as its file has it: what is not said is left out."""
+    return calibration.model_dump(mode="json", exclude_none=True)
+
+
+def validated(validation: Scores) -> Calibration:
+    """A threshold from pictures that were held back, without a promise."""
+    threshold = round(best_threshold(validation), 4)
+    return Calibration(
+        threshold=threshold,
+        map_threshold=min(0.5, threshold),  # so that a rejected part always has a place to point at
+        goods=int((~validation.flawed).sum()),
+        defects=int(validation.flawed.sum()),
+    )
+
+
+def golden_of(task: Task, frames: Iterator[Raw]) -> NDArray[np.float32]:
+    """Frames as the engine's inputs, for the golden vectors."""
+    preprocess = Preprocess(task.spec, task.input_shape, task.frame_shape, task.region)
+    cases = []
+    for frame in frames:
+        image = np.zeros((1, 1, *task.input_shape), np.float32)
+        if preprocess.into(frame.pixels, image).found:
+            cases.append(image)
+    if not cases:
+        raise EdgeqcError("no part is found in any picture; is --region right?")
+    return np.stack(cases)
 
 
 _OPSET: Final = 17

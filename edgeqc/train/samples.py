@@ -1,4 +1,4 @@
-"""What is learned from: prepared images with masks, drawn or from an indexed folder, and how they are varied."""
+"""What is learned from: prepared images with masks, drawn or from an indexed folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Final
 
 import cv2
 import numpy as np
@@ -40,6 +39,10 @@ class Raw:
     mask: NDArray[np.uint8]
     kind: int
     """Index into the task's classes; -1 = good."""
+    group: str = ""
+    """Pictures of one part, tray or shift share it."""
+    masked: bool = True
+    """False: bad somewhere, but nobody marked where."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,6 +58,8 @@ class Sample:
     area: tuple[slice, slice]
     """Where the region lies in `levels`."""
     kind: int
+    group: str = ""
+    masked: bool = True
 
 
 def drawn(task: Task, *, count: int, seed: int, defect_ratio: float, first: int = 0) -> Iterator[Raw]:
@@ -89,13 +94,14 @@ def drawn_samples(
     return list(chain.from_iterable(samples))
 
 
-def prepare(task: Task, frames: Iterator[Raw]) -> list[Sample]:
+def prepare(task: Task, frames: Iterator[Raw], told: Callable[[int], None] = lambda _count: None) -> list[Sample]:
     """Run frames through the line's own preprocessing, short of its normalising. Frames without a part are left out."""
     plain = task.spec.model_copy(update={"normalise": Normalise.LINEAR, "gain": 1.0, "offset": 0.0})
     preprocess = Preprocess(plain, task.input_shape, task.frame_shape, task.region)
     target = np.zeros((1, 1, *task.input_shape), np.float32)
     samples = []
-    for frame in frames:
+    for count, frame in enumerate(frames, 1):
+        told(count)
         placement = preprocess.into(frame.pixels, target)
         if not placement.found:
             continue
@@ -107,91 +113,18 @@ def prepare(task: Task, frames: Iterator[Raw]) -> list[Sample]:
             region = frame.mask[y : y + placement.height_px, x : x + placement.width_px]
             mask[area] = cv2.resize(region, (placement.width, placement.height), interpolation=cv2.INTER_AREA)
         mean = max(1.0, float(levels[area].mean()))
-        samples.append(Sample(levels=levels, mask=mask, mean=mean, area=area, kind=frame.kind))
+        samples.append(
+            Sample(
+                levels=levels,
+                mask=mask,
+                mean=mean,
+                area=area,
+                kind=frame.kind,
+                group=frame.group,
+                masked=frame.masked,
+            )
+        )
     return samples
-
-
-class Batches:
-    """Endless varied batches, half of them with a flaw, kinds in equal shares. Deterministic for a seed."""
-
-    def __init__(
-        self, samples: list[Sample], spec: Preprocessing, *, size: int, crop: tuple[int, int], turns: bool, seed: int
-    ) -> None:
-        """`crop` (h, w) is cut out of each sample; `turns` allows quarter turns beside mirroring."""
-        self._rng = np.random.default_rng(seed)
-        self._spec, self._size, self._crop, self._turns = spec, size, crop, turns
-        kinds = sorted({sample.kind for sample in samples})
-        self._goods = [sample for sample in samples if sample.kind < 0]
-        self._flawed = [[s for s in samples if s.kind == kind] for kind in kinds if kind >= 0]
-
-    def next(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """Images (n, 1, h, w), masks (n, 1, h, w) in 0..1, kinds (n,)."""
-        drawn = [self._one(index % 2 == 0) for index in range(self._size)]
-        images, masks, kinds = zip(*drawn, strict=True)
-        return np.stack(images)[:, None], np.stack(masks)[:, None], np.array(kinds, np.int64)
-
-    def _one(self, flawed: bool) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-        rng = self._rng
-        pool = self._flawed[int(rng.integers(len(self._flawed)))] if flawed else self._goods
-        sample = pool[int(rng.integers(len(pool)))]
-        rows, columns = self._crop
-        matrix = self._view(sample)
-        fill = round(sample.mean) if self._spec.fill == "mean" else self._spec.fill
-        levels = cv2.warpAffine(sample.levels, matrix, (columns, rows), borderValue=(float(fill),))
-        mask = cv2.warpAffine(sample.mask, matrix, (columns, rows)).astype(np.float32) / 255
-        image = np.maximum(levels, np.float32(1)) / np.float32(sample.mean)  # 0 to a power has no slope
-        image = image ** np.float32(rng.uniform(*_GAMMA)) * np.float32(rng.uniform(*_GAIN))
-        across = np.linspace(-1, 1, columns, dtype=np.float32) * np.float32(rng.uniform(-_SLOPE, _SLOPE))
-        down = np.linspace(-1, 1, rows, dtype=np.float32) * np.float32(rng.uniform(-_SLOPE, _SLOPE))
-        image *= 1 + across[None] + down[:, None]
-        if rng.random() < _BLURRED:
-            image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.8)).astype(np.float32)
-        image += rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, _NOISE))
-        image = image * np.float32(self._spec.gain) + np.float32(self._spec.offset)
-        if self._turns and rows == columns and rng.random() < _HALF:
-            image, mask = np.ascontiguousarray(image.T), np.ascontiguousarray(mask.T)
-        return np.asarray(image, np.float32), np.asarray(mask, np.float32), sample.kind
-
-    def _view(self, sample: Sample) -> NDArray[np.float64]:
-        """A mirrored, slightly shifted and scaled view; on the flaw more often than not where the crop is smaller."""
-        rng = self._rng
-        rows, columns = self._crop
-        scale = rng.uniform(*_SCALE)
-        down, right = sample.area
-        y, x = (down.start + down.stop) / 2 + rng.uniform(-6, 6), (right.start + right.stop) / 2 + rng.uniform(-6, 6)
-        height, width = sample.levels.shape
-        if (rows, columns) != (height, width) and rng.random() < _ANYWHERE:
-            y, x = rng.uniform(0, height), rng.uniform(0, width)  # the net must have seen what surrounds a region
-        elif (rows, columns) != (height, width):
-            y, x = rng.uniform(down.start, down.stop), rng.uniform(right.start, right.stop)
-            bad_y, bad_x = np.nonzero(sample.mask > _MARKED)
-            if len(bad_x) and rng.random() < _ON_FLAW:
-                pick = int(rng.integers(len(bad_x)))
-                y, x = bad_y[pick], bad_x[pick]
-            # Good and bad alike from here on: were only flaws moved off the middle, edges would tell them apart.
-            y = _within(y + rng.uniform(-0.4, 0.4) * rows, down, rows)
-            x = _within(x + rng.uniform(-0.4, 0.4) * columns, right, columns)
-        across = scale if rng.random() < _HALF else -scale
-        along = scale if rng.random() < _HALF else -scale
-        return np.array([[across, 0, columns / 2 - across * x], [0, along, rows / 2 - along * y]])
-
-
-_GAMMA: Final = (0.85, 1.2)
-_GAIN: Final = (0.93, 1.07)
-_SLOPE: Final = 0.08
-_BLURRED: Final = 0.25
-_NOISE: Final = 0.04
-_SCALE: Final = (0.94, 1.06)
-_HALF: Final = 0.5
-_ON_FLAW: Final = 0.85
-_ANYWHERE: Final = 0.3  # share of crops that lie anywhere, padding included
-_MARKED: Final = 90  # of 255: a mask pixel that a crop may be centred on
-
-
-def _within(middle: float, side: slice, crop: int) -> float:
-    """Move the middle of a crop so that it holds as much of the region as it can."""
-    half = min(crop, side.stop - side.start) / 2
-    return float(min(max(middle, side.start + half), side.stop - half))
 
 
 def _area(placement: Placement) -> tuple[slice, slice]:

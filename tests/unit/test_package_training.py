@@ -14,8 +14,10 @@ from edgeqc.inference.package import check_golden, load_package
 from edgeqc.sim.parts import draw_set
 from edgeqc.train.__main__ import _DRAWN_TASK, DEMO_OUT, main
 from edgeqc.train.learn import Plan, learn
+from edgeqc.train.net import SMALL, Net
 from edgeqc.train.package import Scores, best_threshold
-from edgeqc.train.samples import Batches, drawn, prepare
+from edgeqc.train.samples import drawn, prepare
+from edgeqc.train.views import Batches, Variation, Views
 
 
 def _checked(folder):
@@ -98,8 +100,9 @@ def test_auroc_counts_ties_half():
 def test_same_seed_trains_the_same_network():
     def weights():
         samples = prepare(_DRAWN_TASK, drawn(_DRAWN_TASK, count=12, seed=4, defect_ratio=0.5))
-        batches = Batches(samples, _DRAWN_TASK.spec, size=4, crop=(128, 128), turns=True, seed=4)
-        net = learn(batches, 4, Plan(steps=2, minutes=None, seed=4), lambda *_told: None)
+        views = Views(samples, _DRAWN_TASK.spec, crop=(128, 128), seed=4, variation=Variation(turns=True))
+        batches = Batches(views, size=4)
+        net = learn(lambda: Net(4), batches, SMALL, Plan(steps=2, seed=4), lambda *_told: None)
         return [value.numpy() for value in net.state_dict().values()]
 
     for one, two in zip(weights(), weights(), strict=True):
@@ -108,8 +111,9 @@ def test_same_seed_trains_the_same_network():
 
 def test_training_ends_at_its_minutes():
     samples = prepare(_DRAWN_TASK, drawn(_DRAWN_TASK, count=8, seed=5, defect_ratio=0.5))
-    batches = Batches(samples, _DRAWN_TASK.spec, size=4, crop=(64, 64), turns=True, seed=5)
+    batches = Batches(Views(samples, _DRAWN_TASK.spec, crop=(64, 64), seed=5), size=4)
     steps = []
-    learn(batches, 4, Plan(steps=1_000_000, minutes=0.02), lambda step, done, _loss: steps.append((step, done)))
+    plan = Plan(steps=1_000_000, minutes=0.02)
+    learn(lambda: Net(4), batches, SMALL, plan, lambda step, done, _loss: steps.append((step, done)))
     assert steps[-1][1] == 1
     assert len(steps) < 10_000

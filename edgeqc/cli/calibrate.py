@@ -1,0 +1,111 @@
+"""`edgeqc calibrate`: a threshold that keeps its promise, from scores of the engine that will run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeqc.cli.console import talk
+from edgeqc.cli.exits import Exit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgeqc.inference.manifest import Calibration
+    from edgeqc.train.examine import Finding
+
+
+def calibrate(  # noqa: PLR0917 - each is a switch of the command
+    engine: Annotated[Path, typer.Option(help="Folder of the package.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Pictures that took no part in training; forms as of `edgeqc train vision`.")
+    ] = None,
+    scores: Annotated[
+        Path | None, typer.Option(help="scores.csv (path, label, group, score) instead, e.g. of cross-validation.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which of the data's splits; '' for all.")] = "",
+    overkill: Annotated[float, typer.Option(help="At most this share of good parts may be rejected ...")] = 0.02,
+    confidence: Annotated[float, typer.Option(help="... in this share of all calibrations.")] = 0.95,
+    hold: Annotated[float, typer.Option(help="Share of good parts that may lie in the hold band or over it.")] = 0.1,
+    backend: Annotated[str, typer.Option(help="The backend that will run.")] = "onnxruntime",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8, as it will run.")] = "fp32",
+    recipe: Annotated[str, typer.Option(help="Which recipe it is for; noted.")] = "",
+    camera: Annotated[str, typer.Option(help="Which camera it is for; noted.")] = "",
+    threads: Annotated[int, typer.Option(min=1, max=64)] = 2,
+    out: Annotated[Path | None, typer.Option(help="Write a copy of the package instead, e.g. for one camera.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Private key that signs it; default: this box's own.")] = None,
+    without_promise: Annotated[
+        bool, typer.Option("--without-promise", help="Take the plain quantile where a promise cannot be made.")
+    ] = False,
+) -> None:
+    """Set the package's threshold so that its overkill keeps to a promise, or say how many good parts are missing.
+
+    Pictures of one group count as one part. Exit code 6 where the promise cannot be made; the package is as it was.
+    """
+    from rich.console import Console  # noqa: PLC0415 - heavy
+
+    from edgeqc.cli.train import signing_key  # noqa: PLC0415
+    from edgeqc.train.calibrate import Rule, calibrated, promise_of, read_scores, readings_of  # noqa: PLC0415 - heavy
+    from edgeqc.train.figures import best_map_threshold  # noqa: PLC0415 - heavy
+    from edgeqc.train.progress import Told  # noqa: PLC0415 - heavy
+    from edgeqc.train.runs import as_run, look, recalibrated, score_set, task_of  # noqa: PLC0415 - heavy
+
+    if (data is None) == (scores is None):
+        raise typer.BadParameter("name either --data or --scores", param_hint="--data")
+    if not 0 < overkill < 1 or not 0 < confidence < 1:
+        raise typer.BadParameter("--overkill and --confidence lie between 0 and 1", param_hint="--overkill")
+    rule = Rule(overkill=overkill, confidence=confidence, hold=hold, recipe=recipe, camera=camera)
+    run = as_run(engine, backend=backend, precision=precision)
+    if scores is not None:
+        readings, map_threshold = read_scores(scores), run.package.calibration.map_threshold
+    else:
+        assert data is not None  # noqa: S101 - asked above
+        with Told(Console(stderr=True), "look", 0) as seen:
+            examined = look(data, split, seen.at)
+        tell_findings(examined.findings)
+        task = task_of(run.package, examined.sizes)
+        with Told(Console(stderr=True), "score", len(examined.pictures)) as seen:
+            scored = score_set(run, examined.pictures, task, threads=threads, told=seen.at)
+        readings = readings_of(scored)
+        map_threshold = best_map_threshold(scored, run.package.calibration.map_threshold)
+    refused = promise_of(readings, rule)
+    if refused and not without_promise:
+        talk(f"not armed: {refused}", style="bold red")
+        raise typer.Exit(Exit.GATE)
+    calibration = calibrated(readings, rule, map_threshold=map_threshold, backend=run.label)
+    package = recalibrated(run, calibration, out=out or engine, key=signing_key(key))
+    talk(f"{package.folder}: {told(calibration)}")
+
+
+def tell_findings(findings: Sequence[Finding]) -> None:
+    """Each picture that is left out, and how many have a note."""
+    for finding in findings:
+        if finding.left_out:
+            talk(f"left out: {finding.path}: {finding.what}", style="yellow")
+    notes = [finding for finding in findings if not finding.left_out]
+    for finding in notes[:5]:
+        talk(f"note: {finding.path}: {finding.what}")
+    if len(notes) > 5:  # noqa: PLR2004
+        talk(f"... and {len(notes) - 5} more notes; edgeqc train vision --check lists all")
+
+
+def told(calibration: Calibration) -> str:
+    """A calibration in words."""
+    promise = calibration.promise
+    words = [
+        f"threshold {calibration.threshold:.4f}, on {calibration.goods} good and {calibration.defects} bad pictures"
+    ]
+    if calibration.hold_threshold is not None:
+        words.append(f"held from {calibration.hold_threshold:.4f} on")
+    if promise is not None:
+        words.append(
+            f"overkill at most {promise.overkill:.3g} with {promise.confidence:.0%} confidence "
+            f"({promise.exceedances} of {promise.goods} independent good parts are over it)"
+        )
+    else:
+        words.append("no promise on overkill: too few independent good parts")
+    if calibration.escape_upper95 is not None:
+        words.append(f"escape at most {calibration.escape_upper95:.3g} (95 % bound, for defects like these)")
+    return "; ".join(words)

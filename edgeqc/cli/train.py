@@ -1,0 +1,127 @@
+"""`edgeqc train vision`: from labelled pictures to a signed package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgeqc.cli.console import talk
+from edgeqc.errors import EdgeqcError
+from edgeqc.settings.recipe import RegionMode
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from edgeqc.inference.package import Package
+
+
+def vision(  # noqa: PLR0917 - each is a switch of the command
+    data: Annotated[
+        Path,
+        typer.Option(help="Folder of one folder per class, or with index.csv, COCO or Pascal VOC; or such a file."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder of the package, e.g. engines/housing/3.")] = None,
+    name: Annotated[str | None, typer.Option(help="Default: the data's folder.")] = None,
+    version: Annotated[str, typer.Option()] = "1",
+    work: Annotated[
+        Path | None, typer.Option(help="Features, checkpoints, findings, scores; resumed. Default: OUT.work")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Look through the pictures and stop.")] = False,
+    group_by: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Pictures with the same match in their path stay together.")
+    ] = None,
+    one_class: Annotated[bool, typer.Option("--one-class", help="Learn from the good parts alone.")] = False,
+    region: Annotated[
+        RegionMode | None, typer.Option(help="Default: full; locate where the pictures are of several sizes.")
+    ] = None,
+    contrast: Annotated[int, typer.Option(help="Of --region locate: grey levels between part and background.")] = 24,
+    side: Annotated[int, typer.Option(metavar="PX", min=64, max=2048, help="Longest side that the net sees.")] = 448,
+    overkill: Annotated[float, typer.Option(help="Share of good parts that may be rejected.")] = 0.02,
+    steps: Annotated[int, typer.Option(min=1, help="Batches of 16.")] = 900,
+    views: Annotated[int, typer.Option(min=32, help="Varied crops to learn from; 200 KB of disk each.")] = 4800,
+    folds: Annotated[
+        int, typer.Option(min=0, max=20, help="Of the cross-validation that the threshold is from; 0: one held back.")
+    ] = 5,
+    seed: Annotated[int, typer.Option()] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=64)] = 2,
+    key: Annotated[Path | None, typer.Option(help="Private key that signs it; default: this box's own.")] = None,
+) -> None:
+    """Train a defect map on pictures of good and bad parts, calibrate it, test it, and write a signed package.
+
+    Start with 20 good pictures (and no bad ones: --one-class) to try it out; 149 good parts are needed to promise 2 %
+    overkill, 299 for 1 %. Give each bad part its mask or box where you can: that helps more than more pictures.
+    """
+    from rich.console import Console  # noqa: PLC0415 - heavy
+
+    from edgeqc.settings.recipe import RegionSettings  # noqa: PLC0415
+    from edgeqc.train.calibrate import Rule  # noqa: PLC0415 - heavy
+
+    if not check and out is None:
+        raise typer.BadParameter("is needed, or --check", param_hint="--out")
+    target = out or Path(".train") / data.stem / version
+    try:
+        from edgeqc.train.vision import Job, look_through, train_vision  # noqa: PLC0415 - torch
+    except ImportError as exc:
+        raise EdgeqcError(f"training needs the train extra: pip install 'edgeqc[train]' ({exc})") from exc
+    job = Job(
+        data=data,
+        out=target,
+        work=work or target.with_name(f"{target.name}.work"),
+        name=_word(name or data.resolve().stem),
+        version=version,
+        group_by=group_by,
+        one_class=one_class,
+        long_side_px=side,
+        region=RegionSettings(mode=region, contrast=contrast) if region is not None else None,
+        views=views,
+        steps=steps,
+        folds=folds,
+        rule=Rule(overkill=overkill),
+        seed=seed,
+        threads=threads,
+        key=None if check else signing_key(key),
+    )
+    console = Console(stderr=True)
+    if check:
+        found = look_through(job, console)
+        talk(f"{len(found.pictures)} pictures can be used.")
+        return
+    _tell(train_vision(job, console))
+
+
+def application() -> typer.Typer:
+    """`edgeqc train ...`."""
+    app = typer.Typer(help="Make a model package from your own data.", no_args_is_help=True)
+    app.command("vision")(vision)
+    app.callback()(lambda: None)  # one command alone would become the group itself
+    return app
+
+
+def signing_key(file: Path | None) -> Ed25519PrivateKey:
+    """The key named, or this box's own in its state directory."""
+    from edgeqc.inference.signature import load_key, local_key  # noqa: PLC0415 - heavy
+    from edgeqc.loading import default_paths  # noqa: PLC0415 - heavy
+
+    return load_key(file) if file is not None else local_key(default_paths()[0] / "keys")
+
+
+def _word(text: str) -> str:
+    import re  # noqa: PLC0415
+
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._") or "parts"
+
+
+def _tell(package: Package) -> None:
+    from edgeqc.cli.calibrate import told  # noqa: PLC0415
+
+    figures, training = package.manifest.figures, package.manifest.training
+    talk(
+        f"{package.folder}: {package.name}, {len(package.model) / 1e6:.1f} MB\n"
+        f"test: AUROC {figures.auroc:.4f}, {figures.escapes} of {figures.defects} bad parts pass, "
+        f"{figures.overkills} of {figures.goods} good parts are rejected\n{told(package.calibration)}"
+    )
+    if training.region is not None and training.region.mode is not RegionMode.FULL:
+        talk(f"In the recipe: region: {{mode: {training.region.mode}, contrast: {training.region.contrast}}}")
+    talk(f"Next: edgeqc eval vision --data DATA --engine {package.folder} --report report.json")

@@ -1,0 +1,146 @@
+"""From scores to a calibration: threshold with a promise on overkill, hold band, and what is known of the escape."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edgeqc.core.threshold import (
+    CONFIDENCE,
+    allowed_exceedances,
+    least_goods,
+    promised_overkill,
+    threshold_of,
+    upper_bound,
+)
+from edgeqc.errors import EdgeqcError
+from edgeqc.inference.manifest import Calibration, Promise
+from edgeqc.train.dataset import GOOD_LABELS
+from edgeqc.train.scoring import Scored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What the line asks of a threshold."""
+
+    overkill: float = 0.02
+    """At most this share of good parts may be rejected."""
+    confidence: float = CONFIDENCE
+    hold: float = 0.1
+    """About this share of good parts may lie at or over the lower limit, from which on a part is held for a person."""
+    recipe: str = ""
+    camera: str = ""
+    """Which recipe and camera the scores are of; "" = not said."""
+
+    def outlook(self, goods: int) -> str:
+        """One sentence on what so many independent good parts can promise."""
+        need = least_goods(self.overkill, self.confidence)
+        if goods >= need:
+            return f"They can promise {self.overkill:.3g} overkill with {self.confidence:.0%} confidence."
+        best = promised_overkill(goods, self.confidence)
+        return (
+            f"{need - goods} more groups of good parts are needed to promise {self.overkill:.3g} overkill with "
+            f"{self.confidence:.0%} confidence; these can promise {best:.3g} at best."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """One picture's score and truth."""
+
+    score: float
+    is_defect: bool
+    group: str
+    """Pictures of one group are not independent; the promise counts groups."""
+
+
+def readings_of(scored: Iterable[Scored]) -> list[Reading]:
+    """Of pictures that were just scored."""
+    return [
+        Reading(score=one.score, is_defect=one.picture.is_defect, group=one.picture.group or str(one.picture.path))
+        for one in scored
+    ]
+
+
+def read_scores(file: Path) -> list[Reading]:
+    """Of a scores.csv (path, label, group, score). EdgeqcError names the line."""
+    readings = []
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            for line, row in enumerate(csv.DictReader(stream), 2):
+                score = float(row["score"])
+                if not 0 <= score <= 1:
+                    raise EdgeqcError(f"{file}:{line}: score {score} is not in 0..1")
+                label = row["label"].strip().lower()
+                group = row.get("group") or row["path"]
+                readings.append(Reading(score=score, is_defect=label not in GOOD_LABELS, group=group))
+    except (OSError, KeyError, TypeError, ValueError) as exc:
+        raise EdgeqcError(f"{file}: {type(exc).__name__}: {exc}; needs path, label, group, score") from exc
+    return readings
+
+
+def promise_of(readings: Sequence[Reading], rule: Rule) -> str:
+    """What is missing for the promise; empty where these readings can carry it."""
+    goods = len(worst_of_groups(readings))
+    return rule.outlook(goods) if allowed_exceedances(goods, rule.overkill, rule.confidence) < 0 else ""
+
+
+def calibrated(readings: Sequence[Reading], rule: Rule, *, map_threshold: float, backend: str) -> Calibration:
+    """The calibration these scores support; its `promise` is None where there are too few good parts for one.
+
+    A group counts as one good part with the highest score of its pictures: what holds for "no picture of the group is
+    rejected" holds the more for one picture. Without a promise the threshold is the plain quantile of good pictures.
+    """
+    goods = sorted(reading.score for reading in readings if not reading.is_defect)
+    bads = sorted(reading.score for reading in readings if reading.is_defect)
+    if not goods:
+        raise EdgeqcError("no good picture to calibrate on")
+    worst = worst_of_groups(readings)
+    allowed = allowed_exceedances(len(worst), rule.overkill, rule.confidence)
+    promise = None
+    if allowed >= 0:
+        threshold = threshold_of(worst, allowed)
+        promise = Promise(overkill=rule.overkill, confidence=rule.confidence, goods=len(worst), exceedances=allowed)
+    else:
+        threshold = threshold_of(goods, min(len(goods) - 1, int(rule.overkill * len(goods))))
+    threshold = _between(min(1.0, threshold), bads)
+    hold = min(threshold, threshold_of(goods, min(len(goods) - 1, int(rule.hold * len(goods)))))
+    escaped = sum(score < threshold for score in bads)
+    return Calibration(
+        threshold=threshold,
+        map_threshold=map_threshold,
+        goods=len(goods),
+        defects=len(bads),
+        hold_threshold=hold,
+        promise=promise,
+        escape_upper95=upper_bound(escaped, len(bads)) if bads else None,
+        backend=backend,
+        recipe=rule.recipe,
+        camera=rule.camera,
+    )
+
+
+def worst_of_groups(readings: Iterable[Reading]) -> list[float]:
+    """The highest score of each group of good pictures."""
+    worst: dict[str, float] = {}
+    for reading in readings:
+        if not reading.is_defect:
+            worst[reading.group] = max(worst.get(reading.group, 0.0), reading.score)
+    return sorted(worst.values())
+
+
+_EDGE: Final = 1e-6
+
+
+def _between(threshold: float, bads: Sequence[float]) -> float:
+    """Half way, in logits, to the next bad part: no more escapes here, and less overkill than promised."""
+    above = [score for score in bads if score >= threshold]
+    if not above or above[0] <= threshold:
+        return threshold
+    low, high = (min(max(value, _EDGE), 1 - _EDGE) for value in (threshold, above[0]))
+    middle = (math.log(low / (1 - low)) + math.log(high / (1 - high))) / 2
+    return min(above[0], max(threshold, 1 / (1 + math.exp(-middle))))

