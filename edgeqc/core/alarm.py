@@ -49,6 +49,27 @@ class AlarmEvent(StrEnum):
     RETURN = "return"
 
 
+class Verb(StrEnum):
+    """What a person may do to an alarm."""
+
+    ACK = "ack"
+    SHELVE = "shelve"
+    UNSHELVE = "unshelve"
+    REMOVE = "remove"
+    """Take it out of service."""
+    RETURN = "return"
+    """Take it into service again."""
+
+
+EVENT_OF: Final[dict[Verb, AlarmEvent]] = {
+    Verb.ACK: AlarmEvent.ACK,
+    Verb.SHELVE: AlarmEvent.SHELVE,
+    Verb.UNSHELVE: AlarmEvent.UNSHELVE,
+    Verb.REMOVE: AlarmEvent.REMOVE,
+    Verb.RETURN: AlarmEvent.RETURN,
+}
+
+
 class IllegalMoveError(EdgeqcError):
     """This cannot happen to an alarm in this state."""
 

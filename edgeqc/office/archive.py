@@ -19,7 +19,7 @@ from typing import Final
 import structlog
 
 from edgeqc.office import tables
-from edgeqc.office.books import Books, Command, ImagesGone, ImageStored, Noted, Refused, Settled, Tailed, Tally
+from edgeqc.office.books import Asked, Books, Command, ImagesGone, ImageStored, Noted, Refused, Settled, Tailed, Tally
 from edgeqc.office.intake import Intake, Outcome
 from edgeqc.office.view import ArchiveView
 from edgeqc.records import NS_PER_S
@@ -112,7 +112,7 @@ class Archive:
         self._commands.put((view, batch))
         return True
 
-    def put(self, command: Settled | Refused | ImageStored | ImagesGone | Noted) -> None:
+    def put(self, command: Settled | Refused | ImageStored | ImagesGone | Noted | Asked) -> None:
         """Queue what its source keeps within bounds: messages in flight, queued images, own news."""
         ids = _ended(command)
         if ids:
@@ -207,7 +207,7 @@ class Archive:
             through_ns = self.caught_up_ns
             if not self._commands.empty() or not intake.waiting:
                 through_ns = 0
-            if batch or through_ns or self._tidy_due():
+            if batch or through_ns or self._tidy_due() or intake.alarms.due(time.time_ns()):
                 self._commit(books, batch, through_ns)
             self._busy = False
 
@@ -223,7 +223,7 @@ class Archive:
             self._busy = True
             if not batch:
                 until_s = time.monotonic() + (0.0 if self._stopping.is_set() else _LINGER_S)
-            if view is self.view or isinstance(command, Noted):
+            if view is self.view or isinstance(command, Noted | Asked):
                 batch.append(command)
             elif isinstance(command, Tailed):
                 self._room.release()
@@ -260,6 +260,8 @@ class Archive:
             books.apply(command, outcome)
         if through_ns:
             books.intake.expire(outcome, now_ns=through_ns)
+        if books.intake.alarms.due(time.time_ns()):
+            books.intake.follow_up(outcome, wall_ns=time.time_ns(), mono_ns=time.monotonic_ns())
         books.keep_budget(outcome)
         if self._tidy_due():
             self._tidy(books)
@@ -273,6 +275,8 @@ class Archive:
             self._settling.difference_update(ids)
         self.commits += 1
         self._tell(None)
+        for answer, said in outcome.answers:
+            answer.set_result(said)
         for line in outcome.refused:
             self._log.error("journal_entry_refused", entry=line)
         self._on_commit(outcome, [command for command in batch if isinstance(command, Tailed)])

@@ -6,11 +6,13 @@ import contextlib
 import json
 import sqlite3
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from edgeqc.journal import Cursor, Entry
+from edgeqc.office.alarms import AlarmCommand
 from edgeqc.office.intake import Intake, Outcome
 from edgeqc.records import NS_PER_S, AlertChange, Event
 
@@ -74,7 +76,16 @@ class Noted:
     mono_ns: int
 
 
-Command = Tailed | Settled | Refused | ImageStored | ImagesGone | Noted
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a person asks of an alarm."""
+
+    command: AlarmCommand
+    answer: Future[dict[str, Any]]
+    """Set once it is on the disk: status, and data or error."""
+
+
+Command = Tailed | Settled | Refused | ImageStored | ImagesGone | Noted | Asked
 
 
 @dataclass(slots=True, kw_only=True)
@@ -144,6 +155,10 @@ class Books:
                 self._database.executemany("DELETE FROM images WHERE path=?", [(path,) for path in command.paths])
             case Noted():
                 self.intake.note(command.body, outcome, wall_ns=command.wall_ns, mono_ns=command.mono_ns)
+            case Asked():
+                self.intake.obey(
+                    command.command, command.answer, outcome, wall_ns=time.time_ns(), mono_ns=time.monotonic_ns()
+                )
 
     def keep_budget(self, outcome: Outcome) -> None:
         """Count what the transaction posted; beyond the budget the oldest goes, alerts last."""

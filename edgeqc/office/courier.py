@@ -32,6 +32,10 @@ class Message:
     payload: bytes
     qos: int = 1
     retain: bool = True
+    reply_to: str | None = None
+    """Whole topic that it goes to instead, where whoever asked named one."""
+    correlation: bytes | None = None
+    """By which whoever asked knows the answer."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -162,7 +166,7 @@ class Courier:
         while len(self._sent) < self._connection.inflight:
             if self._first:
                 message = self._first.popleft()
-                self._send(message.topic, message.payload, qos=1, retain=message.retain)
+                self._send(message.topic, message.payload, qos=1, retain=message.retain, message=message)
                 continue
             row = self._next_row()
             if row is None:
@@ -209,18 +213,29 @@ class Courier:
         self._send(row.topic, payloads.replayed(row.payload), qos=1, retain=False, row=row.id)
 
     def _send(
-        self, topic: str, payload: bytes, *, qos: int, retain: bool, expiry_s: int | None = None, row: int = 0
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int,
+        retain: bool,
+        expiry_s: int | None = None,
+        row: int = 0,
+        message: Message | None = None,
     ) -> None:
         refusal = self._barred(topic)
         if refusal is not None:
             self._refuse(row, topic, refusal)
             return
-        full = f"{self._prefix}/{topic}"
+        full = message.reply_to if message is not None and message.reply_to else f"{self._prefix}/{topic}"
+        correlation = message.correlation if message is not None else None
         if len(full) + len(payload) + _OVERHEAD_BYTES > self._connection.packet_bytes:
             self._refuse(row, topic, f"larger than the {self._connection.packet_bytes} bytes that the broker takes")
             return
         try:
-            mid = self._connection.publish(full, payload, qos=qos, retain=retain, expiry_s=expiry_s)
+            mid = self._connection.publish(
+                full, payload, qos=qos, retain=retain, expiry_s=expiry_s, correlation=correlation
+            )
         except PeerError as fault:
             self._refuse(row, topic, fault.reason)
             return

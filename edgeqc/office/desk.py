@@ -15,6 +15,7 @@ from edgeqc.journal import Cursor, mark_archived
 from edgeqc.office import payloads, tables
 from edgeqc.office.archive import Archive
 from edgeqc.office.books import Tailed
+from edgeqc.office.commands import Commands
 from edgeqc.office.courier import Message
 from edgeqc.office.figures import Figures
 from edgeqc.office.images import ImageStore
@@ -73,6 +74,12 @@ class Desk:
         )
         self.tail = Tail(state_dir, self.archive, self.images.take)
         self.outbox: Outbox | None = None
+        self.commands = Commands(
+            self.archive.put,
+            self._answer,
+            node=settings.node,
+            verbs=mqtt.commands if mqtt is not None else (),
+        )
         if mqtt is not None:
             self.outbox = Outbox(
                 mqtt,
@@ -83,6 +90,7 @@ class Desk:
                 greet=self._greet,
                 alerts=self._alerts,
                 on_refused=self._on_refused,
+                on_command=self.commands.inbound if mqtt.commands else None,
             )
 
     def start(self) -> None:
@@ -96,6 +104,7 @@ class Desk:
     def turn(self) -> bool:
         """One round of the loop; True while there is something to tail."""
         busy = self.tail.turn()
+        self.commands.turn()
         if self.archive.view is not self._view:
             self._view = self.archive.view
             if self._view is not None:
@@ -174,6 +183,10 @@ class Desk:
                 with contextlib.suppress(OSError):
                     mark_archived(batch.folder, batch.cursor)
                     self._archived[batch.folder] = batch.cursor
+        if outcome.flooded:
+            self.notices.raise_(Notice.ALARM_FLOOD, "More alarms come than a person can answer")
+        elif outcome.flooded is not None:
+            self.notices.clear(Notice.ALARM_FLOOD)
         if self.outbox is not None:
             if outcome.started:
                 self.outbox.show(self._info(self.archive.view))
@@ -196,6 +209,10 @@ class Desk:
         self._refused[topic] = now_s + _CALM_S
         self.notices.event("message_refused", {"topic": topic, "reason": reason[:255]})
 
+    def _answer(self, message: Message) -> None:
+        if self.outbox is not None:
+            self.outbox.reply(message)
+
     def _show_notice(self, state: AlertState) -> None:
         if self.outbox is not None:
             self.outbox.show(self._alert(state.change.id, state))
@@ -213,8 +230,8 @@ class Desk:
         return [self._alert(key, state) for key, state in states.items()]
 
     def _alert(self, key: str, state: AlertState | None) -> Message:
-        active = state is not None and state.change.active
-        body = payloads.encode(payloads.alert(state, node=self._settings.node)) if state is not None and active else b""
+        stands = state is not None and not state.alarm.at_rest
+        body = payloads.encode(payloads.alert(state, node=self._settings.node)) if state is not None and stands else b""
         return Message(topic=payloads.ALERT + key, payload=body)
 
     def _info(self, view: ArchiveView | None) -> Message:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from edgeqc.journal import Cursor, Entry
 from edgeqc.office import payloads, tables
+from edgeqc.office.alarms import QUIET_PRIORITIES, AlarmBook, AlarmCommand, RefusedCommandError, told
 from edgeqc.office.payloads import AlertState, Model, Payload
 from edgeqc.records import NS_PER_S, RECIPE_READY, RESULT_CODE, AlertChange, Delivery, Event, PartRecord, Started
 
@@ -50,6 +52,10 @@ class Outcome:
     """Entries that were in the archive already."""
     refused: list[str] = field(default_factory=list)
     """Entries that could not be understood, one line each."""
+    answers: list[tuple[Future[dict[str, Any]], dict[str, Any]]] = field(default_factory=list)
+    """What whoever gave a command is told."""
+    flooded: bool | None = None
+    """A flood of alarms began or ended; None: neither."""
 
 
 class Intake:
@@ -78,6 +84,7 @@ class Intake:
 
     def reload(self, *, now_ns: int) -> None:
         """Take what is open from the archive: at the start, and after a transaction was rolled back."""
+        self.alarms = AlarmBook(self._database)
         self._open: dict[str, dict[int, _Open]] = {}
         self._runs: dict[str, sqlite3.Row] = {
             row["writer"]: row for row in self._database.execute("SELECT * FROM journals")
@@ -126,13 +133,55 @@ class Intake:
 
     def note(self, body: Event | AlertChange, outcome: Outcome, *, wall_ns: int, mono_ns: int) -> None:
         """The office's own news. Its alerts are shown directly (they may say that this very archive is full)."""
-        # Microseconds, so that the number is unique after a new archive began and still fits a double.
-        self._last_own = max(self._last_own + 1, wall_ns // 1000)
-        entry = Entry(writer="office", sequence=self._last_own, wall_ns=wall_ns, mono_ns=mono_ns, body=body)
+        entry = Entry(writer="office", sequence=self._own(wall_ns), wall_ns=wall_ns, mono_ns=mono_ns, body=body)
         if isinstance(body, Event):
             self._enter_event(entry, body.name, body.facts, outcome)
         else:
-            self._insert_alert(entry, body)
+            self.alarms.take(body, source=entry.writer, sequence=entry.sequence, wall_ns=wall_ns)
+
+    def obey(
+        self,
+        command: AlarmCommand,
+        answer: Future[dict[str, Any]],
+        outcome: Outcome,
+        *,
+        wall_ns: int,
+        mono_ns: int,
+    ) -> None:
+        """Do what a person asks of an alarm; the answer is given once it is on the disk."""
+        said: dict[str, Any]
+        try:
+            states = self.alarms.obey(command, sequence=self._own(wall_ns, room=_MANY), wall_ns=wall_ns)
+        except RefusedCommandError as exc:
+            said = {"status": "error", "error": {"code": "refused", "message": str(exc)}}
+        else:
+            for state in states:
+                self._tell_alarm(state, mono_ns, outcome)
+            said = {"status": "ok", "data": {"alarms": [told(state) for state in states]}}
+        facts: dict[str, str | int | float | bool] = {
+            "verb": command.verb.value,
+            "id": command.id[:200],
+            "by": command.by[:200],
+            "why": command.why[:200],
+            "via": command.via,
+            "ok": said["status"] == "ok",
+        }
+        self.note(Event(name="alarm_command", facts=facts), outcome, wall_ns=wall_ns, mono_ns=mono_ns)
+        outcome.answers.append((answer, said))
+
+    def follow_up(self, outcome: Outcome, *, wall_ns: int, mono_ns: int) -> None:
+        """End what nobody told again, empty the shelf of what has been there for its time."""
+        flooded = self.alarms.flooded
+        for state in self.alarms.expire(sequence=self._own(wall_ns, room=_MANY), wall_ns=wall_ns):
+            self._tell_alarm(state, mono_ns, outcome)
+        if self.alarms.flooded is not flooded:
+            outcome.flooded = self.alarms.flooded
+
+    def _own(self, wall_ns: int, *, room: int = 1) -> int:
+        """Number for the office's own news: microseconds, so that it is unique after a new archive began."""
+        number = max(self._last_own + 1, wall_ns // 1000)
+        self._last_own = number + room - 1
+        return number
 
     def _enter(self, entry: Entry, images: dict[int, str], outcome: Outcome, now_ns: int) -> None:
         match entry.body:
@@ -213,12 +262,7 @@ class Intake:
         outcome.started = True
         self._database.execute("DELETE FROM recipes WHERE writer=?", (entry.writer,))
         self._models = {key: model for key, model in self._models.items() if key[0] != entry.writer}
-        # What stood in the run before ended with it: the process raises again what still stands.
-        for row in self._database.execute(
-            "SELECT * FROM alerts WHERE id IN (SELECT max(id) FROM alerts GROUP BY alert_id) AND active AND source=?",
-            (entry.writer,),
-        ).fetchall():
-            self._enter_alert(entry, replace(tables.alert_of(row), active=False), outcome)
+        self.alarms.started(entry.writer, entry.wall_ns)
         self._enter_event(entry, "started", asdict(started), outcome)
 
     def _enter_recipe(self, entry: Entry, facts: dict[str, Any], outcome: Outcome) -> None:
@@ -245,48 +289,18 @@ class Intake:
         self._post(payloads.EVENT, body, entry.mono_ns, outcome)
 
     def _enter_alert(self, entry: Entry, change: AlertChange, outcome: Outcome) -> None:
-        state = self._insert_alert(entry, change)
-        topic = payloads.ALERT + change.id
-        body = payloads.encode(payloads.alert(state, node=self._node))
-        self._post(topic, body, entry.mono_ns, outcome, urgent=True, retain=change.active)
-        if not change.active:
-            self._post(topic, b"", entry.mono_ns, outcome, urgent=True, retain=True)
+        state = self.alarms.take(change, source=entry.writer, sequence=entry.sequence, wall_ns=entry.wall_ns)
+        self._tell_alarm(state, entry.mono_ns, outcome)
 
-    def _insert_alert(self, entry: Entry, change: AlertChange) -> AlertState:
-        last = self._database.execute(
-            "SELECT * FROM alerts WHERE alert_id=? ORDER BY id DESC LIMIT 1", (change.id,)
-        ).fetchone()
-        since_ns, count = (last["since_ns"], last["count"]) if last is not None else (entry.wall_ns, 0)
-        if change.active and (last is None or not last["active"]):
-            since_ns, count = entry.wall_ns, count + 1
-        self._database.execute(
-            "INSERT INTO alerts(source, sequence, wall_ns, alert_id, active, priority, ne107, text, action, value, "
-            "limit_value, unit, since_ns, count) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                entry.writer,
-                entry.sequence,
-                entry.wall_ns,
-                change.id,
-                change.active,
-                change.priority,
-                change.ne107.value,
-                change.text,
-                change.action,
-                change.value,
-                change.limit,
-                change.unit,
-                since_ns,
-                count,
-            ),
-        )
-        return AlertState(
-            source=entry.writer,
-            sequence=entry.sequence,
-            wall_ns=entry.wall_ns,
-            change=change,
-            since_ns=since_ns,
-            count=count,
-        )
+    def _tell_alarm(self, state: AlertState, mono_ns: int, outcome: Outcome) -> None:
+        """Tell the broker how the alarm stands; nobody needs the least of them in the middle of a flood."""
+        if self.alarms.flooded and state.change.priority in QUIET_PRIORITIES and not state.alarm.at_rest:
+            return
+        topic = payloads.ALERT + state.change.id
+        body = payloads.encode(payloads.alert(state, node=self._node))
+        self._post(topic, body, mono_ns, outcome, urgent=True, retain=not state.alarm.at_rest)
+        if state.alarm.at_rest:
+            self._post(topic, b"", mono_ns, outcome, urgent=True, retain=True)
 
     def _close(self, writer: str, sequence: int, delivery: Delivery | None, outcome: Outcome) -> None:
         part = self._open[writer][sequence]
@@ -321,6 +335,8 @@ class Intake:
 
 
 _RECIPE: Final = ("recipe", "model", "model_digest", "backend", "why", "vouched")
+_MANY: Final = 10_000
+"""Numbers set aside where it is not known how many alarms will be told."""
 _LATE_SCORE: Final = "UPDATE parts SET late_score=? WHERE id=(SELECT max(id) FROM parts WHERE station=? AND sequence=?)"
 _COMPLETE: Final = (
     "UPDATE parts SET verdict=?, cause=?, code=?, delivered=?, delivered_ns=?, late=?, "

@@ -12,12 +12,14 @@ import ssl
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from paho.mqtt.client import Client, MQTTv5
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.settings import MqttSettings, TlsSettings
@@ -27,8 +29,24 @@ CONNECT_S: Final = 5.0
 _GOODBYE_S: Final = 0.3
 _INFLIGHT: Final = 64
 """Unacknowledged messages at a time; the broker may ask for fewer (mosquitto: 20)."""
+COMMAND_BYTES: Final = 4096
+"""A command is a name, an id and a sentence."""
+_COMMANDS_MAX: Final = 64
+"""Waiting to be read, which happens every half second at the latest."""
 _NO_LIMIT: Final = 268_435_455
 """The largest packet that MQTT knows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inbound:
+    """A message that came in."""
+
+    topic: str
+    payload: bytes
+    """Longer than COMMAND_BYTES only where it was longer than that."""
+    retained: bool
+    response_topic: str | None
+    correlation: bytes | None
 
 
 class MqttConnection:
@@ -42,6 +60,7 @@ class MqttConnection:
         will: tuple[str, bytes],
         clean_start: bool,
         wake: Callable[[], None],
+        commands: str | None = None,
     ) -> None:
         """Connect within CONNECT_S.
 
@@ -51,6 +70,7 @@ class MqttConnection:
             will: topic and payload that the broker publishes, retained, when we are gone without a goodbye.
             clean_start: False: the broker's session for this client id goes on.
             wake: see above.
+            commands: topic filter under which commands come; None: none are taken.
 
         Raises:
             PeerError: refused, unreachable, or TLS does not come about; the reason says what to look at.
@@ -58,6 +78,9 @@ class MqttConnection:
         self.peer = f"mqtt {settings.host}:{settings.port}"
         self.acks: deque[tuple[int, str | None]] = deque()
         """(message id, None or why the broker refuses it), in the order they came."""
+        self.commands: deque[Inbound] = deque()
+        """What came in, oldest first; beyond _COMMANDS_MAX the newest are dropped and counted."""
+        self.commands_dropped = 0
         self.lost: str | None = None
         """Why the connection is gone."""
         self.closed_by_broker = False
@@ -82,12 +105,25 @@ class MqttConnection:
         if settings.user is not None:
             client.username_pw_set(settings.user, settings.password)
         try:
+            if commands is not None:
+                client.on_message = self._on_message
             self._connect(clean_start=clean_start)
+            if commands is not None:
+                self._subscribe(commands)
         except BaseException:
             self.close(goodbye=False)
             raise
 
-    def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool, expiry_s: int | None) -> int:
+    def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        qos: int,
+        retain: bool,
+        expiry_s: int | None,
+        correlation: bytes | None = None,
+    ) -> int:
         """Send and return the message id that `acks` will name; never blocks for the broker.
 
         Raises:
@@ -96,6 +132,8 @@ class MqttConnection:
         properties = _properties(PacketTypes.PUBLISH, payload)
         if expiry_s is not None:
             properties.MessageExpiryInterval = expiry_s
+        if correlation is not None:
+            properties.CorrelationData = correlation
         try:
             return self._client.publish(topic, payload, qos=qos, retain=retain, properties=properties).mid
         except ValueError as exc:
@@ -108,7 +146,7 @@ class MqttConnection:
             self._client.disconnect()
             self._answered.wait(_GOODBYE_S)
         # Callbacks that know us would keep client and sockets alive until the collector comes.
-        self._client.on_connect = self._client.on_disconnect = self._client.on_publish = None
+        self._client.on_connect = self._client.on_disconnect = self._client.on_publish = self._client.on_message = None
         connection = self._client.socket()
         if connection is not None:
             # Without this paho's thread waits for acknowledgements that a hung broker will never send.
@@ -146,6 +184,27 @@ class MqttConnection:
         if self.lost is not None:
             hint = ": does the broker want a client certificate (mqtt.tls.certificate)?" if settings.tls else ""
             raise PeerError(self.peer, f"closed before it answered{hint}")
+
+    def _subscribe(self, topic: str) -> None:
+        # What was retained is no command: nobody knows when it was meant.
+        options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+        self._client.subscribe(topic, options=options)
+
+    def _on_message(self, _client: Any, _data: Any, message: Any) -> None:
+        if len(self.commands) >= _COMMANDS_MAX:
+            self.commands_dropped += 1
+            return
+        properties = message.properties
+        self.commands.append(
+            Inbound(
+                topic=message.topic,
+                payload=bytes(message.payload[: COMMAND_BYTES + 1]),
+                retained=bool(message.retain),
+                response_topic=getattr(properties, "ResponseTopic", None),
+                correlation=getattr(properties, "CorrelationData", None),
+            )
+        )
+        self._wake()
 
     def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:

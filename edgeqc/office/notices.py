@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from edgeqc.core.alarm import Alarm, AlarmEvent, AlarmState
 from edgeqc.office.books import Noted
 from edgeqc.office.payloads import AlertState
 from edgeqc.records import AlertChange, Event, Ne107
@@ -22,6 +23,7 @@ class Notice(StrEnum):
     JOURNAL_LOST = "office.journal.lost"
     OUTBOX_FULL = "office.outbox.full"
     MESSAGE_REFUSED = "office.message.refused"
+    ALARM_FLOOD = "office.alarm.flood"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,11 @@ _ADVICE: Final[dict[Notice, _Advice]] = {
         priority="medium",
         ne107=Ne107.MAINTENANCE_REQUIRED,
         action="Let this node write below mqtt.prefix in the broker's access list",
+    ),
+    Notice.ALARM_FLOOD: _Advice(
+        priority="high",
+        ne107=Ne107.OUT_OF_SPECIFICATION,
+        action="Look at the alarm marked first_up; low and diagnostic ones are kept back until this is over",
     ),
 }
 
@@ -120,6 +127,8 @@ class Notices:
                 ),
                 since_ns=now_ns if began or before is None else before.since_ns,
                 count=(before.count if before is not None else 0) + began,
+                alarm=Alarm(AlarmState.ACTIVE_UNACKED if active else AlarmState.NORMAL),
+                event=(AlarmEvent.RAISE if active else AlarmEvent.VANISH).value,
             )
             self._states[notice] = state
         self._show(state)

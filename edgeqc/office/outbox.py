@@ -9,7 +9,9 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -19,7 +21,7 @@ from edgeqc.office import payloads
 from edgeqc.office.archive import Archive
 from edgeqc.office.books import Refused
 from edgeqc.office.courier import Courier, Message
-from edgeqc.office.mqtt import MqttConnection
+from edgeqc.office.mqtt import Inbound, MqttConnection
 from edgeqc.office.view import ArchiveView
 from edgeqc.settings import MqttSettings
 
@@ -33,6 +35,8 @@ _STRIKES: Final = 5
 _BARRED_S: Final = 60.0
 """A kind of topic that the broker refuses is not tried again for this long."""
 _FAREWELL_S: Final = 0.5
+_REPLIES: Final = 64
+"""Answers waiting to go out; of more the oldest are given up."""
 
 
 class Outbox:
@@ -49,6 +53,7 @@ class Outbox:
         greet: Callable[[ArchiveView | None], list[Message]],
         alerts: Callable[[ArchiveView | None], list[Message]],
         on_refused: Callable[[str, str], None],
+        on_command: Callable[[Inbound], None] | None = None,
     ) -> None:
         """Nothing happens before `start`.
 
@@ -61,6 +66,8 @@ class Outbox:
             greet: the retained messages that say how things stand, alerts among them; `state` is not.
             alerts: only the alerts as they stand.
             on_refused: told, on the outbox's thread, of a message that went to the dead letters: topic and reason.
+            on_command: told, on the outbox's thread, of what came in below `cmd/`; its topic is that below the prefix.
+                None: nothing is asked for.
         """
         self.connected = False
         self.connections = 0
@@ -76,6 +83,8 @@ class Outbox:
         self._greet = greet
         self._alerts = alerts
         self._on_refused = on_refused
+        self._on_command = on_command
+        self._replies: deque[Message] = deque(maxlen=_REPLIES)
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -106,6 +115,13 @@ class Outbox:
         with self._lock:
             if self.connected:
                 self._shown[message.topic] = message
+        self._wake.set()
+
+    def reply(self, message: Message) -> None:
+        """Answer a command; only while connected, since nobody waits for an answer across an outage."""
+        with self._lock:
+            if self.connected:
+                self._replies.append(message)
         self._wake.set()
 
     @property
@@ -143,6 +159,7 @@ class Outbox:
             will=(self._topic(payloads.STATE), self._state_payload(False, "will")),
             clean_start=self.connections == 0,
             wake=self._wake.set,
+            commands=self._topic(f"{payloads.COMMAND}+") if self._on_command is not None else None,
         )
 
     def _serve(self, connection: MqttConnection) -> None:
@@ -152,6 +169,7 @@ class Outbox:
         self._unreachable = False
         with self._lock:
             self._shown.clear()
+            self._replies.clear()
             self.connected = True
         self._log.info("broker_connected", peer=connection.peer, connections=self.connections)
         courier = self._courier = Courier(
@@ -168,6 +186,7 @@ class Outbox:
             while connection.lost is None and not self._stopping.is_set():
                 self._wake.clear()
                 self._turn(courier)
+                self._take_commands(connection)
                 self._wake.wait(_TICK_S)
             if connection.lost is None:
                 self._farewell(connection, courier)
@@ -185,11 +204,17 @@ class Outbox:
 
     def _turn(self, courier: Courier) -> None:
         with self._lock:
-            shown = list(self._shown.values())
+            shown = [*self._shown.values(), *self._replies]
             self._shown.clear()
+            self._replies.clear()
         published, replayed = courier.published, courier.replayed
         courier.turn(shown)
         self._account(courier, published, replayed)
+
+    def _take_commands(self, connection: MqttConnection) -> None:
+        while connection.commands and self._on_command is not None:
+            inbound = connection.commands.popleft()
+            self._on_command(replace(inbound, topic=inbound.topic.removeprefix(f"{self._prefix}/")))
 
     def _account(self, courier: Courier, published: int, replayed: int) -> None:
         self.published += courier.published - published

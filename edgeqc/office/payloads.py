@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from edgeqc.core.alarm import Alarm
 from edgeqc.records import (
     JUDGED,
     NS_PER_MS,
@@ -32,8 +33,12 @@ VERDICT: Final = "verdict"
 LAST_VERDICT: Final = "verdict/last"
 EVENT: Final = "event"
 ALERT: Final = "alert/"
+COMMAND: Final = "cmd/"
+"""Below it the verb; the answer goes to `<verb>/result`."""
 
-SCHEMAS: Final = tuple(f"edgeqc.{name}/1" for name in ("verdict", "state", "info", "health", "alert", "event"))
+SCHEMAS: Final = tuple(
+    f"edgeqc.{name}/1" for name in ("verdict", "state", "info", "health", "alert", "event", "answer")
+)
 
 REASON: Final[dict[Cause, str]] = {
     Cause.OK: "ok",
@@ -103,6 +108,25 @@ class AlertState:
     """UTC at which it last became active."""
     count: int
     """How often it became active."""
+    alarm: Alarm
+    """Where it stands."""
+    event: str = ""
+    """What happened to it last: an `AlarmEvent`, or update."""
+    teller: str = ""
+    """Who told it, where that is not `source`; `sequence` is the teller's."""
+    acked_by: str = ""
+    acked_ns: int = 0
+    """UTC; 0 = not acknowledged."""
+    cover_by: str = ""
+    """Who shelved it or took it out of service."""
+    until_ns: int = 0
+    """UTC at which it leaves the shelf; 0 = it is on none."""
+    note: str = ""
+    """Why the last person who answered did so."""
+    first_up: bool = False
+    """Nothing else waited for an answer when it came: look here first."""
+    confirm_ns: int = 0
+    """UTC up to which its process, started anew, may tell it again; 0 = it is told."""
 
 
 def rfc3339(wall_ns: int) -> str:
@@ -205,9 +229,9 @@ def alert(state: AlertState, *, node: str) -> Payload:
         "ts": rfc3339(state.wall_ns),
         "node": node,
         "seq": state.sequence,
-        "source": state.source,
+        "source": state.teller or state.source,
         "id": change.id,
-        "state": "active_unacked" if change.active else "normal",
+        "state": state.alarm.state.value,
         "priority": change.priority,
         "ne107": change.ne107.value,
         "text": change.text,
@@ -216,8 +240,14 @@ def alert(state: AlertState, *, node: str) -> Payload:
         "unit": change.unit,
         "since": rfc3339(state.since_ns),
         "count": state.count,
-        "shelved_until": None,
-        "acked_by": None,
+        "event": state.event,
+        "first_up": state.first_up,
+        "contribution": [{"tag": tag, "share": round(share, 3)} for tag, share in change.contribution],
+        "shelved_until": rfc3339(state.until_ns) if state.until_ns else None,
+        "covered_by": state.cover_by or None,
+        "acked_by": state.acked_by or None,
+        "acked_at": rfc3339(state.acked_ns) if state.acked_ns else None,
+        "note": state.note,
         "action": change.action,
         "replayed": False,
     }
@@ -260,7 +290,7 @@ def info(
         "seq": sequence,
         "version": version,
         "schemas": list(SCHEMAS),
-        "capabilities": ["verdict", "alert", "event", "health"],
+        "capabilities": ["verdict", "alert", "event", "health", "command"],
         "stations": stations,
         "config_hash": config_digest,
         "restart_required": [],

@@ -14,6 +14,7 @@ from edgeqc.cores import end_with_parent, pin_background
 from edgeqc.errors import EdgeqcError
 from edgeqc.loading import paths, restore
 from edgeqc.logs import configure
+from edgeqc.office.commands import CommandSocket
 from edgeqc.office.desk import Desk
 from edgeqc.office.health import components
 from edgeqc.settings import Settings
@@ -87,7 +88,9 @@ async def run_office(
     """
     desk = Desk(settings, state_dir, run_dir, health)
     desk.start()
+    console = CommandSocket(desk.commands, state_dir)
     try:
+        await console.open()
         busy_s = time.monotonic()
         while not stop.is_set():
             beat()
@@ -100,4 +103,5 @@ async def run_office(
             beat()
             await asyncio.sleep(TAIL_S)
     finally:
+        await console.close()
         await asyncio.to_thread(desk.close)

@@ -11,18 +11,15 @@ from typing import Final
 
 from edgeqc.records import (
     RESULT_CODE,
-    AlertChange,
     Cause,
     Defect,
     Ledger,
-    Ne107,
     PartRecord,
     Trigger,
     Verdict,
 )
 
 FILE_NAME: Final = "archive.db"
-SCHEMA_VERSION: Final = 1
 _CHECK_S: Final = 2.0
 """How long the check at the start may take: a big archive is checked as far as this gets."""
 _PROGRESS_STEPS: Final = 10_000
@@ -60,9 +57,6 @@ CREATE TABLE journals(
     writer TEXT PRIMARY KEY, segment INTEGER NOT NULL, offset INTEGER NOT NULL, run_id TEXT NOT NULL DEFAULT '',
     version TEXT NOT NULL DEFAULT '', config_digest TEXT NOT NULL DEFAULT '', backend TEXT NOT NULL DEFAULT '',
     model TEXT NOT NULL DEFAULT '', model_digest TEXT NOT NULL DEFAULT '');
-CREATE TABLE recipes(
-    writer TEXT NOT NULL, recipe TEXT NOT NULL, model TEXT NOT NULL, model_digest TEXT NOT NULL, backend TEXT NOT NULL,
-    why TEXT NOT NULL, vouched TEXT NOT NULL, PRIMARY KEY(writer, recipe));
 CREATE TABLE outbox(
     id INTEGER PRIMARY KEY AUTOINCREMENT, urgent INTEGER NOT NULL, topic TEXT NOT NULL, payload BLOB NOT NULL,
     retain INTEGER NOT NULL, mono_ns INTEGER NOT NULL, boot TEXT NOT NULL);
@@ -71,6 +65,32 @@ CREATE TABLE dead_letters(
     id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, payload BLOB NOT NULL, reason TEXT NOT NULL,
     wall_ns INTEGER NOT NULL);
 """
+
+_MIGRATIONS: Final = (
+    """
+ALTER TABLE alerts ADD COLUMN below TEXT NOT NULL DEFAULT 'normal';
+ALTER TABLE alerts ADD COLUMN cover TEXT NOT NULL DEFAULT '';
+ALTER TABLE alerts ADD COLUMN event TEXT NOT NULL DEFAULT '';
+ALTER TABLE alerts ADD COLUMN teller TEXT NOT NULL DEFAULT '';
+ALTER TABLE alerts ADD COLUMN acked_by TEXT NOT NULL DEFAULT '';
+ALTER TABLE alerts ADD COLUMN acked_ns INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN cover_by TEXT NOT NULL DEFAULT '';
+ALTER TABLE alerts ADD COLUMN until_ns INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN note TEXT NOT NULL DEFAULT '';
+ALTER TABLE alerts ADD COLUMN first_up INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN contribution TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE alerts ADD COLUMN latched INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN suppressed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE alerts ADD COLUMN confirm_ns INTEGER NOT NULL DEFAULT 0;
+UPDATE alerts SET below='active_unacked' WHERE active;
+CREATE INDEX alerts_by_time ON alerts(wall_ns);
+CREATE TABLE IF NOT EXISTS recipes(
+    writer TEXT NOT NULL, recipe TEXT NOT NULL, model TEXT NOT NULL, model_digest TEXT NOT NULL, backend TEXT NOT NULL,
+    why TEXT NOT NULL, vouched TEXT NOT NULL, PRIMARY KEY(writer, recipe));
+""",
+)
+"""What each version of the layout added to the one before it; append only: archives of every age are on boxes."""
+SCHEMA_VERSION: Final = 1 + len(_MIGRATIONS)
 
 PART_COLUMNS: Final = (
     "station",
@@ -118,8 +138,10 @@ def open_archive(path: Path) -> sqlite3.Connection:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute("PRAGMA synchronous=FULL")
         database.execute(f"PRAGMA journal_size_limit={16 << 20}")
-        if database.execute("PRAGMA user_version").fetchone()[0] == 0:
-            database.executescript(f"BEGIN IMMEDIATE;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+        version = database.execute("PRAGMA user_version").fetchone()[0]
+        steps = (_SCHEMA, *_MIGRATIONS)[version:]
+        if steps:
+            database.executescript(f"BEGIN IMMEDIATE;{''.join(steps)}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
         _check(database)
     except BaseException:
         database.close()
@@ -223,21 +245,6 @@ def part_of(row: sqlite3.Row) -> PartRecord:
             )
             for facts in json.loads(row["defects"])
         ),
-    )
-
-
-def alert_of(row: sqlite3.Row) -> AlertChange:
-    """The change that a row of `alerts` keeps."""
-    return AlertChange(
-        id=row["alert_id"],
-        active=bool(row["active"]),
-        priority=row["priority"],
-        ne107=Ne107(row["ne107"]),
-        text=row["text"],
-        action=row["action"],
-        value=row["value"],
-        limit=row["limit_value"],
-        unit=row["unit"],
     )
 
 

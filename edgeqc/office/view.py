@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgeqc.journal import Cursor
 from edgeqc.office import tables
+from edgeqc.office.alarms import state_of
 from edgeqc.office.payloads import AlertState, RecipeState
 
 
@@ -100,17 +101,7 @@ class ArchiveView:
     def alerts(self) -> list[AlertState]:
         """Every alert there ever was, as it stands."""
         rows = self._rows("SELECT * FROM alerts WHERE id IN (SELECT max(id) FROM alerts GROUP BY alert_id) ORDER BY id")
-        return [
-            AlertState(
-                source=row["source"],
-                sequence=row["sequence"],
-                wall_ns=row["wall_ns"],
-                change=tables.alert_of(row),
-                since_ns=row["since_ns"],
-                count=row["count"],
-            )
-            for row in rows
-        ]
+        return [state_of(row) for row in rows]
 
     def images(self) -> dict[str, bool]:
         """Stored image files, oldest first: is it kept only because it is among the newest?"""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from edgeqc.core.alarm import Verb
 from edgeqc.settings.base import Model, Secret
 
 
@@ -61,3 +62,7 @@ class MqttSettings(Model):
     session_expiry_s: int = Field(3600, ge=0)
     live_expiry_s: int = Field(60, ge=1, description="message expiry of live topics; replayed ones have none")
     health_s: float = Field(10, ge=0.2, le=3600)
+    commands: list[Verb] = Field(
+        default_factory=list,
+        description="what may be done to alarms by whoever may write to `{prefix}/cmd/<verb>`; empty: nothing",
+    )

@@ -1,6 +1,7 @@
 """The office against a real mosquitto: nothing lost, nothing twice without saying so, whatever the broker does."""
 
 import asyncio
+import getpass
 import json
 import math
 import os
@@ -24,10 +25,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from paho.mqtt.client import Client, MQTTv5
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from edgeqc.errors import EdgeqcError, PeerError, PeerTimeoutError
 from edgeqc.journal import JournalWriter
-from edgeqc.office import tables
+from edgeqc.office import commands, tables
 from edgeqc.office.mqtt import MqttConnection
 from edgeqc.office.process import run_office
 from edgeqc.records import AlertChange, Cause, Defect, Delivery, Event, Ledger, Ne107, PartRecord, Trigger, Verdict
@@ -44,7 +49,7 @@ SCHEMAS = Path(__file__).parents[2] / "config" / "schema"
 VALIDATORS = {
     f"edgeqc.{file.stem}/1": jsonschema.Draft202012Validator(json.loads(file.read_text()))
     for file in SCHEMAS.glob("*.json")
-    if file.stem in {"verdict", "state", "info", "health", "alert", "event"}
+    if file.stem in {"verdict", "state", "info", "health", "alert", "event", "answer"}
 }
 
 
@@ -205,7 +210,7 @@ def test_every_message_is_what_its_schema_says(line, broker):
         assert message.properties["ContentType"] == "application/json"
         assert ("schema", message.json["schema"]) in [tuple(pair) for pair in message.properties["UserProperty"]]
         kinds[message.json["schema"]] += 1
-    assert set(kinds) == set(VALIDATORS)
+    assert set(kinds) == set(VALIDATORS) - {"edgeqc.answer/1"}
 
 
 def test_live_messages_expire_and_retained_ones_do_not(line, broker):
@@ -249,6 +254,119 @@ def test_an_alert_is_retained_until_it_clears(line, broker):
         with listen(broker) as late:
             until(lambda: late.received("/state"))
             assert not late.received(topic)
+
+
+def ask(broker: SimBroker, verb: str, body: object, **properties) -> None:
+    """Say something as a plant's own client would."""
+    client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)
+    client.connect("127.0.0.1", broker.port)
+    client.loop_start()
+    told = Properties(PacketTypes.PUBLISH)
+    for name, value in properties.items():
+        setattr(told, name, value)
+    payload = body if isinstance(body, bytes) else json.dumps(body)
+    client.publish(f"edgeqc/n1/cmd/{verb}", payload, qos=1, properties=told).wait_for_publish(PATIENCE_S)
+    client.disconnect()
+    client.loop_stop()
+
+
+def test_an_alert_is_acknowledged_over_mqtt_and_told_by_whom(line, broker):
+    topic = "edgeqc/n1/alert/top.camera.lost"
+    with line.office(settings(broker.port, commands=["ack", "shelve"])), listen(broker) as listener:
+        until(lambda: listener.received("/state"))
+        line.alert(active=True)
+        until(lambda: listener.payloads(topic))
+        args = {"id": "top.camera.lost", "note": "cable is on its way"}
+        ask(broker, "ack", {"transaction": "u-17", "user": "maint1", "args": args})
+        until(lambda: len(listener.payloads(topic)) == 2)
+        until(lambda: listener.payloads("edgeqc/n1/cmd/ack/result"))
+        (answer,) = listener.payloads("edgeqc/n1/cmd/ack/result")
+        told = listener.payloads(topic)[-1]
+        assert (told["state"], told["acked_by"], told["note"]) == ("active_acked", "maint1", "cable is on its way")
+        assert (answer["status"], answer["transaction"]) == ("ok", "u-17")
+        for body in (answer, told):
+            VALIDATORS[body["schema"]].validate(body)
+        assert not [m for m in listener.received("/result") if m.retain]
+        line.alert(active=False)
+        until(lambda: [m for m in listener.received(topic) if not m.payload])
+    (event,) = line.rows("SELECT facts FROM events WHERE name='alarm_command'")
+    assert json.loads(event["facts"])["by"] == "maint1"
+
+
+def test_an_answer_goes_where_the_client_wants_it(line, broker):
+    with line.office(settings(broker.port, commands=["ack"])), listen(broker) as listener:
+        until(lambda: listener.received("/state"))
+        ask(
+            broker,
+            "ack",
+            {"user": "m", "args": {"id": "no.such"}},
+            ResponseTopic="plant/panel7",
+            CorrelationData=b"c1",
+        )
+        until(lambda: listener.received("plant/panel7"))
+        (message,) = listener.received("plant/panel7")
+        assert message.properties["CorrelationData"] == b"c1".hex()
+        assert "no alarm no.such" in message.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "body", "reason"),
+    [
+        ("ack", b"{", "no JSON"),
+        ("ack", b"[]", "JSON object"),
+        ("ack", b"x" * 5000, "4096"),
+        ("ack", {"args": {"id": "top.camera.lost"}}, "user"),
+        ("ack", {"user": "m", "args": {"id": 7}}, "id"),
+        ("remove", {"user": "m", "args": {"id": "top.camera.lost", "note": "n"}}, "mqtt.commands"),
+        ("explode", {"user": "m"}, "mqtt.commands"),
+        ("shelve", {"user": "m", "args": {"id": "top.camera.lost", "note": "n", "hours": "x"}}, "hours"),
+    ],
+)
+def test_a_command_that_makes_no_sense_is_answered_and_does_nothing(line, broker, verb, body, reason):
+    with line.office(settings(broker.port, commands=["ack", "shelve"])), listen(broker) as listener:
+        until(lambda: listener.received("/state"))
+        line.alert(active=True)
+        until(lambda: listener.payloads("edgeqc/n1/alert/top.camera.lost"))
+        ask(broker, verb, body)
+        until(lambda: listener.payloads(f"edgeqc/n1/cmd/{verb}/result"))
+        (answer,) = listener.payloads(f"edgeqc/n1/cmd/{verb}/result")
+        assert (answer["status"], reason in answer["error"]["message"]) == ("error", True)
+        assert len(listener.payloads("edgeqc/n1/alert/top.camera.lost")) == 1
+
+
+def test_retained_commands_are_not_carried_out(line, broker):
+    with listen(broker) as listener:
+        client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)
+        client.connect("127.0.0.1", broker.port)
+        client.loop_start()
+        body = json.dumps({"user": "m", "args": {"id": "*"}})
+        client.publish("edgeqc/n1/cmd/ack", body, qos=1, retain=True).wait_for_publish(PATIENCE_S)
+        client.disconnect()
+        client.loop_stop()
+        with line.office(settings(broker.port, commands=["ack"])):
+            line.alert(active=True)
+            until(lambda: listener.payloads("edgeqc/n1/alert/top.camera.lost"))
+            ask(broker, "ack", {"user": "m", "args": {"id": "nobody"}})  # whatever came before it has been seen
+            until(lambda: listener.payloads("edgeqc/n1/cmd/ack/result"))
+            states = [told["state"] for told in listener.payloads("edgeqc/n1/alert/top.camera.lost")]
+    assert states == ["active_unacked"]
+
+
+def test_an_alert_is_shelved_from_the_box_itself(line, broker):
+    topic = "edgeqc/n1/alert/top.camera.lost"
+    with line.office(settings(broker.port)), listen(broker) as listener:
+        line.alert(active=True)
+        until(lambda: listener.payloads(topic))
+        asked = {"verb": "shelve", "args": {"id": "top.camera.lost", "note": "being repaired", "hours": 2}}
+        said = commands.ask(line.state_dir, asked)
+        assert said["status"] == "ok"
+        until(lambda: listener.payloads(topic)[-1]["state"] == "shelved")
+        assert listener.payloads(topic)[-1]["covered_by"] == getpass.getuser()
+        assert commands.ask(line.state_dir, {"verb": "ack", "id": "top.camera.lost"})["status"] == "error"
+        assert commands.ask(line.state_dir, {"verb": "unshelve", "user": "anna", "id": "*"})["status"] == "ok"
+        until(lambda: listener.payloads(topic)[-1]["state"] == "active_unacked")
+    with pytest.raises(OSError, match=r"No such file|refused"):
+        commands.ask(line.state_dir, {"verb": "ack", "id": "*"})
 
 
 def test_an_alert_that_cleared_while_the_broker_was_away_is_emptied(line, broker):

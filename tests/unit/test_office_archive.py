@@ -1,16 +1,21 @@
+import dataclasses
 import json
 import math
 import sqlite3
 import time
+from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
+from edgeqc.core.alarm import AlarmState, Verb
 from edgeqc.journal import Cursor, Entry, JournalWriter
-from edgeqc.office import tables
+from edgeqc.office import alarms, tables
+from edgeqc.office.alarms import AlarmCommand
 from edgeqc.office.archive import Archive
-from edgeqc.office.books import ImagesGone, ImageStored, Noted, Refused, Settled, Tailed
+from edgeqc.office.books import Asked, ImagesGone, ImageStored, Noted, Refused, Settled, Tailed
+from edgeqc.office.intake import Outcome
 from edgeqc.office.tail import Tail
 from edgeqc.records import (
     AlertChange,
@@ -81,6 +86,12 @@ def alert(*, active: bool) -> AlertChange:
     )
 
 
+def ask(archive: Archive, verb: Verb, alarm: str, by: str = "maint1", why: str = "", for_ns: int = 0) -> dict:
+    answer: Future[dict] = Future()
+    archive.put(Asked(command=AlarmCommand(verb=verb, id=alarm, by=by, why=why, for_ns=for_ns), answer=answer))
+    return answer.result(10)
+
+
 class Desk:
     """A state directory with one journal, and an archive on it that can be stopped and started."""
 
@@ -90,6 +101,12 @@ class Desk:
         self.journal = JournalWriter(state_dir / "journal" / "station-top", JournalSettings())
         self.troubles: list[str | None] = []
         self.closed: list = []
+        self.flood: list[bool] = []
+
+    def _committed(self, outcome: Outcome, _tailed: object) -> None:
+        self.closed.extend(outcome.closed)
+        if outcome.flooded is not None:
+            self.flood.append(outcome.flooded)
 
     @contextmanager
     def archive(self, settings: ArchiveSettings | None = None):
@@ -100,7 +117,7 @@ class Desk:
             cameras={"top": "cam"},
             boot="boot",
             outbox_bytes=self.outbox_bytes,
-            on_commit=lambda outcome, _tailed: self.closed.extend(outcome.closed),
+            on_commit=self._committed,
             on_trouble=self.troubles.append,
         )
         tail = Tail(self.state_dir, archive, lambda _record: None)
@@ -376,14 +393,115 @@ def test_an_alert_is_counted_and_emptied_when_it_clears(desk):
     assert sent == [("active_unacked", 1), ("active_unacked", 1), ("normal", 0), ("", 1), ("active_unacked", 1)]
 
 
-def test_alerts_of_a_run_end_when_the_process_starts_again(desk):
+def test_alerts_of_a_run_end_when_the_process_starts_again_and_does_not_tell_them(desk, monkeypatch):
+    monkeypatch.setattr(alarms, "CONFIRM_NS", 0)
     desk.journal.append(alert(active=True))
     desk.journal.append(started(2))
     with desk.archive() as (archive, tail):
         desk.settle(archive, tail)
         assert archive.view is not None
+        until(lambda: not archive.view.alerts()[0].change.active)
         (state,) = archive.view.alerts()
-    assert not state.change.active
+    assert state.alarm.at_rest
+    assert state.teller == "office"
+
+
+def test_an_acknowledged_alert_that_a_new_run_tells_again_stays_acknowledged(desk):
+    desk.journal.append(alert(active=True))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        assert ask(archive, Verb.ACK, "top.camera.lost")["status"] == "ok"
+        desk.journal.append(started(2))
+        desk.journal.append(alert(active=True))
+        desk.settle(archive, tail)
+        (state,) = archive.view.alerts()
+    assert (state.alarm.state, state.acked_by, state.count) == (AlarmState.ACTIVE_ACKED, "maint1", 1)
+
+
+def test_answers_outlive_the_office_and_say_who_and_why(desk):
+    desk.journal.append(alert(active=True))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        ask(archive, Verb.ACK, "top.camera.lost", why="cable is on its way")
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        (state,) = archive.view.alerts()
+    assert (state.alarm.state, state.acked_by, state.note) == (
+        AlarmState.ACTIVE_ACKED,
+        "maint1",
+        "cable is on its way",
+    )
+    (event,) = desk.rows("SELECT facts FROM events WHERE name='alarm_command'")
+    assert json.loads(event["facts"])["why"] == "cable is on its way"
+    told = [json.loads(row["payload"])["state"] for row in desk.rows("SELECT * FROM outbox WHERE topic LIKE 'alert/%'")]
+    assert told == ["active_unacked", "active_acked"]
+
+
+def test_a_shelved_alert_comes_back_by_itself(desk):
+    desk.journal.append(alert(active=True))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        ask(archive, Verb.SHELVE, "top.camera.lost", why="known", for_ns=200_000_000)
+        assert archive.view.alerts()[0].alarm.state is AlarmState.SHELVED
+        until(lambda: archive.view.alerts()[0].alarm.state is AlarmState.ACTIVE_UNACKED)
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ({"verb": Verb.ACK, "alarm": "nobody"}, "no alarm nobody"),
+        ({"verb": Verb.ACK, "alarm": "top.camera.lost", "by": " "}, "who you are"),
+        ({"verb": Verb.SHELVE, "alarm": "top.camera.lost", "for_ns": 1}, "needs a reason"),
+        ({"verb": Verb.SHELVE, "alarm": "top.camera.lost", "why": "w", "for_ns": 10**15}, "24"),
+        ({"verb": Verb.UNSHELVE, "alarm": "top.camera.lost"}, "active_unacked"),
+        ({"verb": Verb.RETURN, "alarm": "*"}, "no alarm"),
+    ],
+)
+def test_a_command_that_does_not_fit_is_refused_and_changes_nothing(desk, command, reason):
+    desk.journal.append(alert(active=True))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        said = ask(archive, **{"by": "maint1", **command})
+        assert said["status"] == "error"
+        assert reason in said["error"]["message"]
+        assert archive.view.alerts()[0].alarm.state is AlarmState.ACTIVE_UNACKED
+    assert len(desk.rows("SELECT * FROM alerts")) == 1
+
+
+def test_a_flood_keeps_the_least_back_and_tells_it_afterwards(desk, monkeypatch):
+    monkeypatch.setattr(alarms, "FLOOD_BEGINS", 2)
+    monkeypatch.setattr(alarms, "FLOOD_ENDS", 2)
+    monkeypatch.setattr(alarms, "FLOOD_NS", 1_000_000_000)
+    for number in range(4):
+        desk.journal.append(dataclasses.replace(alert(active=True), id=f"high.{number}"))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        until(lambda: desk.flood == [True])
+        desk.journal.append(dataclasses.replace(alert(active=True), id="low.1", priority="low"))
+        desk.settle(archive, tail)
+        assert not desk.messages("alert/low.1")
+        until(lambda: desk.flood == [True, False])
+        assert desk.messages("alert/low.1")
+        first = [state.first_up for state in archive.view.alerts()]
+    assert sum(first) == 1
+    assert [row["alert_id"] for row in desk.rows("SELECT alert_id FROM alerts WHERE first_up")] == ["high.0"]
+
+
+def test_an_archive_of_the_first_layout_is_brought_up(desk, monkeypatch):
+    with monkeypatch.context() as old:
+        old.setattr(tables, "_MIGRATIONS", ())
+        old.setattr(tables, "SCHEMA_VERSION", 1)
+        database = tables.open_archive(desk.state_dir / tables.FILE_NAME)
+        database.execute(
+            "INSERT INTO alerts(source, sequence, wall_ns, alert_id, active, priority, ne107, text, action, unit, since_ns, "
+            "count) VALUES('station-top', 1, 5, 'old', 1, 'high', 'failure', 't', 'a', '', 5, 1)"
+        )
+        database.close()
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        (state,) = archive.view.alerts()
+        assert state.alarm.state is AlarmState.ACTIVE_UNACKED
+        assert ask(archive, Verb.ACK, "old")["status"] == "ok"
 
 
 def test_events_and_starts_are_archived_and_told(desk):

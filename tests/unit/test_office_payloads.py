@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgeqc.core.alarm import Alarm, AlarmState
 from edgeqc.office import payloads
 from edgeqc.office.payloads import AlertState, Model
 from edgeqc.records import (
@@ -85,7 +86,10 @@ def alert_state(*, active: bool = True, value: float | None = 1.8) -> AlertState
         limit=1.0,
         unit="s",
     )
-    return AlertState(source="station-top", sequence=91, wall_ns=WALL_NS, change=change, since_ns=WALL_NS, count=1)
+    alarm = Alarm(AlarmState.ACTIVE_UNACKED if active else AlarmState.NORMAL)
+    return AlertState(
+        source="station-top", sequence=91, wall_ns=WALL_NS, change=change, since_ns=WALL_NS, count=1, alarm=alarm
+    )
 
 
 def told(name: str) -> list[dict]:
