@@ -26,11 +26,13 @@ class OnnxRuntimeEngine:
         slots: int = 2,
         carry: Mapping[str, str] | None = None,
         precision: Precision = Precision.FP32,
+        sizes: Mapping[str, int] | None = None,
     ) -> None:
         """Build the session from bytes, bind `slots` sets of buffers, and run each once. EngineError if it cannot.
 
         `carry` makes state of pairs of tensors: each key is an input that reads what the output named by its value
-        was in the slot's last run. `precision` is what the file is in; it only shows in `backend`.
+        was in the slot's last run. `precision` is what the file is in; it only shows in `backend`. `sizes` fixes what
+        the model leaves open, by the name of the dimension.
         """
         os.environ[_NO_TELEMETRY] = "1"
         import onnxruntime as ort  # noqa: PLC0415 - 40 MB and 0.3 s that only the station needs; after the line above
@@ -43,6 +45,8 @@ class OnnxRuntimeEngine:
         # A spinning pool burns the cores that the camera and the PLC link need between parts.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        for name, size in (sizes or {}).items():
+            options.add_free_dimension_override_by_name(name, size)
         try:
             session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as exc:  # bare RuntimeError and kinds of its own

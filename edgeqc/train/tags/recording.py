@@ -1,0 +1,161 @@
+"""What was recorded of a machine: rows of tag values in time, from CSV files of the line's history or of anybody."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeqc.errors import EdgeqcError
+
+TIME_COLUMNS: Final = ("time", "ts", "timestamp", "datetime", "seconds", "t")
+STATE_COLUMN: Final = "state"
+LABEL_COLUMNS: Final = ("anomaly", "changepoint")
+_MOST_ROWS: Final = 5_000_000
+_HALF: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Recording:
+    """Rows in the order of time."""
+
+    source: str
+    """Where it was read from, for messages and reports."""
+    tags: tuple[str, ...]
+    seconds: NDArray[np.float64]
+    """(rows,) since 1970, or since whenever the file counts from."""
+    values: NDArray[np.float64]
+    """(rows, tags); NaN where there is none."""
+    states: tuple[str, ...] = ()
+    """Line state of each row, where the file has a column `state`."""
+    anomaly: NDArray[np.bool_] | None = None
+    """Labels, where the file has them: for reports only, never for training."""
+    changepoint: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.seconds)
+
+    @property
+    def period_s(self) -> float:
+        """Usual time between rows."""
+        return float(np.median(np.diff(self.seconds))) if len(self.seconds) > 1 else 1.0
+
+    def picked(self, which: slice) -> Recording:
+        """Some of its rows."""
+        return Recording(
+            source=self.source,
+            tags=self.tags,
+            seconds=self.seconds[which],
+            values=self.values[which],
+            states=self.states[which],
+            anomaly=None if self.anomaly is None else self.anomaly[which],
+            changepoint=None if self.changepoint is None else self.changepoint[which],
+        )
+
+
+def read_csv(path: Path, tags: Sequence[str] | None = None) -> Recording:
+    """Read one file: a time column first, one column per tag; comma, semicolon or tab. EdgeqcError with line and value.
+
+    Times are seconds or ISO 8601 (UTC where they say nothing). `tags` picks columns; None: all but state and labels.
+    Text that is no number is NaN: the tag was missing.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            file.seek(0)
+            rows = csv.reader(file, delimiter=max(",;\t", key=first.count))
+            header = [column.strip() for column in next(rows, [])]
+            body = [row for row in rows if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        raise EdgeqcError(f"{path}: {exc}") from exc
+    if len(header) < 2 or header[0].lower() not in TIME_COLUMNS:  # noqa: PLR2004 - a time and a tag
+        raise EdgeqcError(f"{path}: the first column must be one of {', '.join(TIME_COLUMNS)}; it is {header[:1]}")
+    if not body or len(body) > _MOST_ROWS:
+        raise EdgeqcError(f"{path}: {len(body)} rows; 1 to {_MOST_ROWS} can be used")
+    for line, row in enumerate(body, 2):
+        if len(row) != len(header):
+            raise EdgeqcError(f"{path}:{line}: {len(row)} columns, the header has {len(header)}")
+    columns = dict(zip(header, zip(*body, strict=True), strict=True))
+    special = {STATE_COLUMN, *LABEL_COLUMNS, header[0]}
+    names = tuple(tags) if tags else tuple(name for name in header if name not in special)
+    missing = [name for name in names if name not in columns]
+    if missing:
+        raise EdgeqcError(f"{path}: no column {', '.join(missing)}; there are {', '.join(header[1:])}")
+    seconds = np.array([_seconds(text, path, line) for line, text in enumerate(columns[header[0]], 2)])
+    order = np.argsort(seconds, kind="stable")
+    labels = {
+        name: np.asarray(_numbers(columns[name])[order] == 1, np.bool_) for name in LABEL_COLUMNS if name in columns
+    }
+    return Recording(
+        source=str(path),
+        tags=names,
+        seconds=seconds[order],
+        values=np.column_stack([_numbers(columns[name]) for name in names])[order],
+        states=tuple(columns[STATE_COLUMN][place].strip() for place in order) if STATE_COLUMN in columns else (),
+        anomaly=labels.get("anomaly"),
+        changepoint=labels.get("changepoint"),
+    )
+
+
+def read_folder(data: Path, tags: Sequence[str] | None = None) -> list[Recording]:
+    """Read a file, or every CSV file under a folder (`index.csv` apart), in the order of their paths. EdgeqcError."""
+    if data.is_file():
+        return [read_csv(data, tags)]
+    paths = [path for path in sorted(data.rglob("*.csv")) if path.name != "index.csv"]
+    if not paths:
+        raise EdgeqcError(f"{data}: no CSV file")
+    return [read_csv(path, tags) for path in paths]
+
+
+def good_stretches(recording: Recording, *, states: Sequence[str] = (), gap_s: float, least_rows: int) -> list[slice]:
+    """Give the stretches to learn from: in one of `states` (where given), every tag there, no gap over `gap_s`.
+
+    Shorter ones than `least_rows` are left out.
+    """
+    good: NDArray[np.bool_] = np.asarray(np.isfinite(recording.values).all(axis=1))
+    if states and recording.states:
+        good &= np.isin(np.array(recording.states), list(states))
+    stretches: list[slice] = []
+    begin: int | None = None
+    for row in range(len(recording) + 1):
+        ended = row == len(recording) or not good[row]
+        broken = not ended and begin is not None and recording.seconds[row] - recording.seconds[row - 1] > gap_s
+        if begin is not None and (ended or broken):
+            if row - begin >= least_rows:
+                stretches.append(slice(begin, row))
+            begin = None
+        if begin is None and not ended:
+            begin = row
+    return stretches
+
+
+def _numbers(column: Sequence[str]) -> NDArray[np.float64]:
+    try:
+        return np.array(column, np.float64)
+    except ValueError:
+        return np.array([_number(text) for text in column])
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _seconds(text: str, path: Path, line: int) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError as exc:
+        raise EdgeqcError(f"{path}:{line}: {text[:40]!r} is no time: seconds or ISO 8601") from exc
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
