@@ -182,6 +182,27 @@ class PartRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotTag:
+    """What was known of one tag at a part's exposure."""
+
+    name: str
+    value: float
+    """NaN where nothing was known."""
+    quality: Quality
+    age_s: float
+    """From the value's arrival to the exposure; inf where none ever came."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The machine at a part's exposure. Many tags take several of these, one after the other."""
+
+    sequence: int
+    """The trigger's sequence: which part."""
+    tags: tuple[SnapshotTag, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
     """How the verdict reached the PLC, or did not."""
 

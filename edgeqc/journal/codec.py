@@ -3,7 +3,7 @@
     0  magic u32 | 4 crc u32 | 8 kind u16 | 10 length u16 | 12 zero u32 | 16 sequence u64 | 24 wall_ns i64 |
     32 mono_ns i64 | 40 body (length bytes), zeros to the end
 
-Parts and deliveries have a fixed binary body (they come with every part); what is rare is JSON.
+Parts, their snapshots and deliveries have a binary body (they come with every part); what is rare is JSON.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from edgeqc.records import (
     Ledger,
     Ne107,
     PartRecord,
+    Quality,
+    Snapshot,
+    SnapshotTag,
     Started,
     Trigger,
     Verdict,
 )
 
-Body = PartRecord | Delivery | Started | Event | AlertChange
+Body = PartRecord | Delivery | Snapshot | Started | Event | AlertChange
 
 RECORD_BYTES: Final = 512
 _MAGIC: Final = 0x45514A31  # "EQJ1"
@@ -38,6 +41,10 @@ _BODY_BYTES: Final = RECORD_BYTES - _HEAD.size
 _PART: Final = struct.Struct("<QQqqddq8qBBBBiQ48s32s32s")
 _DEFECT: Final = struct.Struct("<16sfHHHH")
 _DELIVERY: Final = struct.Struct("<QBBBBqd96s")
+_SNAPSHOT: Final = struct.Struct("<QB")
+_SNAPSHOT_TAG: Final = struct.Struct("<dfBB")
+"""Value, age, quality, length of the name that follows."""
+_NAME_BYTES: Final = 48
 MAX_DEFECTS: Final = (_BODY_BYTES - _PART.size) // _DEFECT.size
 _VERDICTS: Final = tuple(Verdict)
 _CAUSES: Final = tuple(Cause)  # the order is the file format: append only
@@ -54,6 +61,7 @@ class _Kind(IntEnum):
     STARTED = 3
     EVENT = 4
     ALERT = 5
+    SNAPSHOT = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +76,19 @@ class Entry:
     """UTC of appending."""
     mono_ns: int
     body: Body
+
+
+def split_snapshot(sequence: int, tags: tuple[SnapshotTag, ...]) -> list[Snapshot]:
+    """Give the fewest records that hold all of a part's tags."""
+    records: list[Snapshot] = []
+    first, size = 0, _SNAPSHOT.size
+    for place, tag in enumerate(tags):
+        more = _SNAPSHOT_TAG.size + len(_text(tag.name, _NAME_BYTES))
+        if size + more > _BODY_BYTES:
+            records.append(Snapshot(sequence=sequence, tags=tags[first:place]))
+            first, size = place, _SNAPSHOT.size
+        size += more
+    return [*records, Snapshot(sequence=sequence, tags=tags[first:])] if tags else []
 
 
 class DamagedRecordError(Exception):
@@ -101,6 +122,8 @@ def _pack(body: Body) -> tuple[_Kind, bytes]:
             return _Kind.PART, _pack_part(body)
         case Delivery():
             return _Kind.DELIVERY, _pack_delivery(body)
+        case Snapshot():
+            return _Kind.SNAPSHOT, _pack_snapshot(body)
         case Started():
             return _Kind.STARTED, _pack_text(asdict(body))
         case Event():
@@ -117,6 +140,8 @@ def _unpack(kind: _Kind, packed: bytes, writer: str) -> Body:
             return _unpack_part(packed, writer.removeprefix("station-"))
         case _Kind.DELIVERY:
             return _unpack_delivery(packed)
+        case _Kind.SNAPSHOT:
+            return _unpack_snapshot(packed)
         case _Kind.STARTED:
             return Started(**json.loads(packed))
         case _Kind.EVENT:
@@ -242,6 +267,31 @@ def _unpack_delivery(packed: bytes) -> Delivery:
         late_score=late_score,
         reason=_string(reason),
     )
+
+
+def _pack_snapshot(snapshot: Snapshot) -> bytes:
+    """As many tags as fit; see `split_snapshot`."""
+    packed, count = b"", 0
+    for tag in snapshot.tags:
+        name = _text(tag.name, _NAME_BYTES)
+        one = _SNAPSHOT_TAG.pack(tag.value, tag.age_s, tag.quality, len(name)) + name
+        if _SNAPSHOT.size + len(packed) + len(one) > _BODY_BYTES:
+            break
+        packed += one
+        count += 1
+    return _SNAPSHOT.pack(snapshot.sequence, count) + packed
+
+
+def _unpack_snapshot(packed: bytes) -> Snapshot:
+    sequence, count = _SNAPSHOT.unpack_from(packed)
+    at, tags = _SNAPSHOT.size, []
+    for _ in range(count):
+        value, age_s, quality, length = _SNAPSHOT_TAG.unpack_from(packed, at)
+        at += _SNAPSHOT_TAG.size
+        name = packed[at : at + length].decode("utf-8", "replace")
+        at += length
+        tags.append(SnapshotTag(name=name, value=value, quality=Quality(quality), age_s=age_s))
+    return Snapshot(sequence=sequence, tags=tuple(tags))
 
 
 def _pack_text(fields: dict[str, Any]) -> bytes:

@@ -13,7 +13,17 @@ from edgeqc.journal import Cursor, Entry
 from edgeqc.office import payloads, tables
 from edgeqc.office.alarms import QUIET_PRIORITIES, AlarmBook, AlarmCommand, RefusedCommandError, told
 from edgeqc.office.payloads import AlertState, Model, Payload
-from edgeqc.records import NS_PER_S, RECIPE_READY, RESULT_CODE, AlertChange, Delivery, Event, PartRecord, Started
+from edgeqc.records import (
+    NS_PER_S,
+    RECIPE_READY,
+    RESULT_CODE,
+    AlertChange,
+    Delivery,
+    Event,
+    PartRecord,
+    Snapshot,
+    Started,
+)
 
 DELIVERY_WAIT_NS: Final = 2 * NS_PER_S
 """A verdict whose delivery is not told for this long is published as unknown: the station died in between."""
@@ -38,6 +48,7 @@ class _Open:
     seen_ns: int
     model: Model
     image: str | None
+    process: dict[str, Payload] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -93,7 +104,9 @@ class Intake:
             (row["writer"], row["recipe"]): row["model"] for row in self._database.execute("SELECT * FROM recipes")
         }
         """Writer and recipe to the model, as name@version."""
-        for row in self._database.execute("SELECT * FROM parts WHERE open ORDER BY id"):
+        for row in self._database.execute(
+            "SELECT parts.*, tags FROM parts LEFT JOIN snapshots ON part = id WHERE open ORDER BY id"
+        ):
             record = tables.part_of(row)
             self._open.setdefault(f"station-{record.station}", {})[record.trigger.sequence] = _Open(
                 record=record,
@@ -102,6 +115,7 @@ class Intake:
                 seen_ns=now_ns,
                 model=Model.parse(row["model"]),
                 image=row["image"],
+                process=json.loads(row["tags"] or "{}"),
             )
 
     def take(self, entries: list[Entry], images: dict[int, str], outcome: Outcome, *, now_ns: int) -> None:
@@ -187,6 +201,8 @@ class Intake:
         match entry.body:
             case PartRecord() as record:
                 self._enter_part(entry, record, images.get(record.trigger.sequence), outcome, now_ns)
+            case Snapshot() as snapshot:
+                self._enter_snapshot(entry, snapshot)
             case Delivery() as delivery:
                 self._enter_delivery(entry, delivery, outcome)
             case Started() as started:
@@ -220,6 +236,26 @@ class Intake:
             seen_ns=now_ns,
             model=Model.parse(model),
             image=image,
+        )
+
+    def _enter_snapshot(self, entry: Entry, snapshot: Snapshot) -> None:
+        """Keep it for the part's message, and in the archive at once."""
+        part = self._open.get(entry.writer, {}).get(snapshot.sequence)
+        told = payloads.process(snapshot.tags)
+        if part is not None:
+            part.process.update(told)
+            row, told = part.row, part.process
+        else:  # the message is out already, without it: the archive learns it all the same
+            found = self._database.execute(
+                "SELECT max(id) FROM parts WHERE station=? AND sequence=?",
+                (entry.writer.removeprefix("station-"), snapshot.sequence),
+            ).fetchone()
+            if found[0] is None:
+                return
+            row = found[0]
+        self._database.execute(
+            "INSERT INTO snapshots(part, tags) VALUES(?, ?) ON CONFLICT(part) DO UPDATE SET tags=excluded.tags",
+            (row, json.dumps(told)),
         )
 
     def _enter_delivery(self, entry: Entry, delivery: Delivery, outcome: Outcome) -> None:
@@ -311,6 +347,7 @@ class Intake:
             model=part.model,
             camera=self._cameras.get(part.record.station, ""),
             image=part.image,
+            snapshot=part.process,
         )
         body = payloads.encode(payload)
         if delivery is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -20,6 +20,7 @@ from edgeqc.records import (
     Delivery,
     Ne107,
     PartRecord,
+    SnapshotTag,
     Verdict,
 )
 
@@ -145,10 +146,33 @@ def replayed(body: bytes) -> bytes:
     return encode({**json.loads(body), "replayed": True})
 
 
+def process(tags: Iterable[SnapshotTag]) -> dict[str, Payload]:
+    """The machine at a part's exposure, by the tags' names."""
+    return {
+        tag.name: {
+            "value": _number(tag.value),
+            "quality": tag.quality.name.capitalize(),
+            "age_ms": round(tag.age_s * 1000, 1) if math.isfinite(tag.age_s) else None,
+        }
+        for tag in tags
+    }
+
+
 def verdict(
-    record: PartRecord, delivery: Delivery | None, *, node: str, model: Model, camera: str, image: str | None
+    record: PartRecord,
+    delivery: Delivery | None,
+    *,
+    node: str,
+    model: Model,
+    camera: str,
+    image: str | None,
+    snapshot: Mapping[str, Payload] | None = None,
 ) -> Payload:
-    """One part. `delivery` None: the station ended before it could tell; `image`: its file in the state directory."""
+    """One part.
+
+    `delivery` None: the station ended before it could tell; `image`: its file in the state directory; `snapshot`: what
+    `process` gave.
+    """
     if delivery is not None:
         announced, cause = delivery.verdict, delivery.cause
         plc = {"delivered": delivery.delivered, "late": delivery.late, "reason": delivery.reason}
@@ -197,6 +221,7 @@ def verdict(
         "deadline_met": met,
         "plc": plc,
         "image": None if image is None else {"file": image},
+        "process": dict(snapshot or {}),
         "replayed": False,
     }
 

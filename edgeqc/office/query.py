@@ -44,12 +44,14 @@ COLUMNS: Final = (
     "plc_reason",
     "defects",
     "image",
+    "process",
     "run_id",
 )
 """Of a row as `query` gives it, in the order of the CSV."""
 
 _QUERY: Final = """
-SELECT parts.*, images.path AS stored FROM parts LEFT JOIN images ON images.path = parts.image
+SELECT parts.*, images.path AS stored, snapshots.tags AS tags FROM parts
+LEFT JOIN images ON images.path = parts.image LEFT JOIN snapshots ON snapshots.part = parts.id
 WHERE (:since IS NULL OR trigger_wall_ns >= :since) AND (:until IS NULL OR trigger_wall_ns < :until)
 AND (:station IS NULL OR parts.station = :station) AND (:verdict IS NULL OR verdict = :verdict)
 AND (:cause IS NULL OR cause = :cause) AND (:part_id IS NULL OR part_id = :part_id)
@@ -102,12 +104,13 @@ def query(
 
 
 def export_csv(rows: Iterable[dict[str, Any]], out: TextIO) -> int:
-    """Write a header and the rows; returns how many. Defects are JSON in their column."""
+    """Write a header and the rows; returns how many. Defects and the machine's tags are JSON in their columns."""
     writer = csv.DictWriter(out, COLUMNS)
     writer.writeheader()
     count = 0
     for row in rows:
-        writer.writerow({**row, "defects": json.dumps(row["defects"], ensure_ascii=False)})
+        texts = {name: json.dumps(row[name], ensure_ascii=False) for name in ("defects", "process")}
+        writer.writerow({**row, **texts})
         count += 1
     return count
 
@@ -154,6 +157,7 @@ def _facts(row: sqlite3.Row) -> dict[str, Any]:
         "late": None if row["late"] is None else bool(row["late"]),
         "defects": json.loads(row["defects"]),
         "image": row["stored"],
+        "process": json.loads(row["tags"] or "{}"),
     }
     return {name: facts[name] for name in COLUMNS}
 

@@ -88,6 +88,10 @@ CREATE TABLE IF NOT EXISTS recipes(
     writer TEXT NOT NULL, recipe TEXT NOT NULL, model TEXT NOT NULL, model_digest TEXT NOT NULL, backend TEXT NOT NULL,
     why TEXT NOT NULL, vouched TEXT NOT NULL, PRIMARY KEY(writer, recipe));
 """,
+    """
+CREATE TABLE snapshots(part INTEGER PRIMARY KEY, tags TEXT NOT NULL);
+CREATE TRIGGER part_gone AFTER DELETE ON parts BEGIN DELETE FROM snapshots WHERE part = OLD.id; END;
+""",
 )
 """What each version of the layout added to the one before it; append only: archives of every age are on boxes."""
 SCHEMA_VERSION: Final = 1 + len(_MIGRATIONS)

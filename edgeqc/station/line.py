@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +23,7 @@ from edgeqc.station.outcome import Outcome
 from edgeqc.station.part import Part
 from edgeqc.station.plckeeper import PlcKeeper
 from edgeqc.station.recipes import Recipes
+from edgeqc.station.tagwatch import TagWatch
 from edgeqc.station.triggers import TriggerWatch
 
 _TICK_NS: Final = 20 * NS_PER_MS
@@ -54,7 +54,7 @@ class Peers:
     """None where the frame is the trigger."""
     plc: PlcKeeper | None
     row: Row
-    tags_good: Callable[[], bool]
+    tags: TagWatch
 
 
 class Line:
@@ -165,6 +165,7 @@ class Line:
             self._settle(part, *overdue(frame_came=False))
             return
         self._show_busy(part)
+        part.process = self._peers.tags.snapshot(sent_ns)  # while the camera exposes
         frame = self._own_frame(part, sent_ns)
         if frame is None:
             self._settle(part, *overdue(frame_came=False))
@@ -235,6 +236,9 @@ class Line:
         part.slot = frame.slot
         part.frame_ns = frame.received_ns
         self._peers.row.put("frame_at_ns", frame.received_ns)
+        if not part.process:
+            # without a trigger of ours the exposure ended just before the first packet
+            part.process = self._peers.tags.snapshot(frame.received_ns - frame.transfer_ns)
         status, engine_ok = frame.status, True
         if status is FrameStatus.OK and part.recipe.known:
             status, engine_ok = self._inspect(part, frame)
@@ -253,7 +257,7 @@ class Line:
             threshold=part.recipe.threshold,
             engine_ok=engine_ok,
             recipe_known=part.recipe.known,
-            tags_good=self._peers.tags_good(),
+            tags_good=self._peers.tags.good(),
             now_ns=time.monotonic_ns(),
             fail_safe_at_ns=part.fail_safe_at_ns,
         )

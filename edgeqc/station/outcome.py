@@ -12,7 +12,7 @@ from edgeqc.core.handshake import Given
 from edgeqc.core.keeping import KeepRule
 from edgeqc.errors import JournalError, PeerError
 from edgeqc.journal import JournalWriter
-from edgeqc.journal.codec import Body, encode
+from edgeqc.journal.codec import Body, encode, split_snapshot
 from edgeqc.records import JUDGED, RESULT_CODE, Cause, Delivery, PartRecord, PlcResult, Verdict
 from edgeqc.settings import JournalSync
 from edgeqc.shm.board import Row
@@ -70,6 +70,8 @@ class Outcome:
         if verdict is Verdict.PASS and not self._safe(journaled, part):
             verdict, cause = Verdict.REJECT, Cause.JOURNAL
         delivery, waits = self._announce(part, verdict, cause)
+        for snapshot in split_snapshot(part.trigger.sequence, part.process):  # the PLC has its answer: no hurry now
+            self._append(snapshot)
         if not waits:
             self._append(delivery)
         with self._lock:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
-from edgeqc.records import Defect, Ledger, Trigger
+from edgeqc.records import Defect, Ledger, SnapshotTag, Trigger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,8 @@ class Part:
     scored_ns: int = 0
     score: float = math.nan
     defects: tuple[Defect, ...] = field(default=())
+    process: tuple[SnapshotTag, ...] = ()
+    """The machine at the exposure, as far as the station is to tell it."""
     settled: bool = False
     lent: bool = False
     """The slot is on loan to the archive: it comes back through Lender, not from the line."""

@@ -8,7 +8,6 @@ import os
 import secrets
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -26,11 +25,10 @@ from edgeqc.journal import JournalWriter
 from edgeqc.loading import digest, paths, restore
 from edgeqc.logs import Log, configure
 from edgeqc.plc import plc_door
-from edgeqc.records import NS_PER_MS, RECIPE_READY, AlertChange, Event, Ne107, Quality, Started
+from edgeqc.records import NS_PER_MS, RECIPE_READY, AlertChange, Event, Ne107, Started
 from edgeqc.settings import HandshakeSettings, NoPlcSettings, Settings, StationSettings, TriggerSource
 from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.slots import FrameSlots
-from edgeqc.shm.tagtable import FILE_NAME, TagTable
 from edgeqc.station.guard import Guard
 from edgeqc.station.intake import Intake
 from edgeqc.station.lender import Lender
@@ -39,6 +37,7 @@ from edgeqc.station.outcome import Outcome
 from edgeqc.station.plckeeper import Manners, PlcEvents, PlcKeeper
 from edgeqc.station.plcwatch import PlcWatch
 from edgeqc.station.recipes import Recipes
+from edgeqc.station.tagwatch import TagWatch
 from edgeqc.station.triggers import TriggerWatch
 
 _SWITCH_S: Final = 0.0005
@@ -148,7 +147,7 @@ class Station:
             healthy=self._healthy,
             priority=station.priority + 1 if self._has_real_time else 0,
         )
-        self._tags = TagWatch(run_dir, station) if station.required_tags else None
+        tags = TagWatch(run_dir, station)
         intake = Intake(
             budget,
             guard=self._guard,
@@ -175,7 +174,7 @@ class Station:
                 triggers=self._triggers,
                 plc=self._plc,
                 row=row,
-                tags_good=self._tags.good if self._tags is not None else lambda: True,
+                tags=tags,
             ),
         )
 
@@ -340,36 +339,6 @@ class Station:
                 action=action,
             )
         )
-
-
-class TagWatch:
-    """Are the tags that this station requires fresh and Good?"""
-
-    def __init__(self, run_dir: Path, station: StationSettings) -> None:
-        """The watch process makes the table; until it is there, no required tag is good."""
-        self._path = run_dir / FILE_NAME
-        self._names = station.required_tags
-        self._table: TagTable | None = None
-        self._indices: list[int] = []
-
-    def good(self) -> bool:
-        """Every required tag is Good and was heard of lately. Microseconds; never waits."""
-        if self._table is None and not self._attach():
-            return False
-        table = self._table
-        if table is None:
-            return False
-        now_ns = time.monotonic_ns()
-        return all(table.read(index, now_ns).quality is Quality.GOOD for index in self._indices)
-
-    def _attach(self) -> bool:
-        try:
-            table = TagTable.attach(self._path)
-            self._indices = [table.index(name) for name in self._names]
-        except (OSError, EdgeqcError, KeyError):
-            return False
-        self._table = table
-        return True
 
 
 def _manners(station: StationSettings, handshake: HandshakeSettings) -> Manners:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from edgeqc.errors import JournalError
 from edgeqc.journal import Cursor, JournalReader, JournalWriter, list_journals, mark_archived, segment
-from edgeqc.journal.codec import MAX_DEFECTS, RECORD_BYTES, DamagedRecordError, decode, encode
+from edgeqc.journal.codec import MAX_DEFECTS, RECORD_BYTES, DamagedRecordError, decode, encode, split_snapshot
 from edgeqc.records import (
     AlertChange,
     Cause,
@@ -27,6 +27,8 @@ from edgeqc.records import (
     Ledger,
     Ne107,
     PartRecord,
+    Quality,
+    SnapshotTag,
     Started,
     Trigger,
     Verdict,
@@ -395,3 +397,21 @@ def test_an_unknown_folder_reads_as_empty(tmp_path: Path) -> None:
     reader = JournalReader(tmp_path / "nothing", Cursor(segment=3, offset=RECORD_BYTES))
     assert reader.read() == []
     reader.close()
+
+
+NAMES = st.text(st.characters(codec="ascii", min_codepoint=45, max_codepoint=122), min_size=1, max_size=31)
+
+
+@given(
+    st.lists(
+        st.tuples(NAMES, st.floats(width=64), st.sampled_from(list(Quality)), st.floats(0, 1e6, width=32)), max_size=64
+    )
+)
+def test_a_snapshot_of_any_tags_is_read_back_whole(told: list[tuple[str, float, Quality, float]]) -> None:
+    tags = tuple(
+        SnapshotTag(name=name, value=value, quality=quality, age_s=age_s) for name, value, quality, age_s in told
+    )
+    records = split_snapshot(7, tags)
+    read = [decode(encode(record, sequence=1, wall_ns=2, mono_ns=3), writer="station-top").body for record in records]
+    assert {record.sequence for record in read} <= {7}
+    assert repr([tag for record in read for tag in record.tags]) == repr(list(tags))  # NaN is not itself

@@ -11,7 +11,7 @@ import pytest
 
 from edgeqc.core.alarm import AlarmState, Verb
 from edgeqc.journal import Cursor, Entry, JournalWriter
-from edgeqc.office import alarms, tables
+from edgeqc.office import alarms, query, tables
 from edgeqc.office.alarms import AlarmCommand
 from edgeqc.office.archive import Archive
 from edgeqc.office.books import Asked, ImagesGone, ImageStored, Noted, Refused, Settled, Tailed
@@ -26,6 +26,9 @@ from edgeqc.records import (
     Ledger,
     Ne107,
     PartRecord,
+    Quality,
+    Snapshot,
+    SnapshotTag,
     Started,
     Trigger,
     Verdict,
@@ -184,6 +187,76 @@ def test_a_part_becomes_one_row_and_one_message(desk):
     (message,) = desk.messages("verdict")
     assert (message["seq"], message["part_id"], message["plc"]["delivered"]) == (1, "P1", True)
     assert message["models"][0]["name"] == "demo"
+
+
+def snapshot(sequence: int, **values: float) -> Snapshot:
+    return Snapshot(
+        sequence=sequence,
+        tags=tuple(
+            SnapshotTag(name=name, value=value, quality=Quality.GOOD, age_s=0.0421) for name, value in values.items()
+        ),
+    )
+
+
+def test_a_verdict_carries_the_machine_at_its_exposure(desk):
+    desk.journal.append(part(1))
+    desk.journal.append(snapshot(1, heat=201.5, belt=math.nan))
+    desk.journal.append(snapshot(1, force=7.0))
+    desk.journal.append(delivery(1))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    (message,) = desk.messages("verdict")
+    assert message["process"] == {
+        "heat": {"value": 201.5, "quality": "Good", "age_ms": 42.1},
+        "belt": {"value": None, "quality": "Good", "age_ms": 42.1},
+        "force": {"value": 7.0, "quality": "Good", "age_ms": 42.1},
+    }
+    (row,) = query.query(desk.state_dir)
+    assert row["process"] == message["process"]
+
+
+def test_a_snapshot_outlives_the_offices_restart_and_goes_with_its_part(desk):
+    desk.journal.append(part(1))
+    desk.journal.append(snapshot(1, heat=201.5))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    desk.journal.append(delivery(1))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    (message,) = desk.messages("verdict")
+    assert message["process"]["heat"]["value"] == 201.5
+    with closing(sqlite3.connect(desk.state_dir / tables.FILE_NAME)) as database, database:
+        database.execute("DELETE FROM parts")
+    assert desk.rows("SELECT * FROM snapshots") == []
+
+
+def test_a_snapshot_that_comes_after_its_message_is_in_the_archive_all_the_same(desk):
+    desk.journal.append(part(1))
+    desk.journal.append(delivery(1))
+    desk.journal.append(snapshot(1, heat=201.5))
+    desk.journal.append(snapshot(99, heat=1.0))  # of a part that nobody knows
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    (row,) = query.query(desk.state_dir)
+    assert row["process"]["heat"]["value"] == 201.5
+
+
+def test_an_archive_of_before_gets_the_tables_that_came_later(desk):
+    desk.journal.append(part(1))
+    desk.journal.append(delivery(1))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    with closing(sqlite3.connect(desk.state_dir / tables.FILE_NAME)) as database, database:
+        database.execute("DROP TABLE snapshots")
+        database.execute("DROP TRIGGER part_gone")
+        database.execute("PRAGMA user_version=2")
+    desk.journal.append(part(2))
+    desk.journal.append(snapshot(2, heat=5.0))
+    desk.journal.append(delivery(2))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    newest, oldest = query.query(desk.state_dir)
+    assert (newest["process"]["heat"]["value"], oldest["process"]) == (5.0, {})
 
 
 def test_reading_a_journal_twice_changes_nothing(desk):

@@ -15,14 +15,27 @@ from edgeqc.core.handshake import Form, Rules
 from edgeqc.core.keeping import KeepRule
 from edgeqc.errors import JournalError, PeerError
 from edgeqc.journal import JournalReader, JournalWriter
-from edgeqc.records import NS_PER_S, Cause, Delivery, PartRecord, PlcResult, PlcTrigger, Trigger, Verdict
-from edgeqc.settings import JournalSettings, JournalSync
+from edgeqc.records import (
+    NS_PER_S,
+    Cause,
+    Delivery,
+    PartRecord,
+    PlcResult,
+    PlcTrigger,
+    Quality,
+    SnapshotTag,
+    Trigger,
+    Verdict,
+)
+from edgeqc.settings import JournalSettings, JournalSync, ReplayTagSource, StationSettings
 from edgeqc.shm.board import Board
 from edgeqc.shm.slots import FrameSlots
+from edgeqc.shm.tagtable import FILE_NAME, TagTable
 from edgeqc.station.lender import Lender
 from edgeqc.station.outcome import Outcome
 from edgeqc.station.part import Part
 from edgeqc.station.plckeeper import Manners, PlcEvents, PlcKeeper
+from edgeqc.station.tagwatch import TagWatch
 
 
 class Plc:
@@ -341,3 +354,84 @@ def test_a_slot_that_the_office_keeps_too_long_is_taken_back(tmp_path: Path) -> 
     assert slots.borrow(1, leases[1]) is not None
     lender.collect()
     assert home == [0, 1]
+
+
+def test_the_machine_at_the_exposure_is_journaled_once_the_plc_has_its_answer(line: Line) -> None:
+    one = part(1)
+    one.process = tuple(
+        SnapshotTag(name=f"zone{number}-temperature", value=float(number), quality=Quality.GOOD, age_s=0.05)
+        for number in range(40)
+    )
+    assert line.outcome.settle(one, Verdict.PASS, Cause.OK)
+    record, *snapshots, delivery = line.journaled()
+    assert isinstance(record, PartRecord)
+    assert isinstance(delivery, Delivery)
+    assert len(snapshots) > 1
+    assert {snapshot.sequence for snapshot in snapshots} == {1}
+    assert [tag.value for snapshot in snapshots for tag in snapshot.tags] == list(range(40))
+
+
+def tag_station(**fields: object) -> StationSettings:
+    return StationSettings.model_validate(
+        {
+            "name": "top",
+            "takt_ms": 100,
+            "budget_ms": 50,
+            "camera": {"type": "replay", "folder": "x", "width_px": 64, "height_px": 64},
+            "recipe": {"engine": "x"},
+            "plc": {"type": "none"},
+            **fields,
+        }
+    )
+
+
+def tag_table(folder: Path) -> TagTable:
+    source = ReplayTagSource.model_validate(
+        {
+            "name": "oven",
+            "type": "replay",
+            "file": "x.csv",
+            "stale_ms": 1000,
+            "tags": [{"name": "heat"}, {"name": "belt"}],
+        }
+    )
+    return TagTable.create(folder / FILE_NAME, [source])
+
+
+def test_a_required_tag_must_be_good_and_its_server_heard_of_lately(tmp_path: Path) -> None:
+    watch = TagWatch(tmp_path, tag_station(required_tags=["heat"]))
+    assert not watch.good()  # there is no table yet
+    table = tag_table(tmp_path)
+    now_ns = time.monotonic_ns()
+    assert not watch.good()
+    table.write_alive(0, now_ns)
+    table.write(0, 200.0, Quality.GOOD, 0.0, now_ns)
+    assert watch.good()
+    for quality in (Quality.UNCERTAIN, Quality.BAD):
+        table.write(0, 200.0, quality, 0.0, now_ns)
+        assert not watch.good()
+    table.write(0, 200.0, Quality.GOOD, 0.0, now_ns)
+    table.write_alive(0, now_ns - 2 * NS_PER_S)
+    assert not watch.good()
+    assert TagWatch(tmp_path, tag_station()).good()  # nothing is required
+    table.close()
+
+
+def test_a_snapshot_has_what_held_at_the_exposure_with_quality_and_age(tmp_path: Path) -> None:
+    station = tag_station(required_tags=["heat"], snapshot_tags=["belt", "heat"])
+    assert [(tag.name, tag.quality) for tag in TagWatch(tmp_path, station).snapshot(1)] == [
+        ("belt", Quality.BAD),
+        ("heat", Quality.BAD),
+    ]
+    table, watch, now_ns = tag_table(tmp_path), TagWatch(tmp_path, station), time.monotonic_ns()
+    table.write_alive(0, now_ns)
+    table.write(0, 200.0, Quality.GOOD, 0.0, now_ns - 100_000_000)
+    exposed_ns = now_ns - 20_000_000
+    table.write(0, 300.0, Quality.GOOD, 0.0, now_ns - 5_000_000)  # came after the exposure
+    belt, heat = watch.snapshot(exposed_ns)
+    assert (heat.value, heat.quality) == (200.0, Quality.GOOD)
+    assert heat.age_s == pytest.approx(0.08)
+    assert (belt.quality, belt.age_s) == (Quality.BAD, math.inf)
+    assert [tag.name for tag in TagWatch(tmp_path, tag_station(required_tags=["heat"])).snapshot(now_ns)] == ["heat"]
+    assert TagWatch(tmp_path, tag_station(required_tags=["heat"], snapshot_tags=[])).snapshot(now_ns) == ()
+    table.close()
