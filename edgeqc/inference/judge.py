@@ -47,7 +47,10 @@ class Judge:
         return Judgement(score=self.score(slot), defects=self._defects(slot, cells, placement))
 
     def _defects(self, slot: EngineSlot, cells: NDArray[np.float32], placement: Placement) -> tuple[Defect, ...]:
-        np.greater_equal(cells, self._limit, out=self._binary, casting="unsafe")
+        # A part that is rejected must point at a place, even where no cell reaches the limit that outlines defects.
+        peak = float(cells.max())
+        limit = peak * _PEAK_SHARE if _NOTHING <= peak < self._limit else self._limit
+        np.greater_equal(cells, limit, out=self._binary, casting="unsafe")
         if not cv2.countNonZero(self._binary):
             return ()
         count, labels, stats, _ = cv2.connectedComponentsWithStats(self._binary, connectivity=8)
@@ -89,6 +92,11 @@ class Judge:
             _span(placement.x_px, placement.width_px, 1 / across, map_out.shape[1]),
         ]
         cv2.resize(self._grey[rows, columns], place.shape[::-1], dst=place, interpolation=cv2.INTER_LINEAR)
+
+
+_PEAK_SHARE: Final = 0.7
+_NOTHING: Final = 0.1
+"""A map whose peak is below this shows no place at all."""
 
 
 def _span(start: int, length: int, step: float, end: int) -> slice:

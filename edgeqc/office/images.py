@@ -1,6 +1,7 @@
 """Images of parts: borrowed from the station's slots, written by a thread of their own, within a budget.
 
-`state_dir/images/YYYY-MM-DD/<station>-<sequence>.png`, beside it `.map.png` with the defect map where there is one.
+`state_dir/images/YYYY-MM-DD/<station>-<sequence>.png`, beside it `.map.png` with the defect map where there is one, and
+with parts that were judged bad `.overlay.png`, the picture with map and defects drawn in.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from numpy.typing import NDArray
 
 from edgeqc.errors import EdgeqcError
 from edgeqc.office.books import ImagesGone, ImageStored
+from edgeqc.office.overlay import BESIDE, overlay, palette
 from edgeqc.office.png import encode_png
-from edgeqc.records import NS_PER_S, PartRecord, Verdict
+from edgeqc.records import JUDGED, NS_PER_S, Defect, PartRecord, Verdict
 from edgeqc.settings import ArchiveSettings, ImageRules
 from edgeqc.shm.slots import FrameSlots
 
@@ -58,6 +60,8 @@ class _Job:
     ring: bool
     pixels: NDArray[np.uint8]
     defect_map: NDArray[np.uint8] | None
+    overlaid: tuple[Defect, ...] | None
+    """The defects to draw in; None: the part was not judged bad."""
 
     @property
     def size(self) -> int:
@@ -152,6 +156,7 @@ class ImageStore:
             ring=self._only_newest(record),
             pixels=copies[0],
             defect_map=copies[1] if slots.map_shape != (1, 1) else None,
+            overlaid=record.defects if record.verdict is Verdict.REJECT and record.cause in JUDGED else None,
         )
         with self._lock:
             self._queued_bytes += job.size
@@ -219,10 +224,10 @@ class ImageStore:
         for part in self._state_dir.glob(f"{FOLDER}/*/.*.part"):
             part.unlink(missing_ok=True)
         for file in self._state_dir.glob(f"{FOLDER}/*/*.png"):
-            if file.name.endswith(".map.png"):
+            if file.name.endswith(BESIDE):
                 continue
             with contextlib.suppress(OSError):
-                size = file.stat().st_size + _size(file.with_suffix(".map.png"))
+                size = file.stat().st_size + sum(_size(file.with_suffix(suffix)) for suffix in BESIDE)
                 found.append((file.stat().st_mtime, str(file.relative_to(self._state_dir)), size))
         for _, path, size in sorted(found):
             self._files[path] = size
@@ -247,6 +252,9 @@ class ImageStore:
             size = _write(target, encode_png(job.pixels))
             if job.defect_map is not None:
                 size += _write(target.with_suffix(".map.png"), encode_png(job.defect_map))
+            if job.defect_map is not None and job.overlaid is not None:
+                drawn = encode_png(overlay(job.pixels, job.defect_map, job.overlaid), palette())
+                size += _write(target.with_suffix(".overlay.png"), drawn)
         except OSError as exc:
             self.counts.failed += 1
             self._make_room.set()
@@ -292,7 +300,8 @@ class ImageStore:
             self.counts.deleted += 1
             with contextlib.suppress(OSError):
                 file.unlink(missing_ok=True)
-                file.with_suffix(".map.png").unlink(missing_ok=True)
+                for suffix in BESIDE:
+                    file.with_suffix(suffix).unlink(missing_ok=True)
                 file.parent.rmdir()  # only when it was the day's last
         self._report(ImagesGone(paths=paths))
 

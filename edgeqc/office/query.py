@@ -12,6 +12,7 @@ from typing import Any, Final, TextIO
 
 from edgeqc.errors import EdgeqcError
 from edgeqc.office import tables
+from edgeqc.office.overlay import BESIDE
 from edgeqc.office.payloads import rfc3339
 
 COLUMNS: Final = (
@@ -125,7 +126,7 @@ def export_json(rows: Iterable[dict[str, Any]], out: TextIO) -> int:
 
 
 def export_images(state_dir: Path, rows: Iterable[dict[str, Any]], folder: Path) -> int:
-    """Copy the rows' images and defect maps, verdict in the name; returns how many parts had one."""
+    """Copy the rows' images, defect maps and overlays, verdict in the name; returns how many parts had one."""
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     for row in rows:
@@ -138,9 +139,9 @@ def export_images(state_dir: Path, rows: Iterable[dict[str, Any]], folder: Path)
         except FileNotFoundError:
             continue  # deleted for its age or the budget since the rows were read
         count += 1
-        defect_map = source.with_suffix(".map.png")
-        if defect_map.exists():
-            shutil.copyfile(defect_map, folder / f"{name}.map.png")
+        for suffix in BESIDE:
+            if source.with_suffix(suffix).exists():
+                shutil.copyfile(source.with_suffix(suffix), folder / f"{name}{suffix}")
     return count
 
 

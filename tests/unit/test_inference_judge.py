@@ -72,6 +72,13 @@ def test_diagonal_cells_are_one_defect(judge):
     assert len(judge.judgement(_Outputs(cells), WHOLE).defects) == 1
 
 
+def test_part_that_no_cell_convicts_still_points_at_its_peak(judge):
+    cells = _cells()
+    cells[5, 7] = 0.3  # under the map's limit
+    (defect,) = judge.judgement(_Outputs(cells), WHOLE).defects
+    assert defect.score == pytest.approx(0.3)
+
+
 def test_quiet_map_has_no_defects(judge):
     judgement = judge.judgement(_Outputs(_cells(), score=0.01), WHOLE)
     assert judgement.defects == ()

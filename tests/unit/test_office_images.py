@@ -2,6 +2,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from edgeqc.office.books import ImagesGone, ImageStored
 from edgeqc.office.images import ImageStore, path_of
 from edgeqc.office.png import encode_png
-from edgeqc.records import Cause, Ledger, PartRecord, Trigger, Verdict
+from edgeqc.records import Cause, Defect, Ledger, PartRecord, Trigger, Verdict
 from edgeqc.settings import ArchiveSettings, ImageRules
 from edgeqc.shm.slots import FrameSlots
 
@@ -113,6 +114,43 @@ def test_a_defect_map_is_stored_beside_its_image(tmp_path):
     found = cv2.imread(str(tmp_path / path).replace(".png", ".map.png"), cv2.IMREAD_UNCHANGED)
     assert found.shape == (24, 32)
     assert (found == 1).all()
+
+
+def test_a_part_that_was_judged_bad_is_stored_with_map_and_defects_drawn_in(tmp_path):
+    station = Station(tmp_path, map_shape=(24, 32))
+    defect = Defect(name="scratch", score=0.9, x_px=200, y_px=100, width_px=40, height_px=60)
+    bad = replace(station.part(), defects=(defect,))
+    station.slots.pixels(bad.slot)[:] = 120
+    station.slots.map(bad.slot)[:] = 0
+    station.slots.map(bad.slot)[5:8, 10:12] = 255  # cells of 20 px: x 200..240, y 100..160
+    late = replace(station.part(), cause=Cause.LATE)
+    with store(tmp_path) as (images, _):
+        path = tmp_path / images.take(bad)
+        other = tmp_path / images.take(late)
+        until(lambda: images.counts.stored == 2)
+        assert images.bytes == sum(file.stat().st_size for file in tmp_path.glob("images/*/*.png"))
+    found = cv2.imread(str(path.with_suffix(".overlay.png")))
+    assert found.shape == (*SHAPE, 3)
+    assert abs(int(found[20, 20].max()) - 120) <= 3  # far away the picture is as it was
+    assert found[20, 20].min() == found[20, 20].max()
+    blue, _, red = (int(value) for value in found[130, 220])
+    assert red > blue + 60
+    assert tuple(found[99, 220]) == (0, 0, 255)
+    assert not other.with_suffix(".overlay.png").exists()
+    station.slots.close()
+
+
+def test_overlay_goes_with_its_image(tmp_path):
+    station = Station(tmp_path, map_shape=(24, 32))
+    with store(tmp_path, images_mb=1) as (images, _):
+        for _ in range(6):
+            images.take(station.part())
+        until(lambda: images.counts.deleted >= 4)
+        until(lambda: images.idle)
+    names = stored(tmp_path)
+    plain = [name for name in names if name.count(".") == 1]
+    assert len(names) == 3 * len(plain)
+    station.slots.close()
 
 
 def test_a_lapsed_lease_is_given_up_and_counted(tmp_path, station):
