@@ -18,6 +18,7 @@ from edgeqc.cli import (
     explain,
     init,
     journal,
+    probe,
     records,
     run,
     tags,
@@ -53,6 +54,7 @@ def application() -> typer.Typer:
     app.command("init")(init.init)
     app.command("check")(check.check)
     app.add_typer(commissioning.application(), name="test")
+    app.add_typer(probe.application(), name="plc")
     app.command("run")(run.run)
     app.command("demo")(demo.demo)
     app.command("doctor")(doctor.doctor)
