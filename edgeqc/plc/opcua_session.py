@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgeqc.errors import PeerError, PeerTimeoutError
+from edgeqc.plc.opcua_bounds import bound_decoding
 from edgeqc.settings import OpcuaEndpoint, OpcuaSecurity
 
 CLOSE_S: Final = 0.5
@@ -34,6 +35,9 @@ _VALID_DAYS: Final = 3650  # nobody renews a certificate beside a line, and a ne
 _WARN_DAYS: Final = 30
 _RSA_BITS: Final = 2048  # Basic256Sha256 asks for 2048..4096; PLCs pay for each handshake
 _PRIVATE: Final = 0o600
+_MESSAGE_MOST: Final = 16 << 20
+"""1000 values are 40 kB; what we tell the server, and what a server that keeps to the rules keeps to."""
+_CHUNKS_MOST: Final = 256
 
 
 async def connect(endpoint: OpcuaEndpoint, *, peer: str, state_dir: Path, timeout_s: float) -> Client:
@@ -43,7 +47,9 @@ async def connect(endpoint: OpcuaEndpoint, *, peer: str, state_dir: Path, timeou
     """
     # asyncua logs each publish at INFO and a lost peer as tracebacks; what matters comes as PeerError
     logging.getLogger("asyncua").setLevel(logging.CRITICAL + 1)
+    bound_decoding()
     client = Client(endpoint.url, timeout=timeout_s, auto_reconnect=False)
+    client.max_messagesize, client.max_chunkcount = _MESSAGE_MOST, _CHUNKS_MOST
     client.name = client.description = "edgeqc"
     client.session_timeout = _SESSION_MS
     if endpoint.user is not None:
