@@ -14,6 +14,7 @@ from edgeqc.cli import (
     config,
     demo,
     doctor,
+    engine,
     evaluate,
     explain,
     init,
@@ -58,6 +59,7 @@ def application() -> typer.Typer:
     app.command("run")(run.run)
     app.command("demo")(demo.demo)
     app.command("doctor")(doctor.doctor)
+    app.add_typer(engine.application(), name="engine")
     app.command("records")(records.records)
     app.command("journal")(journal.journal)
     app.add_typer(tags.application(), name="tags")

@@ -53,7 +53,8 @@ def say(error: Exception) -> None:
             )
         case PackageError():
             talk(f"engine package: {error}", style="bold red")
-            talk("Copy the package again from where it was made, or name another one in recipe.engine.")
+            if "edgeqc engine" not in str(error):  # it says by itself what to do
+                talk("Copy the package again from where it was made, or name another one in recipe.engine.")
         case PeerError():
             talk(str(error), style="bold red")
             talk(

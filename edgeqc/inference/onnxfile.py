@@ -9,7 +9,7 @@ the onnx package is not needed where engines run.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Final
 
@@ -32,17 +32,19 @@ class Survey:
 
     opset: int = 0
     nodes: int = 0
-    operators: set[str] | None = None
+    operators: set[str] = field(default_factory=set)
     initializers: int = 0
+    tensors: set[str] = field(default_factory=set)
+    """Names of the main graph's inputs and outputs."""
 
     def named(self) -> tuple[str, ...]:
         """The operators used, in order."""
-        return tuple(sorted(self.operators or ()))
+        return tuple(sorted(self.operators))
 
 
 def survey(model: bytes) -> Survey:
     """Walk the whole file. OnnxFault says what a package may not have, or where the file stops making sense."""
-    found = Survey(operators=set())
+    found = Survey()
     graphs = 0
     for number, value in _fields(memoryview(model)):
         match number, value:
@@ -62,6 +64,8 @@ def survey(model: bytes) -> Survey:
 
 
 _TRAINING: Final = 20
+_NAME_MOST: Final = 256
+"""Bytes of a name that are looked at; a manifest's names are shorter."""
 _EXTERNAL: Final = 1  # TensorProto.DataLocation
 
 
@@ -88,6 +92,10 @@ def _graph(data: memoryview, found: Survey, depth: int) -> None:
                 _tensor(value)
             case 15, memoryview():
                 _sparse(value)
+            case ((11 | 12), memoryview()) if not depth:
+                found.tensors.update(
+                    _text(name) for at, name in _fields(value) if at == 1 and not isinstance(name, int)
+                )
             case _:
                 pass
 
@@ -109,8 +117,7 @@ def _node(data: memoryview, found: Survey, depth: int) -> None:
                 pass
     if domain not in _OWN_DOMAINS:
         raise OnnxFault(f"has the operator {operator} of {domain}: only ONNX' own may be in a package")
-    if found.operators is not None:
-        found.operators.add(operator)
+    found.operators.add(operator)
 
 
 def _attribute(data: memoryview, found: Survey, depth: int) -> None:
@@ -151,7 +158,7 @@ def _tensor(data: memoryview) -> None:
 
 
 def _text(data: memoryview) -> str:
-    return bytes(data[:64]).decode("utf-8", "replace")
+    return bytes(data[:_NAME_MOST]).decode("utf-8", "replace")
 
 
 def _packed(data: memoryview) -> Iterator[int]:

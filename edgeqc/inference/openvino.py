@@ -39,7 +39,8 @@ class OpenVinoEngine:
         """
         ov = _openvino()
         try:
-            survey(model)  # the library would look for data in other files beside the working directory
+            # The library would look for data in other files beside the working directory.
+            names = survey(model).tensors
             core = ov.Core()
             compiled = core.compile_model(
                 core.read_model(io.BytesIO(model)),
@@ -61,8 +62,8 @@ class OpenVinoEngine:
             raise EngineError("openvino: this processor has no bf16")
         self.io = carried(
             EngineIo(
-                inputs=tuple(_spec(port) for port in compiled.inputs),
-                outputs=tuple(_spec(port) for port in compiled.outputs),
+                inputs=tuple(_spec(port, names) for port in compiled.inputs),
+                outputs=tuple(_spec(port, names) for port in compiled.outputs),
             ),
             carry or {},
         )
@@ -209,9 +210,12 @@ class _Slot:
         self._request = self._next_request = None
 
 
-def _spec(port: Any) -> TensorSpec:
-    """Shape and type as the model has them; EngineError where it leaves a size open."""
-    name = port.get_any_name()
+def _spec(port: Any, names: set[str]) -> TensorSpec:
+    """Name, shape and type as the model has them; EngineError where it leaves a size open.
+
+    A tensor that a cast was folded into goes by several names: the ONNX file's own is the one that counts.
+    """
+    name = min(names & port.get_names(), default=port.get_any_name())
     shape = port.get_partial_shape()
     if shape.is_dynamic:
         raise EngineError(f"{name}: shape {shape} is not fixed; export the model with static shapes")

@@ -28,6 +28,7 @@ from edgeqc.ports import Engine, EngineIo, TensorSpec
 MODEL_LIMIT_BYTES: Final = 256 << 20
 """Over ten times the largest model that fits a takt on such a box (12 MB); what the daemon's memory budget bears."""
 GOLDEN_LIMIT_BYTES: Final = 64 << 20
+FILES_MOST: Final = 64
 TEXT_LIMIT_BYTES: Final = 256 << 10
 
 
@@ -164,6 +165,16 @@ def load_package(folder: Path, *, trust: Trust | None = None) -> Package:
     return package
 
 
+def read_whole(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder, signature included. PackageError for folders and links in it, and for too much of it."""
+    if not folder.is_dir():
+        raise PackageError(f"{folder}: is no folder")
+    names = sorted(entry.name for entry in os.scandir(folder))
+    if len(names) > FILES_MOST:
+        raise PackageError(f"{folder}: {len(names)} files are over {FILES_MOST}")
+    return {name: read_file(folder / name, MODEL_LIMIT_BYTES) for name in names}
+
+
 def read_file(path: Path, limit: int) -> bytes:
     """The whole of a regular file; PackageError for a link, a folder, a device, and for more than `limit` bytes."""
     try:
@@ -188,6 +199,17 @@ def check_golden(engine: Engine, package: Package) -> float:
 
     PackageError where that is over the manifest's tolerance, or not a number: this engine must not judge parts.
     """
+    worst, where = golden_difference(engine, package)
+    limit = package.golden_tolerance
+    if worst > limit:
+        raise PackageError(
+            f"{package.folder}: {engine.backend} is off the golden outputs by {worst:.3g} ({where}), limit {limit:g}"
+        )
+    return worst
+
+
+def golden_difference(engine: Engine, package: Package) -> tuple[float, str]:
+    """The largest difference of any output from the golden ones (inf where it is not a number), and where it is."""
     worst, where = 0.0, ""
     cases = len(next(iter(package.golden.values())))
     for case in range(cases):
@@ -205,12 +227,7 @@ def check_golden(engine: Engine, package: Package) -> float:
                     where = f"case {case}, output {tensor.name}"
         finally:
             slot.release()
-    limit = package.golden_tolerance
-    if worst > limit:
-        raise PackageError(
-            f"{package.folder}: {engine.backend} is off the golden outputs by {worst:.3g} ({where}), limit {limit:g}"
-        )
-    return worst
+    return worst, where
 
 
 def check_io(engine_io: EngineIo, package: Package) -> None:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -25,8 +25,17 @@ from numpy.typing import NDArray
 
 from edgeqc.errors import PackageError
 from edgeqc.inference.manifest import VariantName
-from edgeqc.inference.package import MODEL_LIMIT_BYTES, Package, load_package, read_file
-from edgeqc.inference.signature import SIGNATURE, public_pem, sign
+from edgeqc.inference.package import (
+    FILES_MOST,
+    MODEL_LIMIT_BYTES,
+    TEXT_LIMIT_BYTES,
+    Package,
+    load_package,
+    read_file,
+    read_whole,
+)
+from edgeqc.inference.signature import SIGNATURE, public_pem, read_signature, sign
+from edgeqc.inference.trust import Trust
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +98,19 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], *, key: Ed25519Priv
     return load_package(folder)
 
 
+def with_variants(
+    folder: Path, out: Path, variants: Mapping[VariantName, VariantFiles], *, key: Ed25519PrivateKey | None
+) -> Package:
+    """The package in `folder`, at `out`, with these files added or replaced."""
+    files = read_folder(folder)
+    manifest = yaml.safe_load(files["manifest.yaml"])
+    added, entries = _variants(variants)
+    manifest["variants"] = {**manifest.get("variants", {}), **entries}
+    files |= added
+    files["manifest.yaml"] = yaml.safe_dump(manifest, sort_keys=False, width=120).encode()
+    return replace_folder(out, files, key=key)
+
+
 def sign_folder(folder: Path, key: Ed25519PrivateKey) -> Package:
     """Sign every file of a package as it stands. PackageError where the daemon would refuse it."""
     return replace_folder(folder, read_folder(folder), key=key)
@@ -109,18 +131,55 @@ def sign_once(folder: Path, trust: Path, *, name: str) -> Package:
 
 def read_folder(folder: Path) -> dict[str, bytes]:
     """Every file of a package but its signature. PackageError for folders and links in it, and for too much of it."""
-    if not folder.is_dir():
-        raise PackageError(f"{folder}: is no folder")
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.name != SIGNATURE)
-    if len(names) > FILES_MOST:
-        raise PackageError(f"{folder}: {len(names)} files are over {FILES_MOST}")
-    files: dict[str, bytes] = {}
-    for name in names:
+    return {name: content for name, content in read_whole(folder).items() if name != SIGNATURE}
+
+
+def read_signed(folder: Path) -> dict[str, bytes]:
+    """The files that a package's signature lists, and it; all files of one that is not signed. PackageError."""
+    if not os.path.lexists(folder / SIGNATURE):
+        return read_whole(folder)
+    files = {SIGNATURE: read_file(folder / SIGNATURE, TEXT_LIMIT_BYTES)}
+    for name in list(read_signature(folder / SIGNATURE, files[SIGNATURE]).files)[:FILES_MOST]:
         files[name] = read_file(folder / name, MODEL_LIMIT_BYTES)
     return files
 
 
-FILES_MOST: Final = 64
+def import_package(
+    files: Mapping[str, bytes], into: Path, *, trust: Trust, accept: Callable[[Package], None]
+) -> tuple[Package, bool]:
+    """Put a package from elsewhere (`read_signed`) at `into`/name/version; returns it, and whether it is new there.
+
+    Signature, hashes and limits are checked, and `accept` (which may raise PackageError) is asked, on the very files
+    that are put in place, before they are. PackageError where that name and version is there already and another package.
+    """
+    into = into.absolute()
+    into.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(prefix=".import.", dir=into))
+    try:
+        for name, content in files.items():
+            _write(place / name, content)
+        place.chmod(0o755)
+        package = load_package(place, trust=trust)
+        target = into / package.manifest.name / package.manifest.version
+        if target.exists():
+            _same(target, files)
+            return load_package(target, trust=trust), False
+        accept(package)
+        target.parent.mkdir(exist_ok=True)
+        _sync(place)
+        _exchange(place, target)
+    except PackageError as exc:
+        raise PackageError(str(exc).replace(str(place), "the package")) from exc
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return load_package(target, trust=trust), True
+
+
+def _same(target: Path, files: Mapping[str, bytes]) -> None:
+    if read_whole(target) != files:
+        raise PackageError(f"{target}: is there already, and another package: a version is never changed")
+
+
 _RENAME_EXCHANGE: Final = 2  # linux/fs.h
 _AT_FDCWD: Final = -100
 
@@ -134,14 +193,8 @@ def _files(contents: Contents) -> dict[str, bytes]:
         "golden.npz": golden.getvalue(),
         **contents.extra,
     }
-    variants: dict[str, dict[str, Any]] = {}
-    for name, variant in contents.variants.items():
-        files[f"model.{name}.onnx"] = variant.model
-        entry: dict[str, Any] = {"model": _sha256(variant.model), "golden_tolerance": variant.golden_tolerance}
-        if variant.calibration is not None:
-            files[f"calibration.{name}.json"] = _json(variant.calibration)
-            entry["calibration"] = _sha256(files[f"calibration.{name}.json"])
-        variants[name.value] = entry
+    added, variants = _variants(contents.variants)
+    files |= added
     hashes = {"model": "model.onnx", "calibration": "calibration.json", "golden": "golden.npz"}
     manifest = {
         **contents.manifest,
@@ -150,6 +203,19 @@ def _files(contents: Contents) -> dict[str, bytes]:
     }
     files["manifest.yaml"] = yaml.safe_dump(manifest, sort_keys=False, width=120).encode()
     return files
+
+
+def _variants(variants: Mapping[VariantName, VariantFiles]) -> tuple[dict[str, bytes], dict[str, dict[str, Any]]]:
+    """Their files, and what the manifest says of them."""
+    files: dict[str, bytes] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    for name, variant in variants.items():
+        files[f"model.{name}.onnx"] = variant.model
+        entries[name.value] = {"model": _sha256(variant.model), "golden_tolerance": variant.golden_tolerance}
+        if variant.calibration is not None:
+            files[f"calibration.{name}.json"] = _json(variant.calibration)
+            entries[name.value]["calibration"] = _sha256(files[f"calibration.{name}.json"])
+    return files, entries
 
 
 def _json(fields: Mapping[str, Any]) -> bytes:
