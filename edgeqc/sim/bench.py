@@ -1,4 +1,4 @@
-"""Measures the daemon: `python -m edgeqc.sim.bench isolation|plc`. Ratios of one run, never bare times.
+"""Measures the daemon: `python -m edgeqc.sim.bench isolation|plc|tags`. Ratios of one run, never bare times.
 
 The box is the developer's, shared and noisy: each figure that is a ratio has both of its sides measured in turn, in
 several rounds, and the table shows the median of the rounds.
@@ -53,6 +53,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("what", choices=list(_BENCHES))
     parser.add_argument("--parts", type=int, default=500, help="per run of the line")
+    parser.add_argument("--seconds", type=float, default=60, help="of the bench of tags; 600: the long form")
+    parser.add_argument("--node", type=Path, help="folder that keeps node-opcua from one bench of tags to the next")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write all figures there")
     asked = parser.parse_args()
@@ -91,7 +93,17 @@ def _plc(folder: Path, asked: argparse.Namespace) -> Benched:
     return benchplc.plc(folder, rounds=asked.rounds)
 
 
-_BENCHES: Final[dict[str, Callable[[Path, argparse.Namespace], Benched]]] = {"isolation": _isolation, "plc": _plc}
+def _tags(folder: Path, asked: argparse.Namespace) -> Benched:
+    from edgeqc.sim import benchtags  # noqa: PLC0415 - each bench has its own libraries
+
+    return benchtags.tags(folder, seconds=asked.seconds, node=asked.node)
+
+
+_BENCHES: Final[dict[str, Callable[[Path, argparse.Namespace], Benched]]] = {
+    "isolation": _isolation,
+    "plc": _plc,
+    "tags": _tags,
+}
 
 
 def isolation(folder: Path, *, parts: int, rounds: int) -> tuple[list[Gate], list[dict[str, Any]]]:

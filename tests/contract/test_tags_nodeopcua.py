@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,39 +12,22 @@ import pytest
 from edgeqc.plc.opcua_session import server_certificate
 from edgeqc.records import Quality
 from edgeqc.settings import OpcuaEndpoint, OpcuaTagSource
+from edgeqc.sim.nodeopcua import NodeOpcua
 from edgeqc.sim.tagsink import TagRecorder
 from edgeqc.tags import open_source
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
 TAGS = 1000
-SERVER = Path(__file__).with_name("nodeopcua_server.js")
 
 
 @pytest.fixture
 def server(tmp_path: Path):
-    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "node-opcua@2"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=200)
-    # node looks for modules beside the script
-    script = tmp_path / SERVER.name
-    script.write_bytes(SERVER.read_bytes())
-    with subprocess.Popen(
-        ["node", str(script), str(TAGS), "100"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith("READY "):
-                    _, url, namespace = line.split()
-                    yield process, url, namespace
-                    break
-            else:
-                pytest.fail("the server did not start")
-        finally:
-            process.kill()
+    with NodeOpcua(tmp_path, tags=TAGS) as running:
+        yield running
 
 
 async def test_a_thousand_encrypted_tags_lose_no_sample(server, tmp_path: Path):
-    process, url, namespace = server
+    url, namespace = server.url, server.namespace
     shown = await server_certificate(OpcuaEndpoint.model_validate({"url": url}), peer="line", timeout_s=10)
     (tmp_path / "server.der").write_bytes(shown)
     settings = OpcuaTagSource.model_validate(
@@ -69,7 +51,7 @@ async def test_a_thousand_encrypted_tags_lose_no_sample(server, tmp_path: Path):
     while sink.samples < 5 * TAGS:
         assert time.monotonic() < end, sink.reasons
         await asyncio.sleep(0.05)  # polls the condition
-    us, peer = psutil.Process(), psutil.Process(process.pid)
+    us, peer = psutil.Process(), psutil.Process(server.pid)
     busy = [sum(who.cpu_times()[:2]) for who in (us, peer)]
     began, samples = time.monotonic(), sink.samples
     await asyncio.sleep(30)  # the measurement

@@ -1,5 +1,6 @@
-// An OPC UA server by another vendor: node nodeopcua_server.js TAGS PERIOD_MS, run where node-opcua is installed.
-// User edge, password s3cret; each tag counts periods. Prints READY <url>.
+// An OPC UA server by another vendor: node nodeopcua.js TAGS PERIOD_MS, run where node-opcua is installed.
+// User edge, password s3cret; each tag counts periods, "Toggle" is 0 and 1 in turn, every 503 ms.
+// Prints READY <url> ns=<index>.
 const { OPCUAServer, DataType, SecurityPolicy, MessageSecurityMode, OPCUACertificateManager } = require("node-opcua");
 const path = require("path");
 const [, , tags, period] = process.argv;
@@ -32,6 +33,10 @@ const [, , tags, period] = process.argv;
     variable.setValueFromSource({ dataType: DataType.Double, value: 0 });
     variables.push(variable);
   }
+  const toggle = own.addVariable({
+    componentOf: line, browseName: "Toggle", nodeId: "s=Toggle", dataType: "Double", minimumSamplingInterval: 0,
+  });
+  toggle.setValueFromSource({ dataType: DataType.Double, value: 0 });
   await server.start();
   const port = server.endpoints[0].port;
   let count = 0;
@@ -39,5 +44,10 @@ const [, , tags, period] = process.argv;
     count += 1;
     for (const variable of variables) variable.setValueFromSource({ dataType: DataType.Double, value: count });
   }, +period);
+  let on = 0;
+  setInterval(() => {
+    on = 1 - on;
+    toggle.setValueFromSource({ dataType: DataType.Double, value: on });
+  }, 503);  // so that it meets every phase of publishing and of the grid
   console.log(`READY opc.tcp://127.0.0.1:${port} ns=${own.index}`);
 })().catch((error) => { console.error(error); process.exit(1); });

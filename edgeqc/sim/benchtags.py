@@ -1,0 +1,225 @@
+"""`scripts/bench tags`: 1000 tags at 10 Hz from node-opcua through the watch and office processes, as a line runs them.
+
+Samples are counted in the recording: each tag counts, so one that is lost is a jump. The time from a sample to what is
+told of it is taken on a tag that goes to and fro: from the server's own stamp to the arrival of the machine's change of
+state at an MQTT subscriber, on the same box's clock. An alarm goes the same way, behind its own delays and its model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from edgeqc import loading
+from edgeqc.cli.console import talk
+from edgeqc.core.align import Mark
+from edgeqc.errors import EdgeqcError
+from edgeqc.history import FOLDER, History
+from edgeqc.plc.opcua_session import server_certificate
+from edgeqc.records import NS_PER_S
+from edgeqc.settings import OpcuaEndpoint, Settings
+from edgeqc.shm.board import Board, State
+from edgeqc.sim.broker import Listener, SimBroker
+from edgeqc.sim.gate import Benched, Gate
+from edgeqc.sim.nodeopcua import PASSWORD, USER, NodeOpcua
+
+TAGS: Final = 1000
+PUBLISHING_MS: Final = 100
+WARM_UP_S: Final = 5.0
+_CPU_LIMIT: Final = 30.0
+"""Per cent of a core, with 50 forecasters, which are not in this figure."""
+_TOLD_LIMIT_MS: Final = 150 + PUBLISHING_MS
+_START_S: Final = 60.0
+_DRAIN_S: Final = 3.0
+
+
+def tags(folder: Path, *, seconds: float, node: Path | None) -> Benched:
+    """Run for `seconds`; `node` keeps node-opcua from one run to the next."""
+    with NodeOpcua(node or folder / "node", tags=TAGS) as server, SimBroker() as broker:
+        settings = _settings(folder, server, broker.port)
+        talk(f"{TAGS} tags at 10 Hz for {seconds:g} s")
+        with _processes(folder, settings) as (watch, office), Listener("127.0.0.1", broker.port, qos=0) as listener:
+            time.sleep(WARM_UP_S)
+            who = [watch.pid, office.pid, server.pid]
+            began, busy = time.monotonic(), [_busy_s(each) for each in who]
+            began_ns = time.time_ns()
+            time.sleep(seconds)
+            elapsed, ended_ns = time.monotonic() - began, time.time_ns()
+            shares = [100 * (_busy_s(each) - before) / elapsed for each, before in zip(who, busy, strict=True)]
+            memory_mb = _pss_mb(watch.pid)
+            time.sleep(_DRAIN_S)
+            told_ns = [_told_ns(message) for message in listener.received("/event") if _is_change(message)]
+    counted = _counted(folder / "state" / FOLDER, began_ns, ended_ns)
+    delays_ms = _delays_ms(folder / "state" / FOLDER, told_ns, began_ns, ended_ns)
+    figures = {
+        "seconds": elapsed,
+        "samples": counted["samples"],
+        "samples_lost": counted["lost"],
+        "bytes_per_sample": counted["bytes_per_sample"],
+        "watch_percent": shares[0],
+        "office_percent": shares[1],
+        "server_percent": shares[2],
+        "watch_pss_mb": memory_mb,
+        "changes": len(delays_ms),
+        "told_ms_p50": float(np.percentile(delays_ms, 50)),
+        "told_ms_p99": float(np.percentile(delays_ms, 99)),
+        "told_ms_max": float(np.max(delays_ms)),
+    }
+    rate_hz = counted["samples"] / elapsed
+    return Benched(
+        title=(
+            f"{TAGS} tags at 10 Hz from node-opcua, Basic256Sha256 SignAndEncrypt, {elapsed:.0f} s, "
+            f"{counted['samples']} samples ({rate_hz:.0f}/s), {len(delays_ms)} changes of state"
+        ),
+        gates=[
+            Gate(name="samples lost", measured=float(counted["lost"]), limit=0),
+            Gate(name="samples/s missing to 1000 x 10 Hz", measured=max(0.0, 10.0 * TAGS - rate_hz), limit=100),
+            Gate(name="watch process, of a core", measured=shares[0], limit=_CPU_LIMIT, unit="%"),
+            Gate(
+                name="sample to change of state told, p99",
+                measured=figures["told_ms_p99"],
+                limit=_TOLD_LIMIT_MS,
+                unit="ms",
+            ),
+            Gate(name="memory of the watch process", measured=memory_mb, limit=150, unit="MB"),
+            Gate(name="history, a sample", measured=counted["bytes_per_sample"], limit=8, unit="bytes"),
+        ],
+        figures=figures,
+    )
+
+
+def _settings(folder: Path, server: NodeOpcua, mqtt_port: int) -> Settings:
+    certificate = asyncio.run(
+        server_certificate(OpcuaEndpoint.model_validate({"url": server.url}), peer="line", timeout_s=10)
+    )
+    pinned = folder / "server.der"
+    pinned.write_bytes(certificate)
+    source = {
+        "name": "line",
+        "type": "opcua",
+        "url": server.url,
+        "server_certificate": pinned,
+        "user": USER,
+        "password": PASSWORD,
+        "publishing_ms": PUBLISHING_MS,
+        "sampling_ms": 0,  # each change, not what stands there every so often
+        "tags": [
+            {"name": "toggle", "node": f"{server.namespace};s=Toggle"},
+            *({"name": f"t{index}", "node": f"{server.namespace};s=Tag{index}"} for index in range(TAGS)),
+        ],
+    }
+    return Settings.model_validate(
+        {
+            "version": 1,
+            "node": "bench",
+            "state_dir": folder / "state",
+            "run_dir": folder / "run",
+            "stations": [
+                {
+                    "name": "top",
+                    "takt_ms": 100,
+                    "budget_ms": 50,
+                    "camera": {"type": "replay", "folder": folder, "width_px": 64, "height_px": 64},
+                    "recipe": {"engine": folder},
+                    "plc": {"type": "none"},
+                }
+            ],
+            "mqtt": {"host": "127.0.0.1", "port": mqtt_port},
+            "tags": [source, {"name": "press", "type": "state", "running": [{"tag": "toggle", "equals": 1}]}],
+        }
+    )
+
+
+@contextmanager
+def _processes(folder: Path, settings: Settings) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The watch and the office process, as the supervisor starts them; the station of this configuration does not run."""
+    run_dir = folder / "run"
+    run_dir.mkdir()
+    (folder / "state").mkdir()
+    board = Board.create(run_dir, ["station-top", "watch", "office"])
+    (run_dir / "settings.json").write_bytes(loading.dump(settings))
+    running: list[subprocess.Popen[bytes]] = []
+    with (folder / "log").open("wb") as log:
+        try:
+            for name in ("watch", "office"):
+                command = [sys.executable, "-m", "edgeqc", name, "--run-dir", str(run_dir)]
+                running.append(subprocess.Popen(command, stderr=log))  # noqa: S603 - this very package
+            row, until = board["watch"], time.monotonic() + _START_S
+            while row.state is not State.READY or row.get("tags_good") < TAGS:
+                if time.monotonic() > until or any(process.poll() is not None for process in running):
+                    raise EdgeqcError(f"the tags did not come: {(folder / 'log').read_text()[-1000:]}")
+                time.sleep(0.1)
+            yield running
+        finally:
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.wait(20)
+
+
+def _busy_s(pid: int) -> float:
+    """CPU time of all its threads so far (proc(5): fields 14 and 15, behind the name in brackets)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _pss_mb(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
+def _is_change(message: Any) -> bool:
+    body: dict[str, Any] = message.json
+    return bool(body.get("name") == "line_state")
+
+
+def _told_ns(message: Any) -> int:
+    """UTC of the message's arrival; the listener took it on the monotonic clock."""
+    return int(message.at_ns) + time.time_ns() - time.monotonic_ns()
+
+
+def _counted(folder: Path, began_ns: int, ended_ns: int) -> dict[str, float]:
+    """Look for jumps in what was recorded of each counting tag."""
+    history = History(folder, [f"t{index}" for index in range(TAGS)])
+    last: dict[int, float] = {}
+    samples = lost = 0
+    for chunk in history.chunks(began_ns, ended_ns):
+        order = np.lexsort((chunk.samples.at_ns, chunk.samples.places))
+        ordered = chunk.samples.picked(order)
+        good = ordered.picked(ordered.marks == Mark.GOOD)
+        samples += len(good.places)
+        for place, group in itertools.groupby(
+            zip(good.places.tolist(), good.values.tolist(), strict=True), key=lambda pair: pair[0]
+        ):
+            values = [value for _, value in group]
+            steps = np.diff([last.get(place, values[0] - 1), *values])
+            lost += int(np.sum(steps[steps > 1] - 1))
+            last[place] = values[-1]
+    everything = sum(path.stat().st_size for path in folder.iterdir())
+    written = sum(len(chunk.samples.places) for chunk in History(folder).chunks())
+    return {"samples": samples, "lost": lost, "bytes_per_sample": everything / max(written, 1)}
+
+
+def _delays_ms(folder: Path, told_ns: list[int], began_ns: int, ended_ns: int) -> list[float]:
+    """Match each change of state with the sample that made it, in order: the newest one before it was told."""
+    stamps = [
+        int(stamp) for chunk in History(folder, ["toggle"]).chunks() for stamp in chunk.source_ns.tolist() if stamp
+    ]
+    delays: list[float] = []
+    for told in told_ns:
+        before = [stamp for stamp in stamps if stamp < told]
+        if before and began_ns <= max(before) < ended_ns:
+            delays.append((told - max(before)) * 1000 / NS_PER_S)
+    if not delays:
+        raise EdgeqcError("no change of state was told")
+    return delays
