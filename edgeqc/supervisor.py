@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Final
 
 from edgeqc import __version__
-from edgeqc.core.restart import RestartBudget
+from edgeqc.core.restart import RestartBudget, hung
 from edgeqc.errors import AlreadyRunningError, EdgeqcError
 from edgeqc.journal import JournalWriter
 from edgeqc.loading import digest, dump, paths
@@ -221,8 +221,8 @@ class Supervisor:
         code = process.poll()
         if code is not None:
             self._ended(child, code, now_ns)
-        elif not child.killed and (hung := self._hung(child, now_ns)):
-            self._log.error("process_hung", name=child.job.name, loop=hung)
+        elif not child.killed and (loop := self._hung(child, now_ns)):
+            self._log.error("process_hung", name=child.job.name, loop=loop)
             child.killed = True
             process.kill()
 
@@ -260,11 +260,7 @@ class Supervisor:
             return "start" if now_ns - row.started_ns > _START_NS else ""
         if row.state is not State.READY:
             return ""
-        beats = row.beats()
-        for loop in job.loops:
-            if now_ns - beats.get(loop, row.started_ns) > job.hung_ns:
-                return loop
-        return ""
+        return hung(row.beats(), job.loops, started_ns=row.started_ns, limit_ns=job.hung_ns, now_ns=now_ns)
 
     def _notify(self, now_ns: int) -> None:
         """Tell systemd: ready once all run, and the watchdog while every loop answers or is being restarted by us."""

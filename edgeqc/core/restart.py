@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgeqc.core.backoff import Backoff
@@ -31,3 +32,11 @@ class RestartBudget:
     def degraded(self) -> bool:
         """Has it ended more often than is free?"""
         return self._over > 0
+
+
+def hung(beats: Mapping[str, int], loops: Sequence[str], *, started_ns: int, limit_ns: int, now_ns: int) -> str:
+    """The first of a process's loops that has not beaten for `limit_ns`; empty where all have.
+
+    A loop that has not beaten yet has the process's start for its last beat.
+    """
+    return next((loop for loop in loops if now_ns - beats.get(loop, started_ns) > limit_ns), "")

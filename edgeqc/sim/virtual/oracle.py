@@ -1,0 +1,184 @@
+"""The judge of the simulated line: knows what is true of each part, and what must hold after each event."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from edgeqc.core.invariant import balance, signals
+from edgeqc.records import RESULT_CODE, Cause, PlcResult, Verdict
+from edgeqc.sim.virtual.kernel import Kernel
+
+
+class Violation(AssertionError):  # noqa: N818 - it is what is found
+    """An invariant does not hold."""
+
+    def __init__(self, name: str, at_ns: int, facts: str) -> None:
+        super().__init__(f"{name} at {at_ns / 1e9:.6f} s: {facts}")
+        self.name = name
+
+
+@dataclass(slots=True, kw_only=True)
+class Piece:
+    """A part as it really is, and what became of it."""
+
+    number: int
+    part_id: str
+    at_ns: int
+    defective: bool
+    recipe: int
+    quiet: bool
+    """Nothing breaks any more since long before it came."""
+    shown_id: str = ""
+    """The id that the PLC showed with its trigger."""
+    counted: bool = True
+    """Did the PLC raise a trigger for it?"""
+    decision: Verdict | None = None
+    """Of the PLC's program."""
+    sequences: list[int] = field(default_factory=list)
+    """Station numbers that it was given."""
+    gate_position: int = 0
+    binned: bool | None = None
+    """True: it is in the reject bin; None: not at the gate yet."""
+
+
+class Oracle:
+    """Raises `Violation`. The trace is a hash over everything that was decided and seen."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        """Nothing has happened."""
+        self.pieces: dict[int, Piece] = {}
+        self.triggers = 0
+        """Numbers that stations gave."""
+        self.passed = 0
+        self.rejected = 0
+        self.judged = 0
+        self.faults: dict[str, int] = {}
+        self.lost_in_crash = 0
+        """Parts that were under way when the station died."""
+        self.owner: dict[int, Piece | None] = {}
+        """Whose sequence number that is; None for one that was missed."""
+        self.gate_told: set[int] = set()
+        """Sequences that the gate told of, and that therefore are no silent escapes."""
+        self.delivered_pass: set[int] = set()
+        self.verdicts = hashlib.sha256()
+        self._trace = hashlib.sha256()
+        self._kernel = kernel
+        self._shown_sequence = 0
+        self._shown: PlcResult | None = None
+
+    def fail(self, name: str, facts: str) -> None:
+        """An invariant does not hold."""
+        raise Violation(name, self._kernel.now_ns, facts)
+
+    def note(self, *facts: object) -> None:
+        """Something happened that must happen again with the same seed."""
+        self._trace.update(repr((self._kernel.now_ns, *facts)).encode())
+
+    @property
+    def trace(self) -> str:
+        """Hash of all that happened."""
+        return self._trace.hexdigest()[:16]
+
+    def fault(self, name: str) -> None:
+        """A fault was injected."""
+        self.faults[name] = self.faults.get(name, 0) + 1
+        self.note("fault", name)
+
+    def opened(self, sequence: int, piece: Piece | None) -> None:
+        """A station gave a part this number."""
+        if sequence in self.owner:
+            self.fail("I1 number used twice", f"sequence {sequence}")
+        self.owner[sequence] = piece
+        self.triggers += 1
+        if piece is not None:
+            piece.sequences.append(sequence)
+        self.note("opened", sequence)
+
+    def settled(self, sequence: int, verdict: Verdict, cause: Cause, *, content: list[int], score: float) -> None:
+        """A part's verdict is final, as it goes out. `content`: the pieces that its judged frames show."""
+        self.passed += verdict is Verdict.PASS
+        self.rejected += verdict is Verdict.REJECT
+        piece = self.owner[sequence]
+        self.verdicts.update(f"{sequence}{verdict}{cause}".encode())
+        self.note("settled", sequence, verdict, cause)
+        if (verdict is Verdict.PASS) != (cause is Cause.OK):
+            self.fail("I3 verdict and cause", f"{sequence}: {verdict} {cause}")
+        if verdict is Verdict.PASS:
+            if piece is None:
+                self.fail("I7 identity", f"{sequence} passed, and was never seen")
+            elif not content or any(shown != piece.number for shown in content):
+                self.fail("I7 identity", f"{sequence} is piece {piece.number}, its frames show {content}")
+            elif piece.defective:
+                self.fail("I6 escape", f"{sequence}: piece {piece.number} is defective, score {score}")
+            if not 0 <= score <= 1:
+                self.fail("I12 score", f"{sequence}: PASS on a score of {score}")
+        elif cause in {Cause.DEFECT, Cause.ANOMALY}:
+            if piece is not None and any(shown != piece.number for shown in content):
+                self.fail("I7 identity", f"{sequence} is piece {piece.number}, its frames show {content}")
+            if piece is not None and not piece.defective:
+                self.fail("I6 overkill", f"{sequence}: piece {piece.number} is good, cause {cause}")
+
+    def counts(self, under_way: int) -> None:
+        """Looked at after each event."""
+        for name in balance(
+            triggers=self.triggers - self.lost_in_crash,
+            passed=self.passed,
+            rejected=self.rejected,
+            under_way=under_way,
+        ):
+            self.fail(
+                name, f"{self.triggers} = {self.passed} + {self.rejected} + {under_way} + {self.lost_in_crash} lost"
+            )
+
+    def visible(self, block: PlcResult) -> None:
+        """A write was executed: this is in the PLC's registers now."""
+        verdict = block.verdict
+        for name in signals(
+            passing=verdict is Verdict.PASS,
+            rejecting=verdict is Verdict.REJECT,
+            valid=verdict is not None,
+            fault=block.fault,
+            code=block.code,
+            ok_code=RESULT_CODE[Cause.OK],
+        ):
+            self.fail(name, f"{block}")
+        self.note("visible", block.sequence, verdict, block.code, block.busy, block.ready)
+
+    def write_begun(self, block: PlcResult, *, fail_safe_at_ns: int, durable: bool) -> None:
+        """A write that brings a new result is begun."""
+        if block.verdict is None:
+            return
+        if block.sequence < self._shown_sequence:
+            self.fail("I5 order", f"{block.sequence} after {self._shown_sequence}")
+        self._shown_sequence = block.sequence
+        if block.verdict is not Verdict.PASS:
+            return
+        if not durable:
+            self.fail("I4 journal", f"{block.sequence} announced before its record is safe")
+        if self._kernel.now_ns >= fail_safe_at_ns:
+            self.fail("I2 deadline", f"PASS of {block.sequence} begun at or after {fail_safe_at_ns}")
+        piece = self.owner.get(block.sequence)
+        if piece is None or block.part_id != piece.part_id:
+            self.fail("I7 echo", f"{block.sequence} announced as {block.part_id}")
+
+    def decided(self, piece: Piece, verdict: Verdict) -> None:
+        """The PLC's program took a decision."""
+        if piece.decision is Verdict.PASS and verdict is Verdict.REJECT:
+            return
+        piece.decision = verdict
+        self.note("decided", piece.number, verdict)
+        if verdict is Verdict.PASS and piece.defective:
+            self.fail("I6 escape", f"the PLC let piece {piece.number} through, which is defective")
+
+    def binned(self, piece: Piece, ejected: bool, *, working: bool) -> None:
+        """The piece went through the gate, or into the bin. `working`: the ejector does what it is told."""
+        piece.binned = ejected
+        self.note("gate", piece.number, ejected)
+        passed = any(sequence in self.delivered_pass for sequence in piece.sequences)
+        if ejected and passed:
+            self.fail("I6 gate", f"piece {piece.number} passed and was ejected")
+        if ejected or passed or not piece.sequences:
+            return
+        if working and not all(sequence in self.gate_told for sequence in piece.sequences):
+            self.fail("I6 gate", f"piece {piece.number} ({piece.sequences}) went by without a pass, and nobody told")

@@ -1,0 +1,525 @@
+"""The station's threads in virtual time, around the core that ships. A process: when it is killed its memory is gone."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from edgeqc.core.account import TriggerAccount
+from edgeqc.core.axis import Axis
+from edgeqc.core.backoff import Backoff
+from edgeqc.core.budget import Budget
+from edgeqc.core.decide import overdue
+from edgeqc.core.exposure import Claim, Exposures
+from edgeqc.core.handshake import Given, Handshake, Rules
+from edgeqc.core.lane import Lane
+from edgeqc.core.stopping import StopLimits, StopReason, StopRule
+from edgeqc.core.track import FAILURES, Gate, GateEvent, GateFact, GateLayout
+from edgeqc.core.views import View
+from edgeqc.records import (
+    NS_PER_MS,
+    NS_PER_S,
+    RESULT_CODE,
+    Cause,
+    Delivery,
+    FrameStatus,
+    Ledger,
+    PartRecord,
+    PlcResult,
+    Trigger,
+    Verdict,
+)
+from edgeqc.sim.virtual.kernel import Fiber, Signal
+from edgeqc.sim.virtual.oracle import Piece
+from edgeqc.sim.virtual.plant import (
+    GATE_LENGTH,
+    PULSES_PER_TAKT,
+    TRAVEL_TAKTS,
+    UNKNOWN_RECIPE,
+    Lots,
+    Plant,
+    Shot,
+    score_of,
+)
+
+Steps = Generator[Any, bool, Any]
+
+THRESHOLD: Final = 0.5
+DIGESTS: Final = (b"\1" * 32, b"\2" * 32)
+"""Of the two recipes' models."""
+_BACKOFF: Final = Backoff(first_s=0.1, most_s=1.0)
+_WRITE_NS: Final = 50 * NS_PER_MS
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Part:
+    """A part under way."""
+
+    sequence: int
+    part_id: str
+    piece: Piece | None
+    recipe: int
+    trigger_ns: int
+    deadline_ns: int
+    fail_safe_at_ns: int
+    announced: bool = True
+    views: list[View | None] = field(default_factory=list)
+    settled: bool = False
+    verdict: Verdict = Verdict.REJECT
+    cause: Cause = Cause.NO_FRAME
+    score: float = math.nan
+    content: list[int] = field(default_factory=list)
+    judged_by: set[int] = field(default_factory=set)
+
+
+class Station:
+    """One life of the station process."""
+
+    def __init__(self, plant: Plant, *, first_sequence: int) -> None:
+        """Start all threads. `first_sequence`: the journal knows where the last life ended."""
+        swarm, kernel = plant.swarm, plant.kernel
+        self.plant, self.kernel, self.oracle = plant, kernel, plant.oracle
+        self.lots = Lots(swarm, f"station{first_sequence}", plant.oracle, plant)
+        self.beats: dict[str, int] = {}
+        self.started_ns = kernel.now_ns
+        self.dead = False
+        self.budget = Budget(budget_ns=swarm.budget_ns, plc_write_ns=swarm.plc_write_ns, seen_late_ns=swarm.poll_ns)
+        self.lane: Lane[Part] = Lane(
+            [
+                Exposures(least_ns=swarm.exposure_ns // 2, most_ns=swarm.frame_timeout_ns, slack_ns=NS_PER_MS // 2)
+                for _ in range(swarm.cameras)
+            ],
+            expose_within_ns=swarm.expose_within_ns,
+            depth=swarm.depth,
+        )
+        self.account = TriggerAccount(fresh_ns=2 * swarm.poll_ns + 2 * NS_PER_MS)
+        self.handshake = Handshake(Rules(form=swarm.form, hold_ns=swarm.takt_ns // 2 if swarm.form == "pulse" else None))
+        self.stop = StopRule(StopLimits())
+        self.gate = self._gate()
+        self.axis = Axis(cycle=1 << 32, most_step=20 * PULSES_PER_TAKT) if swarm.tracking == "encoder" else Axis()
+        self.sequence = first_sequence - 1
+        self.link: int | None = None
+        self.camera_lives = [camera.life for camera in plant.cameras]
+        self.unjournaled: deque[object] = deque()
+        self._link_lost = Signal(kernel)
+        self._frames = [camera.came for camera in plant.cameras]
+        self._due = Signal(kernel)
+        self._came = Signal(kernel)
+        self._unlocked = Signal(kernel)
+        self._shots: deque[Shot] = deque()
+        self._locked = False
+        self._landing = False
+        self._fibers: list[Fiber] = []
+        for name, steps in (
+            ("keeper", self._keep_link()),
+            ("line", self._line()),
+            ("guard", self._guard()),
+            ("triggers", self._triggers()),
+            *((f"camera{index}", self._frames_of(index)) for index in range(swarm.cameras)),
+            *((("gate", self._at_gate()),) if self.gate is not None else ()),
+        ):
+            self._fibers.append(kernel.spawn(name, steps))
+
+    def kill(self) -> None:
+        """All threads end where they are; what was not in the journal is gone."""
+        self.dead = True
+        for fiber in self._fibers:
+            self.kernel.kill(fiber)
+        self.oracle.lost_in_crash += len(self.lane)
+        if self.gate is not None:
+            # The PLC sees the heartbeat stand still: what is between camera and gate is its own affair.
+            self.oracle.gate_told.update(range(max(1, self.sequence - 64), self.sequence + 1))
+
+    @property
+    def under_way(self) -> int:
+        """Parts that have a number and no announced verdict."""
+        return 0 if self.dead else len(self.lane)
+
+    # --- threads ------------------------------------------------------------------------------------------------
+
+    def _keep_link(self) -> Steps:
+        plc, failures = self.plant.plc, 0
+        while True:
+            link = yield from plc.connect()
+            if link is not None:
+                yield from self._lock(self.kernel.now_ns + NS_PER_S)
+                self.handshake.health(ready=all(camera.up for camera in self.plant.cameras), fault=False)
+                self.handshake.connected()
+                good = yield from plc.write(link, self.handshake.block, self.kernel.now_ns + 10 * _WRITE_NS)
+                if good:
+                    self.handshake.written(self.kernel.now_ns)
+                else:
+                    self.handshake.lost()
+                    link = None
+                self._unlock()
+            if link is None:
+                failures += 1
+                yield self.kernel.now_ns + int(_BACKOFF.delay_s(failures, self.lots.random.random()) * NS_PER_S)
+                continue
+            failures = 0
+            self.link = link
+            self._link_lost.is_set = False
+            while self.link is not None and not (yield (self._link_lost, self.kernel.now_ns + NS_PER_S)):
+                pass
+            self.link = None
+
+    def _triggers(self) -> Steps:
+        swarm, plc = self.plant.swarm, self.plant.plc
+        while True:
+            self.beats["triggers"] = self.kernel.now_ns
+            link = self.link
+            if link is None:
+                yield self.kernel.now_ns + 20 * NS_PER_MS
+                continue
+            reading = yield from plc.read(link, self.kernel.now_ns + 6 * _WRITE_NS)
+            if reading is None:
+                self._drop(link)
+                continue
+            counter, part_id, recipe, ack = reading
+            if self.handshake.phase != "offline" and not self._locked and self.handshake.ack(ack):
+                self._due.set()
+            yield from self._reading(counter, part_id, recipe)
+            if self.lots.falls("triggers_stuck", 0.1):
+                yield self.kernel.now_ns + self.lots.random.randint(1, 4) * swarm.takt_ns
+            yield self.kernel.now_ns + swarm.poll_ns
+
+    def _reading(self, counter: int, part_id: str, recipe: int) -> Steps:
+        now_ns = self.kernel.now_ns
+        arrival = self.account.reading(counter, part_id, now_ns)
+        for _ in range(arrival.missed):
+            missed = self._numbered(now_ns, "", 0, None)
+            missed.announced = False
+            self.lane.open(missed, fresh=False, trigger_ns=now_ns, now_ns=now_ns)
+            self._track(missed, None)
+            yield from self._settle(missed, *overdue(frame_came=False))
+        if not arrival.part:
+            return
+        part = self._numbered(now_ns, part_id, recipe, self.plant.plc.current)
+        known = not (arrival.doubled or arrival.swapped)
+        cause = self.lane.open(part, fresh=arrival.fresh, known=known, trigger_ns=now_ns, now_ns=now_ns)
+        self._track(part, self.axis.at(now_ns) if arrival.fresh else None)
+        self.handshake.trigger(part.sequence, part_id, counter)
+        self._due.set()
+        if cause is None:
+            cause = yield from self._expose(part)
+        if cause is not None:
+            yield from self._settle(part, Verdict.REJECT, cause)
+
+    def _expose(self, part: Part) -> Steps:
+        for index, camera in enumerate(self.plant.cameras):
+            sent_ns = self.kernel.now_ns
+            if not (yield from camera.trigger()):
+                return Cause.NO_FRAME
+            in_time = self.lane.exposed(
+                part, index, sent_ns=sent_ns, trigger_ns=part.trigger_ns, now_ns=self.kernel.now_ns
+            )
+            if not in_time:
+                return Cause.NO_FRAME
+        return None
+
+    def _frames_of(self, index: int) -> Steps:
+        camera = self.plant.cameras[index]
+        while True:
+            yield (camera.came, self.kernel.now_ns + 20 * self.plant.swarm.takt_ns)
+            while camera.queue:
+                self._shots.append(camera.queue.pop(0))
+                self._came.set()
+
+    def _line(self) -> Steps:
+        swarm = self.plant.swarm
+        tick_ns = max(20 * NS_PER_MS, swarm.takt_ns // 2)
+        while True:
+            self.beats["line"] = self.kernel.now_ns
+            if not self._shots:
+                yield (self._came, self.kernel.now_ns + tick_ns)
+            yield from self._check_cameras()
+            if self._shots:
+                yield from self._take(self._shots.popleft())
+            if self.lots.falls("line_stuck", 0.5):
+                yield self.kernel.now_ns + self.lots.random.randint(1, 8) * swarm.takt_ns
+
+    def _check_cameras(self) -> Steps:
+        for index, camera in enumerate(self.plant.cameras):
+            if self.camera_lives[index] != camera.life:
+                self.camera_lives[index] = camera.life
+                for part in self.lane.unsettled(self.lane.cameras[index].reopened()):
+                    yield from self._settle(part, *overdue(frame_came=False))
+            gone = self.lane.cameras[index].overdue(self.kernel.now_ns)
+            for part in self.lane.unsettled(gone):
+                yield from self._settle(part, *overdue(frame_came=False))
+
+    def _take(self, shot: Shot) -> Steps:
+        if shot.received_ns < self.started_ns:
+            return
+        match = self.lane.frame(shot.camera, shot.frame_id, shot.first_ns, self.kernel.now_ns)
+        parts, cause = self.lane.without(match)
+        for without in parts:
+            yield from self._settle(without, Verdict.REJECT, cause)
+        part = self.lane.part(match.sequence) if match.claim is Claim.OWN else None
+        if part is None:
+            return
+        self.plant.cameras[shot.camera].slots_out += 1
+        score, works = math.nan, True
+        if shot.status is FrameStatus.OK and part.recipe != UNKNOWN_RECIPE:
+            yield from self._run_engine()
+            score, works = score_of(self.plant.engine, self.oracle.pieces.get(shot.content))
+            part.judged_by.add(part.recipe)
+        part.content.append(shot.content)
+        view = View(
+            name=str(shot.camera),
+            sequence=match.sequence,
+            frame=shot.status,
+            score=score,
+            threshold=THRESHOLD,
+            engine_ok=works,
+            frame_id=shot.frame_id,
+        )
+        if self.lane.seen(part, shot.camera, view):
+            ruling = self.lane.ruling(
+                part,
+                tags_good=not self.lots.falls("tags_bad"),
+                recipe_known=part.recipe != UNKNOWN_RECIPE,
+                now_ns=self.kernel.now_ns,
+            )
+            if not part.settled:
+                part.score = score
+            yield from self._settle(part, ruling.verdict, ruling.cause)
+        self.plant.cameras[shot.camera].slots_out -= 1
+
+    def _run_engine(self) -> Steps:
+        swarm, lots = self.plant.swarm, self.plant.engine
+        takes_ns = swarm.engine_ns
+        if lots.falls("engine_slow"):
+            takes_ns *= lots.random.randint(2, 12)
+        if lots.falls("engine_hung"):
+            takes_ns = 600 * NS_PER_S
+        yield self.kernel.now_ns + takes_ns
+
+    def _guard(self) -> Steps:
+        swarm = self.plant.swarm
+        look_ns = max(2 * NS_PER_MS, min(100 * NS_PER_MS, (swarm.budget_ns - swarm.plc_write_ns) // 3))
+        beat_ns = 200 * NS_PER_MS
+        next_beat_ns = 0
+        while True:
+            now_ns = self.kernel.now_ns
+            self.beats["guard"] = now_ns
+            due_ns = self.lane.due_ns()
+            if due_ns is None or due_ns > now_ns:
+                wake_ns = min(now_ns + look_ns if due_ns is None else min(due_ns, now_ns + look_ns), now_ns + beat_ns)
+                yield (self._due, wake_ns)
+            for part in self.lane.overdue(self.kernel.now_ns):
+                came = any(view is not None for view in part.views)
+                yield from self._settle(part, *overdue(frame_came=came))
+            if self.handshake.phase != "offline" and self.link is not None:
+                self.handshake.expire(self.kernel.now_ns)
+                stuck = self.kernel.now_ns - self.beats.get("line", self.started_ns) > NS_PER_S + 4 * swarm.takt_ns
+                if self.kernel.now_ns >= next_beat_ns and not stuck:
+                    next_beat_ns = self.kernel.now_ns + beat_ns
+                    self.handshake.health(ready=all(camera.up for camera in self.plant.cameras), fault=False)
+                    yield from self._write(lambda: True, self.kernel.now_ns + _WRITE_NS)
+            if self.lots.falls("guard_stuck", 0.02):
+                yield self.kernel.now_ns + self.lots.random.randint(1, 4) * swarm.takt_ns
+            while self.unjournaled and self.plant.disk.append(self.unjournaled[0]) is not None:
+                self.unjournaled.popleft()
+
+    # --- settling -----------------------------------------------------------------------------------------------
+
+    def _numbered(self, at_ns: int, part_id: str, recipe: int, piece: Piece | None) -> Part:
+        self.sequence += 1
+        part = Part(
+            sequence=self.sequence,
+            part_id=part_id or str(self.sequence),
+            piece=piece,
+            recipe=recipe,
+            trigger_ns=at_ns,
+            deadline_ns=self.budget.deadline_ns(at_ns),
+            fail_safe_at_ns=self.budget.fail_safe_at_ns(at_ns),
+        )
+        self.oracle.opened(part.sequence, piece)
+        return part
+
+    def _settle(self, part: Part, verdict: Verdict, cause: Cause) -> Steps:
+        if not self.lane.settle(part):
+            return
+        part.verdict, part.cause = verdict, cause
+        if self._landing:
+            return  # whoever is at it takes this one too
+        self._landing = True
+        while (landed := self.lane.land()) is not None:
+            yield from self._announce(landed)
+        self._landing = False
+
+    def _announce(self, part: Part) -> Steps:
+        swarm, disk = self.plant.swarm, self.plant.disk
+        number = self._append(self._record(part))
+        safe = number is not None
+        if number is not None and swarm.sync_each and part.verdict is Verdict.PASS:
+            safe = yield from disk.sync(number, part.fail_safe_at_ns)
+        verdict, cause, violated = self.lane.announce(
+            part,
+            part.verdict,
+            part.cause,
+            score=part.score,
+            record_sequence=part.sequence if number is not None else 0,
+            journaled=safe,
+            plc_up=self.link is not None or not part.announced,
+            now_ns=self.kernel.now_ns,
+        )
+        if violated:
+            self.oracle.fail("production check", f"{violated} of {part.sequence}")
+        if part.judged_by - {part.recipe}:
+            self.oracle.fail("I15 model", f"{part.sequence} of recipe {part.recipe} judged by {part.judged_by}")
+        self.oracle.settled(part.sequence, verdict, cause, content=part.content, score=part.score)
+        delivered = False
+        if part.announced:
+            delivered = yield from self._tell(part, verdict, cause, durable=safe)
+        self._append(
+            Delivery(
+                sequence=part.sequence,
+                verdict=verdict,
+                cause=cause,
+                delivered=delivered,
+                delivered_ns=self.kernel.now_ns if delivered else 0,
+                late=delivered and self.kernel.now_ns > part.deadline_ns,
+                late_score=math.nan,
+            )
+        )
+        if delivered and verdict is Verdict.PASS:
+            self.oracle.delivered_pass.add(part.sequence)
+            if self.gate is not None:
+                self.gate.passed(part.sequence)
+        self.stop.verdict(verdict, cause)
+
+    def _tell(self, part: Part, verdict: Verdict, cause: Cause, *, durable: bool) -> Steps:
+        result = PlcResult(
+            sequence=part.sequence,
+            part_id=part.part_id,
+            verdict=verdict,
+            code=RESULT_CODE[cause],
+            busy=False,
+            ready=True,
+            fault=False,
+            score=part.score if math.isfinite(part.score) else 0.0,
+        )
+        given: list[Given] = []
+
+        def compose() -> bool:
+            if verdict is Verdict.PASS and self.kernel.now_ns >= part.fail_safe_at_ns:
+                return False  # the link was busy for too long
+            given.append(self.handshake.result(result))
+            if given[-1] is Given.SHOWN:
+                self.oracle.write_begun(result, fail_safe_at_ns=part.fail_safe_at_ns, durable=durable)
+            return True
+
+        until_ns = part.deadline_ns
+        if verdict is Verdict.REJECT:
+            until_ns = max(until_ns, self.kernel.now_ns + self.plant.swarm.plc_write_ns)
+        written = yield from self._write(compose, until_ns)
+        return written and bool(given) and given[-1] is Given.SHOWN
+
+    def _append(self, record: object) -> int | None:
+        number = None if self.unjournaled else self.plant.disk.append(record)
+        if number is None:
+            self.unjournaled.append(record)
+        return number
+
+    def _record(self, part: Part) -> PartRecord:
+        return PartRecord(
+            station="top",
+            trigger=Trigger(sequence=part.sequence, part_id=part.part_id, at_ns=part.trigger_ns, wall_ns=0),
+            frame_id=0,
+            verdict=part.verdict,
+            cause=part.cause,
+            score=part.score,
+            threshold=THRESHOLD,
+            ledger=Ledger(trigger_ns=part.trigger_ns, decided_ns=self.kernel.now_ns),
+            deadline_ns=part.deadline_ns,
+            recipe=str(part.recipe),
+            model_digest=DIGESTS[part.recipe] if part.recipe < len(DIGESTS) else bytes(32),
+        )
+
+    # --- the link -----------------------------------------------------------------------------------------------
+
+    def _lock(self, until_ns: int) -> Steps:
+        while self._locked:
+            if self.kernel.now_ns >= until_ns:
+                return False
+            yield (self._unlocked, until_ns)
+        self._locked = True
+        return True
+
+    def _unlock(self) -> None:
+        self._locked = False
+        self._unlocked.set()
+
+    def _write(self, compose: Callable[[], bool], until_ns: int) -> Steps:
+        link = self.link
+        if link is None or not (yield from self._lock(until_ns)):
+            return False
+        written = False
+        if link == self.link and compose():
+            block = self.handshake.block
+            written = yield from self.plant.plc.write(link, block, until_ns)
+            if written:
+                self.handshake.written(self.kernel.now_ns)
+            else:
+                self.handshake.lost()
+                self._drop(link)
+        self._unlock()
+        return written
+
+    def _drop(self, link: int) -> None:
+        if self.link == link:
+            self.link = None
+            self._link_lost.set()
+
+    # --- the gate -----------------------------------------------------------------------------------------------
+
+    def _gate(self) -> Gate | None:
+        swarm = self.plant.swarm
+        unit = {"encoder": PULSES_PER_TAKT, "delay": swarm.takt_ns}.get(swarm.tracking)
+        if unit is None:
+            return None
+        per_pulse = unit / PULSES_PER_TAKT
+        return Gate(
+            GateLayout(
+                travel=int(TRAVEL_TAKTS * unit), length=int(GATE_LENGTH * per_pulse), confirm=int(200 * per_pulse)
+            )
+        )
+
+    def _track(self, part: Part, position: int | None) -> None:
+        if self.gate is not None:
+            self._gate_events(self.gate.part(part.sequence, part.part_id, position))
+
+    def _gate_events(self, events: list[GateEvent]) -> None:
+        for event in events:
+            self.oracle.note("gate", event.fact, event.sequence)
+            if event.fact in FAILURES:
+                self.oracle.gate_told.add(event.sequence)
+                self.stop.ask(StopReason.GATE)
+            elif event.fact is GateFact.EJECT and event.sequence in self.oracle.delivered_pass:
+                self.oracle.fail("I6 gate", f"{event.sequence} passed, and the gate opened for it")
+
+    def _at_gate(self) -> Steps:
+        gate, plc, swarm = self.gate, self.plant.plc, self.plant.swarm
+        assert gate is not None  # noqa: S101 - only started with one
+        poll_ns = swarm.takt_ns // 20
+        while True:
+            yield self.kernel.now_ns + poll_ns
+            self.beats["gate"] = self.kernel.now_ns
+            link = self.link
+            if link is None or plc.frozen or link != plc.life:
+                continue
+            kept = True
+            if swarm.tracking == "encoder":
+                kept = self.axis.encoder(plc.encoder(), self.kernel.now_ns)
+            else:
+                self.axis.clock(running=self.plant.running, at_ns=self.kernel.now_ns)
+            if not kept:
+                self._gate_events(gate.lost())
+            self._gate_events(gate.confirmed(plc.confirmations))
+            self._gate_events(gate.move(self.axis.position or 0))
+            plc.gate = gate.output
