@@ -67,6 +67,9 @@ class Arrival:
 
 
 NOTHING: Final = Arrival()
+MOST_MISSED: Final = 1024
+"""Parts that can go by unseen, in a minute without a link on a fast line. A counter that jumps further was set anew: by
+its distance alone a PLC that restarted at 40000 would look like one that had counted 25536 parts on."""
 REMEMBERED_IDS: Final = 64
 """Part ids that are told apart: more than any line has between trigger and gate."""
 
@@ -90,14 +93,16 @@ class TriggerAccount:
         self._counter, self._read_ns = counter, read_ns
         if moved.step in {Step.FIRST, Step.SAME}:
             return NOTHING  # what stands in the block when we come is of another life
-        restarted = moved.step is Step.BACK
+        restarted = moved.step is Step.BACK or moved.missed > MOST_MISSED
         if restarted:
             self._ids.clear()
             self._last_id = ""
             if counter == 0:
                 return Arrival(restarted=True)
         # A PLC that restarted has counted its parts from 1: those before the one at hand went by unseen.
-        missed = min(counter - 1, self._cycle // 2) if restarted else moved.missed
+        missed = moved.missed
+        if restarted:
+            missed = counter - 1 if counter <= MOST_MISSED else 0
         doubled = bool(part_id) and part_id == self._last_id
         swapped = bool(part_id) and not doubled and part_id in self._ids
         self._remember(part_id)

@@ -23,7 +23,8 @@ class Axis:
             cycle: of the encoder's counter; 0: there is no encoder, the axis is running time.
             most_step: a larger step of the encoder between two readings, either way, is no movement but a counter that
                 was set anew; at most half the cycle. 0: half the cycle.
-            most_gap_ns: with readings further apart the counter may have wrapped unseen; 0: never.
+            most_gap_ns: with readings further apart the counter may have wrapped unseen, or the line have stopped and
+                started; 0: never.
         """
         self._cycle = cycle
         self._most_step = most_step or cycle // 2
@@ -53,13 +54,18 @@ class Axis:
         self._readings.append((at_ns, position + step))
         return True
 
-    def clock(self, *, running: bool, at_ns: int) -> None:
-        """The line ran, or stood still, since the last reading."""
+    def clock(self, *, running: bool, at_ns: int) -> bool:
+        """The line ran, or stood still, since the last reading. False: as with `encoder`."""
         if not self._readings:
             self._readings.append((at_ns, 0))
-            return
+            return True
         last_ns, position = self._readings[-1]
+        if self._most_gap_ns and at_ns - last_ns > self._most_gap_ns:
+            self._readings.clear()
+            self._readings.append((at_ns, position + (at_ns - last_ns)))
+            return False
         self._readings.append((at_ns, position + (at_ns - last_ns if running else 0)))
+        return True
 
     def at(self, at_ns: int) -> int | None:
         """Where the conveyor was, or by its last speed is, at this time; None while nothing is known."""

@@ -17,6 +17,10 @@ _REMEMBERED: Final = 16
 """Exposures that are kept after their frame came: enough to name a frame that comes twice or late."""
 
 
+_FOLLOW: Final = 16
+"""Frames in which the usual way from trigger to frame is forgotten by two thirds."""
+
+
 class Claim(StrEnum):
     """Whose a frame is."""
 
@@ -25,7 +29,7 @@ class Claim(StrEnum):
     DOUBLED = "doubled"
     """Its part had its frame already."""
     STALE = "stale"
-    """It was exposed for a part that has been given up, or comes from before."""
+    """It was exposed for a part that has been given up, or too late after its trigger, or comes from before."""
     PHANTOM = "phantom"
     """Nobody asked for it."""
     SWAPPED = "swapped"
@@ -47,6 +51,7 @@ class Match:
 class _Exposure:
     sequence: int
     at_ns: int
+    until_ns: int
     ordinal: int
     open: bool = True
 
@@ -58,12 +63,14 @@ class Exposures:
         """Nothing is exposed yet.
 
         Args:
-            least_ns: from trigger to the frame's first packet at the least: the exposure time.
+            least_ns: from trigger to the frame's first packet at the least: the exposure time; what the camera is seen to
+                take beyond it is followed slowly. 0: not known, the first frame tells.
             most_ns: a frame that is not there so long after its trigger never comes.
             slack_ns: by how much the time at which a frame began may be taken for too early.
             cycle: of the camera's frame counter.
         """
         self._least_ns = least_ns
+        self._usual_ns = least_ns or None
         self._slack_ns = slack_ns
         self._most_ns = most_ns
         self._cycle = cycle
@@ -87,10 +94,13 @@ class Exposures:
         """
         return now_ns >= self._doubt_until_ns and (self._base is not None or not self.outstanding)
 
-    def exposed(self, sequence: int, at_ns: int) -> None:
-        """The camera was triggered for this part at `at_ns`. Parts come in order."""
+    def exposed(self, sequence: int, at_ns: int, until_ns: int) -> None:
+        """The camera was triggered for this part at `at_ns`; after `until_ns` the part is not before it any more.
+
+        Parts come in order.
+        """
         self._ordinal += 1
-        self._exposures.append(_Exposure(sequence=sequence, at_ns=at_ns, ordinal=self._ordinal))
+        self._exposures.append(_Exposure(sequence=sequence, at_ns=at_ns, until_ns=until_ns, ordinal=self._ordinal))
 
     def reopened(self) -> tuple[int, ...]:
         """A fresh connection: it counts from where it likes. Gives the parts that will have no frame."""
@@ -111,9 +121,10 @@ class Exposures:
         moved = move(self._frame_id, frame_id, cycle=self._cycle)
         if moved.step is Step.SAME:
             return Match(claim=Claim.DOUBLED)
-        if moved.step is Step.BACK:
-            return Match(claim=Claim.STALE)
         self._frame_id = frame_id
+        if moved.step is Step.BACK:
+            # Taken as it is from now on: a camera that counts anew must not be stale for ever.
+            return Match(claim=Claim.STALE, without=self._doubt())
         if now_ns < self._doubt_until_ns:
             return Match(claim=Claim.STALE)
         surely, perhaps = self._by_clock(first_ns, 0), self._by_clock(first_ns, self._slack_ns)
@@ -126,14 +137,20 @@ class Exposures:
             owner = surely if surely is not None and surely.ordinal == ordinal else perhaps
             if owner.ordinal != ordinal or not owner.open:
                 return Match(claim=Claim.SWAPPED, without=self._doubt())
-        return self._own(owner, frame_id)
+        return self._own(owner, frame_id, first_ns)
 
-    def _own(self, owner: _Exposure, frame_id: int) -> Match:
+    def _own(self, owner: _Exposure, frame_id: int, first_ns: int) -> Match:
         without = tuple(one.sequence for one in self._exposures if one.open and one.ordinal < owner.ordinal)
         for one in self._exposures:
             if one.ordinal <= owner.ordinal:
                 one.open = False
         self._base = frame_id, owner.ordinal
+        took_ns = first_ns - owner.at_ns
+        usual_ns = took_ns if self._usual_ns is None else self._usual_ns
+        if first_ns - usual_ns > owner.until_ns:  # it began to be exposed when the part had moved on
+            return Match(claim=Claim.STALE, without=(*without, owner.sequence))
+        # Follows a shorter way at once, a longer one (another exposure time) slowly.
+        self._usual_ns = min(took_ns, usual_ns + max(0, took_ns - usual_ns) // _FOLLOW)
         return Match(claim=Claim.OWN, sequence=owner.sequence, without=without)
 
     def _by_clock(self, first_ns: int, slack_ns: int) -> _Exposure | None:

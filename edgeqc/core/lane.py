@@ -87,7 +87,7 @@ class Lane(Generic[PartT]):
 
         Its frame will come all the same, and must find its owner.
         """
-        self.cameras[camera].exposed(part.sequence, sent_ns)
+        self.cameras[camera].exposed(part.sequence, sent_ns, trigger_ns + self._expose_within_ns)
         return now_ns - trigger_ns <= self._expose_within_ns
 
     def frame(self, camera: int, frame_id: int, first_ns: int, now_ns: int) -> Match:

@@ -130,6 +130,16 @@ class Gate:
             self.output = _switched(self.output, on=here is not None)
         return events + self._overdue(position)
 
+    def interrupted(self) -> None:
+        """The output may not have been what `output` says: a part that was at the gate then has not been ejected for sure.
+
+        If it is still there when the output works again it is ejected anew, else it is told as gone by.
+        """
+        for tracked in self._parts:
+            tracked.ejected = False
+        self._unconfirmed = deque(one for one in self._unconfirmed if all(one is not other for other in self._parts))
+        self.output = _switched(self.output, on=False)
+
     def lost(self) -> list[GateEvent]:
         """Nobody knows any more how far the conveyor has moved: the parts on their way cannot be told apart now."""
         events = self._lose([tracked for tracked in self._parts if not tracked.ejected])

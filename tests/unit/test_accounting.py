@@ -80,6 +80,12 @@ def test_a_plc_that_restarted_at_zero_has_no_part_yet() -> None:
     assert triggers.reading(1, "P1", 2 * MS) == Arrival(part=True)
 
 
+@pytest.mark.parametrize("before", [500, 32_768, 40_000, 60_000])
+def test_a_restart_is_no_jump_over_thousands_of_parts_whatever_the_count_was(before: int) -> None:
+    assert account(before).reading(1, "P1", MS) == Arrival(part=True, fresh=False, restarted=True)
+    assert account(before).reading(0, "", MS) == Arrival(restarted=True)
+
+
 def test_a_plc_that_restarted_and_counted_on_had_parts_nobody_saw() -> None:
     triggers = account(500)
     assert triggers.reading(3, "P3", MS) == Arrival(part=True, fresh=False, missed=2, restarted=True)
@@ -102,15 +108,15 @@ def exposures(**changes: int) -> Exposures:
 
 def synced(first_id: int = 10) -> Exposures:
     made = exposures()
-    made.exposed(1, 0)
+    made.exposed(1, 0, 0 + 10 * MS)
     assert made.frame(first_id, 5 * MS, 6 * MS).claim is Claim.OWN
     return made
 
 
 def test_a_frame_belongs_to_the_part_it_was_exposed_for() -> None:
     camera = synced()
-    camera.exposed(2, TAKT)
-    camera.exposed(3, 2 * TAKT)
+    camera.exposed(2, TAKT, TAKT + 10 * MS)
+    camera.exposed(3, 2 * TAKT, 2 * TAKT + 10 * MS)
     assert camera.outstanding == 2
     match = camera.frame(11, TAKT + 5 * MS, TAKT + 9 * MS)
     assert (match.claim, match.sequence, match.without) == (Claim.OWN, 2, ())
@@ -119,16 +125,16 @@ def test_a_frame_belongs_to_the_part_it_was_exposed_for() -> None:
 
 def test_a_frame_lost_on_its_way_leaves_only_its_own_part_without() -> None:
     camera = synced()
-    camera.exposed(2, TAKT)
-    camera.exposed(3, 2 * TAKT)
+    camera.exposed(2, TAKT, TAKT + 10 * MS)
+    camera.exposed(3, 2 * TAKT, 2 * TAKT + 10 * MS)
     match = camera.frame(12, 2 * TAKT + 5 * MS, 2 * TAKT + 9 * MS)
     assert (match.claim, match.sequence, match.without) == (Claim.OWN, 3, (2,))
 
 
 def test_a_trigger_that_the_camera_ignored_gives_no_part_anothers_frame() -> None:
     camera = synced()
-    camera.exposed(2, TAKT)
-    camera.exposed(3, 2 * TAKT)
+    camera.exposed(2, TAKT, TAKT + 10 * MS)
+    camera.exposed(3, 2 * TAKT, 2 * TAKT + 10 * MS)
     match = camera.frame(11, 2 * TAKT + 5 * MS, 2 * TAKT + 9 * MS)  # part 3's picture under part 2's number
     assert (match.claim, match.without) == (Claim.SWAPPED, (2, 3))
     assert not camera.ready(2 * TAKT + 10 * MS)
@@ -137,14 +143,33 @@ def test_a_trigger_that_the_camera_ignored_gives_no_part_anothers_frame() -> Non
 
 def test_a_late_frame_is_never_the_next_parts() -> None:
     camera = synced()
-    camera.exposed(2, TAKT)
+    camera.exposed(2, TAKT, TAKT + 10 * MS)
     assert camera.overdue(TAKT + 101 * MS) == (2,)
     assert not camera.ready(TAKT + 99 * MS)
     camera = synced()
-    camera.exposed(2, TAKT)
-    camera.exposed(3, 2 * TAKT)
+    camera.exposed(2, TAKT, TAKT + 10 * MS)
+    camera.exposed(3, 2 * TAKT, 2 * TAKT + 10 * MS)
     match = camera.frame(11, 2 * TAKT + 20 * MS, 2 * TAKT + 21 * MS)  # part 2's, delayed by more than a takt
     assert match.claim is Claim.SWAPPED
+
+
+def test_a_frame_that_was_exposed_when_the_part_had_moved_on_is_stale() -> None:
+    camera = synced()
+    camera.exposed(2, TAKT, TAKT + 10 * MS)
+    match = camera.frame(11, TAKT + 16 * MS, TAKT + 17 * MS)  # usually 5 ms
+    assert (match.claim, match.without) == (Claim.STALE, (2,))
+    camera.exposed(3, 2 * TAKT, 2 * TAKT + 10 * MS)
+    assert camera.frame(12, 2 * TAKT + 6 * MS, 2 * TAKT + 7 * MS).claim is Claim.OWN
+
+
+def test_a_longer_exposure_is_followed_slowly() -> None:
+    camera = synced()
+    claims = []
+    for sequence in range(2, 40):
+        at = sequence * TAKT
+        camera.exposed(sequence, at, at + 10 * MS)
+        claims.append(camera.frame(sequence + 9, at + 5 * MS + sequence * MS // 4, at + 20 * MS).claim)
+    assert set(claims) == {Claim.OWN}
 
 
 def test_a_frame_that_comes_twice_is_judged_once() -> None:
@@ -157,38 +182,48 @@ def test_a_frame_that_nobody_asked_for_is_a_phantom() -> None:
     assert exposures().frame(1, 5 * MS, 6 * MS).claim is Claim.PHANTOM
     camera = synced()
     assert camera.frame(11, 300 * MS, 301 * MS).claim is Claim.PHANTOM
-    camera.exposed(2, 320 * MS)
+    camera.exposed(2, 320 * MS, 320 * MS + 10 * MS)
     assert camera.frame(12, 325 * MS, 326 * MS).claim is Claim.OWN
 
 
 def test_an_old_counter_is_a_stale_frame() -> None:
     camera = synced()
-    camera.exposed(2, TAKT)
+    camera.exposed(2, TAKT, TAKT + 10 * MS)
     assert camera.frame(9, TAKT + 5 * MS, TAKT + 6 * MS).claim is Claim.STALE
+
+
+def test_a_camera_that_counts_anew_is_not_stale_for_ever() -> None:
+    camera = synced(40_000)
+    camera.exposed(2, TAKT, TAKT + 10 * MS)
+    assert camera.frame(20_000, TAKT + 5 * MS, TAKT + 6 * MS).claim is Claim.STALE
+    late = TAKT + 101 * MS
+    assert camera.ready(late)
+    camera.exposed(3, late, late + 10 * MS)
+    assert camera.frame(20_001, late + 5 * MS, late + 6 * MS).claim is Claim.OWN
 
 
 def test_one_part_at_a_time_until_the_cameras_counter_is_known() -> None:
     camera = exposures()
     assert camera.ready(0)
-    camera.exposed(1, 0)
+    camera.exposed(1, 0, 0 + 10 * MS)
     assert not camera.ready(MS)
     camera.frame(7, 4 * MS, 5 * MS)
-    camera.exposed(2, TAKT)
+    camera.exposed(2, TAKT, TAKT + 10 * MS)
     assert camera.ready(TAKT)
 
 
 def test_a_fresh_connection_counts_from_where_it_likes() -> None:
     camera = synced()
-    camera.exposed(2, TAKT)
+    camera.exposed(2, TAKT, TAKT + 10 * MS)
     assert camera.reopened() == (2,)
-    camera.exposed(3, 2 * TAKT)
+    camera.exposed(3, 2 * TAKT, 2 * TAKT + 10 * MS)
     assert camera.frame(1, 2 * TAKT + 5 * MS, 2 * TAKT + 6 * MS).claim is Claim.OWN
 
 
 @pytest.mark.parametrize("before", [1, 65_534, 65_535])
 def test_the_cameras_counter_skips_zero(before: int) -> None:
     camera = synced(before)
-    camera.exposed(2, TAKT)
+    camera.exposed(2, TAKT, TAKT + 10 * MS)
     following = before % GVSP_CYCLE + 1
     assert camera.frame(following, TAKT + 5 * MS, TAKT + 6 * MS).sequence == 2
 
@@ -209,7 +244,7 @@ def test_no_part_is_ever_given_another_parts_picture(data: st.DataObject) -> Non
         camera.overdue(now)
         if not camera.ready(now):
             continue
-        camera.exposed(sequence, now)
+        camera.exposed(sequence, now, now + 10 * MS)
         fate = data.draw(st.sampled_from(["good", "good", "good", "ignored", "lost", "late", "doubled"]))
         if fate == "ignored":
             continue

@@ -60,6 +60,8 @@ class Oracle:
         """Whose sequence number that is; None for one that was missed."""
         self.gate_told: set[int] = set()
         """Sequences that the gate told of, and that therefore are no silent escapes."""
+        self.went_by: list[Piece] = []
+        """Pieces that had to be ejected and were not, with an ejector that works."""
         self.delivered_pass: set[int] = set()
         self.verdicts = hashlib.sha256()
         self._trace = hashlib.sha256()
@@ -159,7 +161,7 @@ class Oracle:
         if self._kernel.now_ns >= fail_safe_at_ns:
             self.fail("I2 deadline", f"PASS of {block.sequence} begun at or after {fail_safe_at_ns}")
         piece = self.owner.get(block.sequence)
-        if piece is None or block.part_id != piece.part_id:
+        if piece is None or block.part_id != piece.shown_id:
             self.fail("I7 echo", f"{block.sequence} announced as {block.part_id}")
 
     def decided(self, piece: Piece, verdict: Verdict) -> None:
@@ -180,5 +182,5 @@ class Oracle:
             self.fail("I6 gate", f"piece {piece.number} passed and was ejected")
         if ejected or passed or not piece.sequences:
             return
-        if working and not all(sequence in self.gate_told for sequence in piece.sequences):
-            self.fail("I6 gate", f"piece {piece.number} ({piece.sequences}) went by without a pass, and nobody told")
+        if working:
+            self.went_by.append(piece)  # told of by the end: without a link to the PLC the gate sees it later

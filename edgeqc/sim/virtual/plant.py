@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import random
 from collections import OrderedDict
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
 from edgeqc.core.account import GVSP_CYCLE
 from edgeqc.core.handshake import Form
 from edgeqc.core.track import GateOutput
-from edgeqc.records import NS_PER_MS, FrameStatus, PlcResult, Verdict
+from edgeqc.records import NS_PER_MS, NS_PER_S, FrameStatus, PlcResult, Verdict
 from edgeqc.sim.virtual.kernel import Kernel, Signal
 from edgeqc.sim.virtual.oracle import Oracle, Piece
 from edgeqc.sim.virtual.swarm import TAIL, Swarm
@@ -26,6 +26,14 @@ TRAVEL_TAKTS = 5
 GATE_LENGTH = 300
 """Pulses for which the gate is open for a part: less than the distance between two."""
 UNKNOWN_RECIPE = 9
+
+
+HUNG_NS = 10 * NS_PER_S
+"""By then a station whose line thread hangs has been ended and started anew."""
+GROUP_NS = 50 * NS_PER_MS
+"""Records are synced in groups, so long after the first of them."""
+RECOVERY_NS = 20 * NS_PER_S
+"""A station that was killed again and again is started after 5 s, its link to the PLC comes back within a second more."""
 
 
 class Lots:
@@ -71,6 +79,9 @@ class Plant:
         self.quiet = False
         self.arrived = 0
         self.done = False
+        self.board: int | None = 0
+        """The last number given, in shared memory: it survives the station, but not the power."""
+        self.station_ready: Callable[[], bool] = lambda: False
         self.plc = Plc(self)
         self.disk = Disk(self)
         self.cameras = [Camera(self, index) for index in range(swarm.cameras)]
@@ -102,7 +113,13 @@ class Plant:
         yield kernel.now_ns + 50 * swarm.takt_ns // 10
         recipe = 0
         for number in range(1, swarm.triggers + 1):
-            self.quiet = number > swarm.triggers - TAIL
+            if number == swarm.triggers - TAIL + 1:
+                self.quiet = True  # from here on nothing breaks, and the line must come back by itself
+                until_ns = kernel.now_ns + RECOVERY_NS + 4 * swarm.frame_timeout_ns
+                while not self.station_ready() and kernel.now_ns < until_ns:
+                    yield kernel.now_ns + 10 * swarm.takt_ns
+                hung_ns = HUNG_NS if self.oracle.faults.get("engine_hung") else 0  # seen only then
+                yield kernel.now_ns + max(4 * swarm.frame_timeout_ns, hung_ns)
             if lots.falls("recipe_changed"):
                 recipe = 1 - min(recipe, 1)
             if self.quiet and recipe == UNKNOWN_RECIPE:
@@ -141,7 +158,8 @@ class Plant:
             after_ns = max(left * self.swarm.takt_ns // PULSES_PER_TAKT, self.swarm.takt_ns // 50)
             self.kernel.at(self.kernel.now_ns + after_ns, lambda: self._at_gate(piece))
             return
-        told = self.plc.gate.eject
+        # The PLC's own watchdog: without news from the box the output goes off.
+        told = self.plc.gate.eject and self.kernel.now_ns - self.plc.gate_ns < self.swarm.takt_ns // 4
         stuck = told and self.lots.falls("ejector_stuck", 10)
         if told and not stuck:
             self.plc.confirmations += 1
@@ -163,8 +181,12 @@ class Plc:
         self.current: Piece | None = None
         """Whose number the counter shows."""
         self.ack = 0
+        self.changed = Signal(plant.kernel)
+        """Something that the box reads is other than before."""
         self.block: PlcResult | None = None
         self.gate = GateOutput(eject=False, sequence=0, part_id="", position=0, ejections=0)
+        self.gate_ns = 0
+        """When the box wrote it last."""
         self.confirmations = 65_530
         self.encoder_offset = plant.swarm.encoder
         self.life = 0
@@ -183,10 +205,13 @@ class Plc:
         lots, plant = self.lots, self.plant
         if lots.falls("plc_restarted"):
             self.counter = 0
+            self.changed.set()
             self.block = None
             self.ack = 0
             self.life += 1
             self.confirmations = 0
+            for awaited in self._awaited.values():
+                plant.oracle.decided(awaited, Verdict.REJECT)  # a program that begins anew lets nothing through
             self._awaited.clear()
             self.gate = GateOutput(eject=False, sequence=0, part_id="", position=0, ejections=0)
         if lots.falls("plc_frozen"):
@@ -213,6 +238,7 @@ class Plc:
         self.current = piece
         self.part_id = piece.shown_id = shown
         self.counter = (self.counter + 1) % 65_536
+        self.changed.set()
 
     def encoder(self) -> int:
         """The encoder's counter."""
@@ -279,6 +305,7 @@ class Plc:
 
     def _acknowledge(self, sequence: int) -> None:
         self.ack = sequence
+        self.changed.set()
 
     def _expire(self) -> None:
         """A part whose window is over is rejected."""
@@ -319,7 +346,7 @@ class Camera:
             kernel.at(at_ns + swarm.exposure_ns // 2, lambda life=self.life: self._expose(life))  # type: ignore[misc]
         if lots.falls("frame_phantom"):
             stray_ns = at_ns + lots.random.randint(1, swarm.takt_ns)
-            kernel.at(stray_ns, lambda life=self.life: self._expose(life))  # type: ignore[misc]
+            kernel.at(stray_ns, lambda life=self.life: self._expose(life, stray=True))  # type: ignore[misc]
         yield at_ns + NS_PER_MS // 4
         return True
 
@@ -336,7 +363,7 @@ class Camera:
             self.up = True
             self.frame_id = 0
 
-    def _expose(self, life: int) -> None:
+    def _expose(self, life: int, *, stray: bool = False) -> None:
         if life != self.life:
             return
         kernel, swarm, lots = self.plant.kernel, self.plant.swarm, self.lots
@@ -345,7 +372,7 @@ class Camera:
         first_ns = kernel.now_ns + (swarm.exposure_ns - swarm.exposure_ns // 2)
         if lots.falls("frame_lost"):
             return
-        if lots.falls("frame_late"):
+        if not stray and lots.falls("frame_late"):
             first_ns += lots.random.randint(swarm.takt_ns // 10, 4 * swarm.takt_ns)
         status = FrameStatus.INCOMPLETE if lots.falls("frame_truncated") else FrameStatus.OK
         received_ns = first_ns + swarm.transfer_ns
@@ -377,6 +404,7 @@ class Disk:
         self.records: list[object] = []
         self.synced = 0
         self._full_until_ns = 0
+        self._group_waits = False
 
     def append(self, record: object) -> int | None:
         """Number of the record, from 1; None where the disk is full."""
@@ -386,7 +414,11 @@ class Disk:
         if kernel.now_ns < self._full_until_ns:
             return None
         self.records.append(record)
-        return len(self.records)
+        number = len(self.records)
+        if not self._group_waits:
+            self._group_waits = True
+            kernel.at(kernel.now_ns + GROUP_NS, self._group)
+        return number
 
     def sync(self, number: int, until_ns: int) -> Generator[Any, bool, bool]:
         """Wait until this record is safe from a power cut; False where it is not in time."""
@@ -399,9 +431,19 @@ class Disk:
         yield min(done_ns, until_ns)
         return self.synced >= number
 
+    def mark(self, number: int) -> None:
+        """Put a number on the disk and wait for it: at a start, when nobody else waits."""
+        self.records.append(number)
+        self.synced = len(self.records)
+
     def power_cut(self) -> None:
         """What was not synced is gone."""
         del self.records[self.synced :]
+        self.synced = len(self.records)
+
+    def _group(self) -> None:
+        self._group_waits = False
+        self.synced = len(self.records)
 
     def _synced(self, number: int) -> None:
         self.synced = max(self.synced, min(number, len(self.records)))

@@ -14,7 +14,7 @@ from edgeqc.core.backoff import Backoff
 from edgeqc.core.budget import Budget
 from edgeqc.core.decide import overdue
 from edgeqc.core.exposure import Claim, Exposures
-from edgeqc.core.handshake import Given, Handshake, Rules
+from edgeqc.core.handshake import Given, Handshake, Phase, Rules
 from edgeqc.core.lane import Lane
 from edgeqc.core.stopping import StopLimits, StopReason, StopRule
 from edgeqc.core.track import FAILURES, Gate, GateEvent, GateFact, GateLayout
@@ -89,7 +89,7 @@ class Station:
         self.budget = Budget(budget_ns=swarm.budget_ns, plc_write_ns=swarm.plc_write_ns, seen_late_ns=swarm.poll_ns)
         self.lane: Lane[Part] = Lane(
             [
-                Exposures(least_ns=swarm.exposure_ns // 2, most_ns=swarm.frame_timeout_ns, slack_ns=NS_PER_MS // 2)
+                Exposures(least_ns=swarm.exposure_ns, most_ns=swarm.frame_timeout_ns, slack_ns=NS_PER_MS // 2)
                 for _ in range(swarm.cameras)
             ],
             expose_within_ns=swarm.expose_within_ns,
@@ -99,7 +99,7 @@ class Station:
         self.handshake = Handshake(Rules(form=swarm.form, hold_ns=swarm.takt_ns // 2 if swarm.form == "pulse" else None))
         self.stop = StopRule(StopLimits())
         self.gate = self._gate()
-        self.axis = Axis(cycle=1 << 32, most_step=20 * PULSES_PER_TAKT) if swarm.tracking == "encoder" else Axis()
+        self.axis = Axis(cycle=1 << 32, most_step=20 * PULSES_PER_TAKT) if swarm.tracking == "encoder" else Axis(most_gap_ns=swarm.takt_ns // 5)
         self.sequence = first_sequence - 1
         self.link: int | None = None
         self.camera_lives = [camera.life for camera in plant.cameras]
@@ -112,6 +112,8 @@ class Station:
         self._shots: deque[Shot] = deque()
         self._locked = False
         self._landing = False
+        self._announcing = 0
+        self._changed = False
         self._fibers: list[Fiber] = []
         for name, steps in (
             ("keeper", self._keep_link()),
@@ -128,15 +130,23 @@ class Station:
         self.dead = True
         for fiber in self._fibers:
             self.kernel.kill(fiber)
-        self.oracle.lost_in_crash += len(self.lane)
+        for camera in self.plant.cameras:
+            camera.slots_out = 0
+        self.oracle.lost_in_crash += len(self.lane) + self._announcing
         if self.gate is not None:
             # The PLC sees the heartbeat stand still: what is between camera and gate is its own affair.
             self.oracle.gate_told.update(range(max(1, self.sequence - 64), self.sequence + 1))
 
     @property
+    def ready(self) -> bool:
+        """Does the PLC see READY?"""
+        up = self.link is not None and all(camera.up for camera in self.plant.cameras)
+        return not self.dead and up and self.beats.get("line", 0) > self.kernel.now_ns - NS_PER_S
+
+    @property
     def under_way(self) -> int:
         """Parts that have a number and no announced verdict."""
-        return 0 if self.dead else len(self.lane)
+        return 0 if self.dead else len(self.lane) + self._announcing
 
     # --- threads ------------------------------------------------------------------------------------------------
 
@@ -145,7 +155,10 @@ class Station:
         while True:
             link = yield from plc.connect()
             if link is not None:
-                yield from self._lock(self.kernel.now_ns + NS_PER_S)
+                while not (yield from self._lock(self.kernel.now_ns + NS_PER_S)):
+                    pass
+                if self.handshake.phase is not Phase.OFFLINE:
+                    self.handshake.lost()  # it was a read that failed
                 self.handshake.health(ready=all(camera.up for camera in self.plant.cameras), fault=False)
                 self.handshake.connected()
                 good = yield from plc.write(link, self.handshake.block, self.kernel.now_ns + 10 * _WRITE_NS)
@@ -167,6 +180,7 @@ class Station:
             self.link = None
 
     def _triggers(self) -> Steps:
+        """Polls; polls that would read the same again are left out, but for the last before something changes."""
         swarm, plc = self.plant.swarm, self.plant.plc
         while True:
             self.beats["triggers"] = self.kernel.now_ns
@@ -179,11 +193,15 @@ class Station:
                 self._drop(link)
                 continue
             counter, part_id, recipe, ack = reading
-            if self.handshake.phase != "offline" and not self._locked and self.handshake.ack(ack):
-                self._due.set()
+            if self.handshake.phase is not Phase.OFFLINE and not self._locked and self.handshake.ack(ack):
+                self._change()
             yield from self._reading(counter, part_id, recipe)
             if self.lots.falls("triggers_stuck", 0.1):
                 yield self.kernel.now_ns + self.lots.random.randint(1, 4) * swarm.takt_ns
+            waits_ns = self.kernel.now_ns
+            yield (plc.changed, waits_ns + NS_PER_S)
+            if self.kernel.now_ns > waits_ns:  # it polled all the while, and read the same
+                self.account.reading(counter, part_id, self.kernel.now_ns)
             yield self.kernel.now_ns + swarm.poll_ns
 
     def _reading(self, counter: int, part_id: str, recipe: int) -> Steps:
@@ -202,7 +220,7 @@ class Station:
         cause = self.lane.open(part, fresh=arrival.fresh, known=known, trigger_ns=now_ns, now_ns=now_ns)
         self._track(part, self.axis.at(now_ns) if arrival.fresh else None)
         self.handshake.trigger(part.sequence, part_id, counter)
-        self._due.set()
+        self._change()
         if cause is None:
             cause = yield from self._expose(part)
         if cause is not None:
@@ -313,10 +331,12 @@ class Station:
             for part in self.lane.overdue(self.kernel.now_ns):
                 came = any(view is not None for view in part.views)
                 yield from self._settle(part, *overdue(frame_came=came))
-            if self.handshake.phase != "offline" and self.link is not None:
-                self.handshake.expire(self.kernel.now_ns)
+            if self.handshake.phase is not Phase.OFFLINE and self.link is not None:
+                if not self._locked and self.handshake.expire(self.kernel.now_ns):
+                    self._changed = True
                 stuck = self.kernel.now_ns - self.beats.get("line", self.started_ns) > NS_PER_S + 4 * swarm.takt_ns
-                if self.kernel.now_ns >= next_beat_ns and not stuck:
+                if (self._changed or self.kernel.now_ns >= next_beat_ns) and not stuck:
+                    self._changed = False
                     next_beat_ns = self.kernel.now_ns + beat_ns
                     self.handshake.health(ready=all(camera.up for camera in self.plant.cameras), fault=False)
                     yield from self._write(lambda: True, self.kernel.now_ns + _WRITE_NS)
@@ -329,6 +349,7 @@ class Station:
 
     def _numbered(self, at_ns: int, part_id: str, recipe: int, piece: Piece | None) -> Part:
         self.sequence += 1
+        self.plant.board = self.sequence
         part = Part(
             sequence=self.sequence,
             part_id=part_id or str(self.sequence),
@@ -354,6 +375,7 @@ class Station:
 
     def _announce(self, part: Part) -> Steps:
         swarm, disk = self.plant.swarm, self.plant.disk
+        self._announcing = 1
         number = self._append(self._record(part))
         safe = number is not None
         if number is not None and swarm.sync_each and part.verdict is Verdict.PASS:
@@ -373,6 +395,7 @@ class Station:
         if part.judged_by - {part.recipe}:
             self.oracle.fail("I15 model", f"{part.sequence} of recipe {part.recipe} judged by {part.judged_by}")
         self.oracle.settled(part.sequence, verdict, cause, content=part.content, score=part.score)
+        self._announcing = 0
         delivered = False
         if part.announced:
             delivered = yield from self._tell(part, verdict, cause, durable=safe)
@@ -471,6 +494,11 @@ class Station:
         self._unlock()
         return written
 
+    def _change(self) -> None:
+        """The block says something else now: the guard writes it."""
+        self._changed = True
+        self._due.set()
+
     def _drop(self, link: int) -> None:
         if self.link == link:
             self.link = None
@@ -506,20 +534,21 @@ class Station:
     def _at_gate(self) -> Steps:
         gate, plc, swarm = self.gate, self.plant.plc, self.plant.swarm
         assert gate is not None  # noqa: S101 - only started with one
-        poll_ns = swarm.takt_ns // 20
+        poll_ns = swarm.takt_ns // 10
         while True:
             yield self.kernel.now_ns + poll_ns
             self.beats["gate"] = self.kernel.now_ns
             link = self.link
             if link is None or plc.frozen or link != plc.life:
+                gate.interrupted()
                 continue
             kept = True
             if swarm.tracking == "encoder":
                 kept = self.axis.encoder(plc.encoder(), self.kernel.now_ns)
             else:
-                self.axis.clock(running=self.plant.running, at_ns=self.kernel.now_ns)
+                kept = self.axis.clock(running=self.plant.running, at_ns=self.kernel.now_ns)
             if not kept:
                 self._gate_events(gate.lost())
             self._gate_events(gate.confirmed(plc.confirmations))
             self._gate_events(gate.move(self.axis.position or 0))
-            plc.gate = gate.output
+            plc.gate, plc.gate_ns = gate.output, self.kernel.now_ns

@@ -1,0 +1,160 @@
+"""Seeds, run one after the other: each a line of its own, until a violation or the end."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgeqc.core.restart import RestartBudget, hung
+from edgeqc.records import NS_PER_MS, NS_PER_S, PartRecord, Verdict
+from edgeqc.sim.virtual.kernel import Kernel, Stalled
+from edgeqc.sim.virtual.oracle import Oracle, Violation
+from edgeqc.sim.virtual.plant import Lots, Plant
+from edgeqc.sim.virtual.station import Station
+from edgeqc.sim.virtual.swarm import Swarm, draw
+
+
+SKIPPED_NUMBERS = 1024
+"""After a power cut: more numbers than are given while one group of records waits for its sync."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """One seed's run."""
+
+    swarm: Swarm
+    trace: str = ""
+    """Hash of everything that happened: the same for the same seed, always."""
+    verdicts: str = ""
+    """Hash of the verdicts only: the same whatever happens to broker, office and wall clock."""
+    triggers: int = 0
+    passed: int = 0
+    rejected: int = 0
+    lost_in_crash: int = 0
+    events: int = 0
+    virtual_s: float = 0.0
+    faults: dict[str, int] = field(default_factory=dict)
+    violation: Violation | None = None
+
+
+class _Supervisor:
+    """Starts the station, and again when it hangs, is killed, or loses the power: by the rules that ship."""
+
+    def __init__(self, plant: Plant) -> None:
+        self.plant = plant
+        self.station: Station | None = None
+        self.lots = Lots(plant.swarm, "supervisor", plant.oracle, plant)
+        self.restarts = RestartBudget()
+
+    def run(self) -> Iterator[Any]:
+        kernel, swarm = self.plant.kernel, self.plant.swarm
+        limit_ns = 2 * NS_PER_S + swarm.budget_ns
+        look_ns = max(50 * NS_PER_MS, swarm.takt_ns)
+        while True:
+            self.station = Station(self.plant, first_sequence=self._last_sequence() + 1)
+            started_ns = kernel.now_ns
+            while not self.station.dead:
+                yield kernel.now_ns + look_ns
+                loops = ("line", "guard", "triggers")
+                if hung(self.station.beats, loops, started_ns=started_ns, limit_ns=limit_ns, now_ns=kernel.now_ns):
+                    self.station.kill()
+                elif self.lots.falls("killed"):
+                    self.station.kill()
+                elif self.lots.falls("power_cut"):
+                    self.station.kill()
+                    self.plant.disk.power_cut()
+                    self.plant.board = None
+            delay_s = self.restarts.ended(kernel.now_ns, self.lots.random.random())
+            yield kernel.now_ns + int(delay_s * NS_PER_S) + 500 * NS_PER_MS
+
+    def _last_sequence(self) -> int:
+        """The last number that may have been used: journal and board know it, or what was lost with the power is skipped."""
+        first = self.plant.swarm.first_sequence - 1
+        numbers = (one.trigger.sequence if isinstance(one, PartRecord) else one for one in self.plant.disk.records)
+        journaled = max((number for number in numbers if isinstance(number, int)), default=first)
+        if self.plant.board is not None:
+            return max(journaled, self.plant.board)
+        self.plant.board = journaled + SKIPPED_NUMBERS
+        self.plant.disk.mark(self.plant.board)  # a second power cut must not give the same numbers again
+        return self.plant.board
+
+
+def run_seed(seed: int, triggers: int, *, office: bool | None = None, without: frozenset[str] = frozenset()) -> Report:
+    """One line from its first part to its last, judged after every event."""
+    swarm = draw(seed, triggers, office=office, without=without)
+    kernel = Kernel()
+    oracle = Oracle(kernel)
+    plant = Plant(swarm, kernel, oracle)
+    supervisor = _Supervisor(plant)
+    plant.station_ready = lambda: supervisor.station is not None and supervisor.station.ready
+    report = Report(swarm=swarm)
+    try:
+        kernel.spawn("supervisor", supervisor.run())  # type: ignore[arg-type]
+        kernel.spawn("arrivals", plant.arrivals())
+        end_ns = kernel.now_ns + (20 * triggers + 1000) * swarm.takt_ns + 600 * NS_PER_S
+
+        def check() -> None:
+            station = supervisor.station
+            oracle.counts(station.under_way if station is not None else 0)
+
+        kernel.run(lambda: plant.done, check, end_ns=end_ns)
+        _at_the_end(plant, supervisor)
+    except Violation as violation:
+        report.violation = violation
+    except Stalled as stalled:
+        report.violation = Violation("I13 liveness", kernel.now_ns, str(stalled))
+    report.trace = oracle.trace
+    report.verdicts = oracle.verdicts.hexdigest()[:16]
+    report.triggers = oracle.triggers
+    report.passed, report.rejected = oracle.passed, oracle.rejected
+    report.lost_in_crash = oracle.lost_in_crash
+    report.events = kernel.events
+    report.virtual_s = kernel.now_ns / NS_PER_S
+    report.faults = dict(oracle.faults)
+    return report
+
+
+def _at_the_end(plant: Plant, supervisor: _Supervisor) -> None:
+    """The last parts came without a fault: the line must have recovered, and owe nobody anything."""
+    oracle, station = plant.oracle, supervisor.station
+    if station is None or station.dead or station.link is None:
+        oracle.fail("I13 recovery", "the station is not running, or has no link to the PLC")
+        return
+    if len(station.lane) or any(camera.slots_out for camera in plant.cameras):
+        oracle.fail("I17 resources", f"{len(station.lane)} parts and some slots are still out")
+    for piece in oracle.went_by:
+        if not all(sequence in oracle.gate_told for sequence in piece.sequences):
+            oracle.fail("I6 gate", f"piece {piece.number} ({piece.sequences}) went by without a pass, and nobody told")
+    for piece in oracle.pieces.values():
+        if piece.counted and piece.decision is None and piece.number < plant.swarm.triggers:
+            oracle.fail("I1 decision", f"the PLC never decided on piece {piece.number}")
+        if piece.quiet and not piece.defective and piece.decision is not Verdict.PASS:
+            oracle.fail("I13 recovery", f"piece {piece.number} is good, all is well, and it did not pass: {piece}")
+
+
+def run_seeds(
+    seeds: Iterator[int] | range, triggers: int, *, progress: Callable[[Report], None] | None = None
+) -> Iterator[Report]:
+    """Seed after seed; the caller stops at the first violation, or does not."""
+    for seed in seeds:
+        report = run_seed(seed, triggers)
+        if progress is not None:
+            progress(report)
+        yield report
+
+
+def seeds_for(first: int, triggers: int, per_seed: int) -> list[tuple[int, int]]:
+    """(seed, triggers) until so many triggers are spent: short runs, many seeds."""
+    found = []
+    while triggers > 0:
+        found.append((first, min(per_seed, triggers)))
+        triggers -= per_seed
+        first += 1
+    return found
+
+
+def lots(seed: int) -> random.Random:
+    """For whoever needs a draw beside the line."""
+    return random.Random(seed)
