@@ -56,6 +56,8 @@ class Arrival:
     """A part is there now: it gets a number and a verdict."""
     fresh: bool = True
     """Its trigger is as young as the last reading: it may be exposed. Otherwise it has moved nobody knows how far."""
+    waited_ns: int = 0
+    """It was triggered so long ago at the most: since the reading before."""
     missed: int = 0
     """Parts that went by unseen: known by their number only."""
     doubled: bool = False
@@ -109,6 +111,7 @@ class TriggerAccount:
         return Arrival(
             part=True,
             fresh=not restarted and gap_ns <= self._fresh_ns,
+            waited_ns=gap_ns,
             missed=missed,
             doubled=doubled,
             swapped=swapped,

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass, field
 
 from edgeqc.core.invariant import balance, signals
-from edgeqc.records import RESULT_CODE, Cause, PlcResult, Verdict
+from edgeqc.records import JUDGED, RESULT_CODE, Cause, PlcResult, Verdict
 from edgeqc.sim.virtual.kernel import Kernel
 
 
@@ -35,6 +35,8 @@ class Piece:
     """Did the PLC raise a trigger for it?"""
     decision: Verdict | None = None
     """Of the PLC's program."""
+    counts: int = 0
+    """How often the PLC counted it."""
     sequences: list[int] = field(default_factory=list)
     """Station numbers that it was given."""
     gate_position: int = 0
@@ -67,7 +69,8 @@ class Oracle:
         self._trace = hashlib.sha256()
         self._kernel = kernel
         self._shown_sequence = 0
-        self._shown: PlcResult | None = None
+        self._account: tuple[tuple[int, int], int, int] | None = None
+        self._blind = 0
 
     def fail(self, name: str, facts: str) -> None:
         """An invariant does not hold."""
@@ -95,6 +98,10 @@ class Oracle:
         self.triggers += 1
         if piece is not None:
             piece.sequences.append(sequence)
+            if len(piece.sequences) > piece.counts:
+                self.fail(
+                    "I1 phantom", f"piece {piece.number} was counted {piece.counts} times and has {piece.sequences}"
+                )
         self.note("opened", sequence)
 
     def settled(self, sequence: int, verdict: Verdict, cause: Cause, *, content: list[int], score: float) -> None:
@@ -147,31 +154,67 @@ class Oracle:
             self.fail(name, f"{block}")
         self.note("visible", block.sequence, verdict, block.code, block.busy, block.ready)
 
-    def write_begun(self, block: PlcResult, *, fail_safe_at_ns: int, durable: bool) -> None:
-        """A write that brings a new result is begun."""
-        if block.verdict is None:
+    def write_begun(self, block: PlcResult, *, latest_ns: int, durable: bool, fresh_link: bool = False) -> None:
+        """A write of this block is begun. `latest_ns`: after the part came, no PASS of it is begun later."""
+        if fresh_link and block.verdict is not None:
+            self.fail("I11 start", f"a fresh link begins with {block.verdict} of {block.sequence}")
+        if block.verdict is None or block.sequence == self._shown_sequence:
             return
         if block.sequence < self._shown_sequence:
             self.fail("I5 order", f"{block.sequence} after {self._shown_sequence}")
         self._shown_sequence = block.sequence
+        piece = self.owner.get(block.sequence)
+        if piece is None or block.part_id != piece.shown_id:
+            self.fail("I7 echo", f"{block.sequence} announced as {block.part_id}")
+            return
         if block.verdict is not Verdict.PASS:
             return
         if not durable:
             self.fail("I4 journal", f"{block.sequence} announced before its record is safe")
-        if self._kernel.now_ns >= fail_safe_at_ns:
-            self.fail("I2 deadline", f"PASS of {block.sequence} begun at or after {fail_safe_at_ns}")
-        piece = self.owner.get(block.sequence)
-        if piece is None or block.part_id != piece.shown_id:
-            self.fail("I7 echo", f"{block.sequence} announced as {block.part_id}")
+        if self._kernel.now_ns - piece.at_ns > latest_ns and piece.counts == 1:
+            self.fail(
+                "I2 deadline", f"PASS of {block.sequence} begun {self._kernel.now_ns - piece.at_ns} ns after it came"
+            )
 
-    def decided(self, piece: Piece, verdict: Verdict) -> None:
-        """The PLC's program took a decision."""
-        if piece.decision is Verdict.PASS and verdict is Verdict.REJECT:
-            return
+    def told(self, event: str, sequence: int, *, failure: bool) -> None:
+        """The gate told something."""
+        self.note("gate", event, sequence)
+        if failure:
+            self.gate_told.add(sequence)
+            if not self.faults:
+                self.fail("I13 gate", f"{event} of {sequence}, and nothing is broken")
+
+    def accounted(self, life: int, counter: int, sequence: int, *, restarts: int) -> None:
+        """After each reading: as many numbers were given as the PLC counted."""
+        if self._account is not None and self._account[0] == (life, restarts):
+            _, before, given = self._account
+            if (counter - before) % 65_536 != sequence - given:
+                self.fail("I1 count", f"the PLC counted {before} to {counter}, the station {given} to {sequence}")
+        self._account = (life, restarts), counter, sequence
+
+    def begin_anew(self) -> None:
+        """The station's memory is gone, and what it had counted."""
+        self._blind = 0
+
+    def blind(self, cause: Cause, *, asked: bool) -> None:
+        """Three fail-safe verdicts in a row ask for a stop, two do not."""
+        self._blind = 0 if cause in JUDGED else self._blind + 1
+        if self._blind >= 3 and not asked:  # noqa: PLR2004 - the rule's own number
+            self.fail("I11 stop", f"{self._blind} fail-safe verdicts in a row, and nobody asked for a stop")
+
+    def decided(self, piece: Piece, verdict: Verdict, *, told: bool = True) -> None:
+        """The PLC's program took a decision; not `told`: because the window was over."""
         piece.decision = verdict
         self.note("decided", piece.number, verdict)
         if verdict is Verdict.PASS and piece.defective:
             self.fail("I6 escape", f"the PLC let piece {piece.number} through, which is defective")
+        # A write that was executed late hides a newer result: the part is rejected, which is safe.
+        if (
+            not told
+            and not {"write_late", "plc_frozen"} & self.faults.keys()
+            and any(sequence in self.delivered_pass for sequence in piece.sequences)
+        ):
+            self.fail("I1 unseen", f"piece {piece.number} passed, the PLC confirmed it, and its program never saw it")
 
     def binned(self, piece: Piece, ejected: bool, *, working: bool) -> None:
         """The piece went through the gate, or into the bin. `working`: the ejector does what it is told."""

@@ -81,6 +81,8 @@ class Plant:
         self.done = False
         self.board: int | None = 0
         """The last number given, in shared memory: it survives the station, but not the power."""
+        self.restarted_at = 0
+        """The last number of the station's life before this one."""
         self.station_ready: Callable[[], bool] = lambda: False
         self.plc = Plc(self)
         self.disk = Disk(self)
@@ -189,6 +191,8 @@ class Plc:
         """When the box wrote it last."""
         self.confirmations = 65_530
         self.encoder_offset = plant.swarm.encoder
+        self._scan_ns = min(plant.swarm.takt_ns // 20, 10 * NS_PER_MS)
+        self.restarts = 0
         self.life = 0
         """Counts the connections' end: a restart ends them all."""
         self._frozen_until_ns = 0
@@ -209,6 +213,7 @@ class Plc:
             self.block = None
             self.ack = 0
             self.life += 1
+            self.restarts += 1
             self.confirmations = 0
             for awaited in self._awaited.values():
                 plant.oracle.decided(awaited, Verdict.REJECT)  # a program that begins anew lets nothing through
@@ -224,8 +229,15 @@ class Plc:
         if not piece.counted:
             return
         shown = piece.part_id
-        if lots.falls("id_swapped") and self._awaited:
-            shown = next(iter(self._awaited))  # the program shows an earlier part's id once more
+        seen = [
+            awaited.shown_id
+            for awaited in self._awaited.values()
+            if awaited.sequences and awaited.sequences[0] > plant.restarted_at
+        ]
+        if lots.falls("id_swapped") and seen:
+            shown = seen[
+                0
+            ]  # the program shows an earlier part's id once more; one that the box never saw it can't know
         self._awaited[piece.part_id] = piece
         self.recipe = piece.recipe
         self._count(piece, shown)
@@ -236,6 +248,7 @@ class Plc:
 
     def _count(self, piece: Piece, shown: str) -> None:
         self.current = piece
+        piece.counts += 1
         self.part_id = piece.shown_id = shown
         self.counter = (self.counter + 1) % 65_536
         self.changed.set()
@@ -283,13 +296,15 @@ class Plc:
             return
         self.block = block
         self.plant.oracle.visible(block)
-        self._scan(block)
+        kernel = self.plant.kernel
+        kernel.at(kernel.now_ns + self._scan_ns, self._scan)
         done.set()
 
-    def _scan(self, block: PlcResult) -> None:
+    def _scan(self) -> None:
         """The program: PASS counts for this very part within its window, everything else rejects it."""
         self._expire()
-        if block.verdict is None:
+        block = self.block
+        if block is None or block.verdict is None:
             return
         piece = self._awaited.get(block.part_id)
         if piece is not None:
@@ -309,12 +324,12 @@ class Plc:
 
     def _expire(self) -> None:
         """A part whose window is over is rejected."""
-        window_ns = self.plant.swarm.budget_ns + self.plant.swarm.poll_ns + 5 * NS_PER_MS
+        window_ns = self.plant.swarm.budget_ns + self.plant.swarm.poll_ns + self._scan_ns + 5 * NS_PER_MS
         for part_id, piece in list(self._awaited.items()):
             if self.plant.kernel.now_ns - piece.at_ns <= window_ns:
                 break
             del self._awaited[part_id]
-            self.plant.oracle.decided(piece, Verdict.REJECT)
+            self.plant.oracle.decided(piece, Verdict.REJECT, told=self.plant.swarm.form is not Form.BUFFERED)
 
 
 class Camera:
@@ -350,6 +365,11 @@ class Camera:
         yield at_ns + NS_PER_MS // 4
         return True
 
+    def reconnected(self) -> None:
+        """A new connection by a new process: what was under way on the old one never arrives."""
+        self.life += 1
+        self.queue.clear()
+
     def lost(self, gone_ns: int) -> None:
         """The connection is gone; it is opened again later, and counts from 1."""
         self.up = False
@@ -373,7 +393,7 @@ class Camera:
         if lots.falls("frame_lost"):
             return
         if not stray and lots.falls("frame_late"):
-            first_ns += lots.random.randint(swarm.takt_ns // 10, 4 * swarm.takt_ns)
+            first_ns += lots.random.randint(swarm.takt_ns // 10, swarm.frame_timeout_ns - 2 * swarm.takt_ns // 10)
         status = FrameStatus.INCOMPLETE if lots.falls("frame_truncated") else FrameStatus.OK
         received_ns = first_ns + swarm.transfer_ns
         shot = Shot(

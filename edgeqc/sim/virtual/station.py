@@ -14,7 +14,7 @@ from edgeqc.core.backoff import Backoff
 from edgeqc.core.budget import Budget
 from edgeqc.core.decide import overdue
 from edgeqc.core.exposure import Claim, Exposures
-from edgeqc.core.handshake import Given, Handshake, Phase, Rules
+from edgeqc.core.handshake import Form, Given, Handshake, Phase, Rules
 from edgeqc.core.lane import Lane
 from edgeqc.core.stopping import StopLimits, StopReason, StopRule
 from edgeqc.core.track import FAILURES, Gate, GateEvent, GateFact, GateLayout
@@ -72,6 +72,8 @@ class Part:
     cause: Cause = Cause.NO_FRAME
     score: float = math.nan
     content: list[int] = field(default_factory=list)
+    excused: bool = False
+    """A tag that the station requires was bad."""
     judged_by: set[int] = field(default_factory=set)
 
 
@@ -96,12 +98,21 @@ class Station:
             depth=swarm.depth,
         )
         self.account = TriggerAccount(fresh_ns=2 * swarm.poll_ns + 2 * NS_PER_MS)
-        self.handshake = Handshake(Rules(form=swarm.form, hold_ns=swarm.takt_ns // 2 if swarm.form == "pulse" else None))
+        self.handshake = Handshake(
+            Rules(form=swarm.form, hold_ns=swarm.takt_ns // 2 if swarm.form == "pulse" else None)
+        )
         self.stop = StopRule(StopLimits())
         self.gate = self._gate()
-        self.axis = Axis(cycle=1 << 32, most_step=20 * PULSES_PER_TAKT) if swarm.tracking == "encoder" else Axis(most_gap_ns=swarm.takt_ns // 5)
+        self.axis = (
+            Axis(cycle=1 << 32, most_step=20 * PULSES_PER_TAKT)
+            if swarm.tracking == "encoder"
+            else Axis(most_gap_ns=swarm.takt_ns // 5)
+        )
         self.sequence = first_sequence - 1
         self.link: int | None = None
+        plant.restarted_at = self.sequence
+        for camera in plant.cameras:
+            camera.reconnected()
         self.camera_lives = [camera.life for camera in plant.cameras]
         self.unjournaled: deque[object] = deque()
         self._link_lost = Signal(kernel)
@@ -114,6 +125,12 @@ class Station:
         self._landing = False
         self._announcing = 0
         self._changed = False
+        self._safe: set[int] = set()
+        """Parts whose records are as safe as the settings ask for: known here, not asked of the core."""
+        # A trigger is seen a poll and a way late at the most; a buffered result may wait for those before it.
+        self._latest_ns = swarm.budget_ns - swarm.plc_write_ns + NS_PER_MS // 2
+        if swarm.form is Form.BUFFERED:
+            self._latest_ns = 1 << 62
         self._fibers: list[Fiber] = []
         for name, steps in (
             ("keeper", self._keep_link()),
@@ -132,6 +149,7 @@ class Station:
             self.kernel.kill(fiber)
         for camera in self.plant.cameras:
             camera.slots_out = 0
+        self.oracle.begin_anew()
         self.oracle.lost_in_crash += len(self.lane) + self._announcing
         if self.gate is not None:
             # The PLC sees the heartbeat stand still: what is between camera and gate is its own affair.
@@ -161,6 +179,7 @@ class Station:
                     self.handshake.lost()  # it was a read that failed
                 self.handshake.health(ready=all(camera.up for camera in self.plant.cameras), fault=False)
                 self.handshake.connected()
+                self.oracle.write_begun(self.handshake.block, latest_ns=0, durable=True, fresh_link=True)
                 good = yield from plc.write(link, self.handshake.block, self.kernel.now_ns + 10 * _WRITE_NS)
                 if good:
                     self.handshake.written(self.kernel.now_ns)
@@ -195,7 +214,9 @@ class Station:
             counter, part_id, recipe, ack = reading
             if self.handshake.phase is not Phase.OFFLINE and not self._locked and self.handshake.ack(ack):
                 self._change()
+            restarts = plc.restarts
             yield from self._reading(counter, part_id, recipe)
+            self.oracle.accounted(self.started_ns, counter, self.sequence, restarts=restarts)
             if self.lots.falls("triggers_stuck", 0.1):
                 yield self.kernel.now_ns + self.lots.random.randint(1, 4) * swarm.takt_ns
             waits_ns = self.kernel.now_ns
@@ -215,10 +236,12 @@ class Station:
             yield from self._settle(missed, *overdue(frame_came=False))
         if not arrival.part:
             return
-        part = self._numbered(now_ns, part_id, recipe, self.plant.plc.current)
+        # The budget covers one poll; where the last one was longer ago, the part may have come so much earlier.
+        came_ns = now_ns - max(0, arrival.waited_ns - self.plant.swarm.poll_ns) if arrival.fresh else now_ns
+        part = self._numbered(came_ns, part_id, recipe, self.plant.plc.current)
         known = not (arrival.doubled or arrival.swapped)
-        cause = self.lane.open(part, fresh=arrival.fresh, known=known, trigger_ns=now_ns, now_ns=now_ns)
-        self._track(part, self.axis.at(now_ns) if arrival.fresh else None)
+        cause = self.lane.open(part, fresh=arrival.fresh, known=known, trigger_ns=came_ns, now_ns=now_ns)
+        self._track(part, self.axis.at(came_ns) if arrival.fresh else None)
         self.handshake.trigger(part.sequence, part_id, counter)
         self._change()
         if cause is None:
@@ -296,14 +319,16 @@ class Station:
             frame_id=shot.frame_id,
         )
         if self.lane.seen(part, shot.camera, view):
+            tags_good = not self.lots.falls("tags_bad")
             ruling = self.lane.ruling(
                 part,
-                tags_good=not self.lots.falls("tags_bad"),
+                tags_good=tags_good,
                 recipe_known=part.recipe != UNKNOWN_RECIPE,
                 now_ns=self.kernel.now_ns,
             )
             if not part.settled:
                 part.score = score
+                part.excused = not tags_good
             yield from self._settle(part, ruling.verdict, ruling.cause)
         self.plant.cameras[shot.camera].slots_out -= 1
 
@@ -325,9 +350,8 @@ class Station:
             now_ns = self.kernel.now_ns
             self.beats["guard"] = now_ns
             due_ns = self.lane.due_ns()
-            if due_ns is None or due_ns > now_ns:
-                wake_ns = min(now_ns + look_ns if due_ns is None else min(due_ns, now_ns + look_ns), now_ns + beat_ns)
-                yield (self._due, wake_ns)
+            wake_ns = min(now_ns + look_ns if due_ns is None else min(due_ns, now_ns + look_ns), now_ns + beat_ns)
+            yield (self._due, max(wake_ns, now_ns + 1000))
             for part in self.lane.overdue(self.kernel.now_ns):
                 came = any(view is not None for view in part.views)
                 yield from self._settle(part, *overdue(frame_came=came))
@@ -394,6 +418,10 @@ class Station:
             self.oracle.fail("production check", f"{violated} of {part.sequence}")
         if part.judged_by - {part.recipe}:
             self.oracle.fail("I15 model", f"{part.sequence} of recipe {part.recipe} judged by {part.judged_by}")
+        if verdict is Verdict.PASS and part.excused:
+            self.oracle.fail("I8 tags", f"{part.sequence} passed without its tags")
+        if verdict is Verdict.PASS and self.link is None:
+            self.oracle.fail("I1 unheard", f"{part.sequence} passed, and there is no link to tell it")
         self.oracle.settled(part.sequence, verdict, cause, content=part.content, score=part.score)
         self._announcing = 0
         delivered = False
@@ -415,6 +443,7 @@ class Station:
             if self.gate is not None:
                 self.gate.passed(part.sequence)
         self.stop.verdict(verdict, cause)
+        self.oracle.blind(cause, asked=self.stop.reason is not None)
 
     def _tell(self, part: Part, verdict: Verdict, cause: Cause, *, durable: bool) -> Steps:
         result = PlcResult(
@@ -433,8 +462,8 @@ class Station:
             if verdict is Verdict.PASS and self.kernel.now_ns >= part.fail_safe_at_ns:
                 return False  # the link was busy for too long
             given.append(self.handshake.result(result))
-            if given[-1] is Given.SHOWN:
-                self.oracle.write_begun(result, fail_safe_at_ns=part.fail_safe_at_ns, durable=durable)
+            if durable:
+                self._safe.add(part.sequence)
             return True
 
         until_ns = part.deadline_ns
@@ -485,6 +514,7 @@ class Station:
         written = False
         if link == self.link and compose():
             block = self.handshake.block
+            self.oracle.write_begun(block, latest_ns=self._latest_ns, durable=block.sequence in self._safe)
             written = yield from self.plant.plc.write(link, block, until_ns)
             if written:
                 self.handshake.written(self.kernel.now_ns)
@@ -524,9 +554,8 @@ class Station:
 
     def _gate_events(self, events: list[GateEvent]) -> None:
         for event in events:
-            self.oracle.note("gate", event.fact, event.sequence)
+            self.oracle.told(event.fact, event.sequence, failure=event.fact in FAILURES)
             if event.fact in FAILURES:
-                self.oracle.gate_told.add(event.sequence)
                 self.stop.ask(StopReason.GATE)
             elif event.fact is GateFact.EJECT and event.sequence in self.oracle.delivered_pass:
                 self.oracle.fail("I6 gate", f"{event.sequence} passed, and the gate opened for it")

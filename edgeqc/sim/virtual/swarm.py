@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from edgeqc.core.handshake import Form
-from edgeqc.records import NS_PER_MS, NS_PER_S
+from edgeqc.records import NS_PER_MS
 
 RATES: Final[dict[str, float]] = {
     "trigger_lost": 0.002,
@@ -103,13 +103,17 @@ class Swarm:
 def draw(seed: int, triggers: int, *, office: bool | None = None, without: frozenset[str] = frozenset()) -> Swarm:
     """The line of this seed. `office`: with the way to the broker, None: as drawn; `without`: faults that it must not have."""
     lots = random.Random(seed)
+
+    def chance(of: float) -> bool:
+        return lots.random() < of
+
     takt_ns = lots.choice((20, 40, 100, 250, 1000, 5000)) * NS_PER_MS
-    pipelined = lots.random() < 0.5
+    pipelined = chance(1 / 2)
     # More than one part under way needs a budget of more than a takt.
     budget_ns = int(takt_ns * (lots.uniform(1.5, 4.0) if pipelined else lots.uniform(0.7, 1.0)))
     multiplier = lots.choice(MULTIPLIERS)
-    on = {fault for fault in RATES if lots.random() < 0.5} - without
-    near_wrap = lots.random() < 0.3
+    on = {fault for fault in RATES if chance(1 / 2)} - without
+    near_wrap = chance(0.3)
     cameras = lots.choice((1, 1, 2, 3))
     swarm = Swarm(
         seed=seed,
@@ -124,19 +128,13 @@ def draw(seed: int, triggers: int, *, office: bool | None = None, without: froze
         cameras=cameras,
         depth=lots.randint(1, 8) if pipelined else 8,
         form=lots.choice(tuple(Form)),
-        sync_each=lots.random() < 0.3,
+        sync_each=chance(0.3),
         tracking=lots.choice(("part_id", "delay", "encoder")),
-        office=lots.random() < 0.25,
+        office=chance(1 / 4),
         counter=lots.choice((65_530, 32_760)) if near_wrap else lots.randint(0, 65_535),
         frame_id=lots.choice((65_530, 32_760)) if near_wrap else lots.randint(1, 65_535),
         encoder=(1 << 32) - lots.randint(1, 5000) if near_wrap else lots.randrange(1 << 32),
         first_sequence=(1 << 31) - 20 if near_wrap else 1,
         rates={fault: RATES[fault] * multiplier for fault in RATES if fault in on},
     )
-    if office is None:
-        return swarm
-    from dataclasses import replace  # noqa: PLC0415
-
-    return replace(swarm, office=office)
-
-
+    return swarm if office is None else replace(swarm, office=office)

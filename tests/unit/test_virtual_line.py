@@ -1,0 +1,47 @@
+"""The shipping core on a line in virtual time: swarm faults, invariants after every event, one trace per seed."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeqc.sim.virtual.campaign import run_seed, runs
+from edgeqc.sim.virtual.swarm import RATES, draw
+
+TRIGGERS = 20_000
+
+
+def test_nothing_is_violated_in_twenty_thousand_triggers() -> None:
+    triggers = 0
+    faults: set[str] = set()
+    for report in runs(0, TRIGGERS):
+        assert report.violation is None, f"edgeqc sim --seed {report.swarm.seed}: {report.violation}"
+        triggers += report.triggers
+        faults |= report.faults.keys()
+    assert triggers >= TRIGGERS * 0.9  # some parts come while the station is down, and the PLC sees that
+    assert len(faults) > len(RATES) // 2
+
+
+@pytest.mark.parametrize("seed", [3, 26, 33])
+def test_the_same_seed_has_the_same_trace(seed: int) -> None:
+    first, again = run_seed(seed, 200), run_seed(seed, 200)
+    assert first.trace == again.trace
+    assert first.triggers == again.triggers
+    assert first.trace != run_seed(seed + 1, 200).trace
+
+
+def test_a_line_without_faults_passes_every_good_part() -> None:
+    seed = next(seed for seed in range(100) if not draw(seed, 100).rates or not any(draw(seed, 100).rates.values()))
+    report = run_seed(seed, 100)
+    assert report.violation is None
+    assert not report.faults
+    assert report.passed + report.rejected == 100
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_nothing_is_violated_in_a_million_triggers() -> None:
+    triggers = 0
+    for report in runs(1_000_000, 1_050_000):
+        assert report.violation is None, f"edgeqc sim --seed {report.swarm.seed}: {report.violation}"
+        triggers += report.triggers
+    assert triggers >= 1_000_000
