@@ -22,6 +22,7 @@ from edgeqc.cli import (
     probe,
     records,
     run,
+    simulate,
     tags,
     train,
 )
@@ -61,6 +62,7 @@ def application() -> typer.Typer:
     app.command("doctor")(doctor.doctor)
     app.add_typer(engine.application(), name="engine")
     app.command("records")(records.records)
+    app.command("sim")(simulate.sim)
     app.command("journal")(journal.journal)
     app.add_typer(tags.application(), name="tags")
     app.add_typer(config.application(), name="config")

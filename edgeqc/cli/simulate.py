@@ -9,10 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from edgeqc.cli.app import app
 
-
-@app.command("sim")
 def sim(
     seed: Annotated[int, typer.Option(help="the first seed; each seed draws its own line and faults")] = 0,
     triggers: Annotated[int, typer.Option(min=60, help="parts in all")] = 20_000,

@@ -14,7 +14,6 @@ from edgeqc.sim.virtual.plant import Lots, Plant
 from edgeqc.sim.virtual.station import Station
 from edgeqc.sim.virtual.swarm import Swarm, draw
 
-
 PER_SEED = 500
 """Parts of one seed."""
 LEAST = 60
