@@ -60,6 +60,8 @@ class ModbusLink:
             count = registers.RECIPE_REGISTERS
         self._ask_trigger = _READ.pack(_READ_CODE, self._at.trigger, count)
         self._trigger_bytes = 2 + 2 * count
+        self._reply = bytes(self._trigger_bytes)
+        self._seen = registers.unpack_trigger(self._reply[2:])
         self._ask_result = _READ.pack(_READ_CODE, self._at.result, registers.RESULT_REGISTERS)
         # another start at each connection: the first write after a reconnect moves it too
         self._heartbeat = itertools.count(time.monotonic_ns() // 1_000_000)
@@ -75,7 +77,9 @@ class ModbusLink:
         with self._triggers.held(until_ns) as connection:
             reply = connection.exchange(self._ask_trigger, self._trigger_bytes, until_ns)
             read_ns = time.monotonic_ns()
-        seen = registers.unpack_trigger(reply[2:])
+        if reply != self._reply:  # most polls find what the last one found
+            self._reply, self._seen = reply, registers.unpack_trigger(reply[2:])
+        seen = self._seen
         return PlcTrigger(
             counter=seen.counter,
             part_id=seen.part_id,

@@ -27,7 +27,7 @@ from edgeqc.cores import pin, real_time
 from edgeqc.plc import open_link
 from edgeqc.plc.registers import RESULT_REGISTERS
 from edgeqc.records import NS_PER_MS, NS_PER_S, PlcResult, Verdict
-from edgeqc.settings import PlcSettings
+from edgeqc.settings import OpcuaNodes, PlcSettings
 from edgeqc.sim import libmodbus
 from edgeqc.sim.gate import Benched, Gate
 from edgeqc.sim.plc import SimPlc
@@ -43,6 +43,8 @@ TRIGGERS: Final = 200
 _PRIORITY: Final = 20
 """As StationSettings.priority."""
 _WITHIN_NS: Final = 2 * NS_PER_S
+_REQUIRED: Final = {name for name, field in OpcuaNodes.model_fields.items() if field.is_required()}
+"""Nodes that every configuration has: 12."""
 _USER, _PASSWORD = "edge", "s3cret"
 
 
@@ -61,7 +63,12 @@ def plc(folder: Path, *, rounds: int) -> Benched:
         Gate(name="Modbus write, 25/s p50", measured=ours, limit=0.6, unit="ms"),
         Gate(name="Modbus write, 25/s p99", measured=middle("modbus_write_paced_ms", "p99"), limit=2.0, unit="ms"),
         Gate(name="Modbus write, 25/s p50, ours / pymodbus", measured=ours / plain, limit=1.0),
-        Gate(name="OPC UA write, SignAndEncrypt p50", measured=middle("opcua_write_ms", "p50"), limit=2.5, unit="ms"),
+        Gate(
+            name="OPC UA write, 10 nodes, SignAndEncrypt p50",
+            measured=middle("opcua_write_ms", "p50"),
+            limit=2.5,
+            unit="ms",
+        ),
         Gate(
             name=f"trigger seen p99, polled each {POLL_MS:g} ms",
             measured=middle("trigger_seen_ms", "p99"),
