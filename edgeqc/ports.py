@@ -53,6 +53,13 @@ class EngineSlot(Protocol):
     def input(self, name: str) -> NDArray[np.generic]:
         """The very memory that the engine reads: write it before submit."""
 
+    def point(self, name: str, array: NDArray[np.generic]) -> None:
+        """Have the runs until release read this input from `array`, in place, not from the slot's own buffer.
+
+        `array` lies in memory that the engine adopted, whole and contiguous, of the input's dtype and shape, and stays
+        as it is until `wait` has returned. EngineError where not.
+        """
+
     def output(self, name: str) -> NDArray[np.generic]:
         """The very memory that the engine writes: valid from wait to release."""
 
@@ -104,6 +111,12 @@ class Engine(Protocol):
 
         A backend that computes on the caller's thread does it here and may overrun `until_ns`; the station's
         guard answers for the deadline in any case.
+        """
+
+    def adopt(self, memory: NDArray[np.uint8]) -> bool:
+        """Make ready for inputs that lie in memory which is not the engine's, e.g. all of a camera's frame slots.
+
+        It must outlive the engine. On a GPU this page-locks it; False where that cannot be done, and frames are copied.
         """
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from edgeqc.inference.engine import open_engine
 from edgeqc.inference.manifest import Backend, Precision
 from edgeqc.inference.package import Package, check_golden, load_package
 from edgeqc.ports import Engine
+from edgeqc.settings import GpuSettings
 
 AUTO: Final = "auto"
 TRIAL_S: Final = 30.0
@@ -95,6 +96,7 @@ def choose(
     threads: int = 1,
     core: int | None = None,
     state_dir: Path | None = None,
+    gpu: GpuSettings | None = None,
 ) -> Choice:
     """What is to run: what the configuration names, or the fastest of what it leaves open.
 
@@ -103,7 +105,7 @@ def choose(
     ways = candidates(package, backend=backend, precision=precision)
     if AUTO not in (backend, precision):
         return Choice(backend=ways[0][0], precision=ways[0][1], why="the configuration names it")
-    return fastest([try_out(package, way, threads=threads, core=core, state_dir=state_dir) for way in ways])
+    return fastest([try_out(package, way, threads=threads, core=core, state_dir=state_dir, gpu=gpu) for way in ways])
 
 
 def fastest(trials: Sequence[Trial]) -> Choice:
@@ -128,6 +130,7 @@ def try_out(
     threads: int = 1,
     core: int | None = None,
     state_dir: Path | None = None,
+    gpu: GpuSettings | None = None,
 ) -> Trial:
     """Load, check and measure in a process of its own; up to TRIAL_S."""
     backend, precision = way
@@ -136,6 +139,7 @@ def try_out(
     command += ["--threads", str(threads)]
     command += [] if core is None else ["--core", str(core)]
     command += [] if state_dir is None else ["--state-dir", str(state_dir)]
+    command += [] if gpu is None else ["--gpu", gpu.model_dump_json()]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TRIAL_S, check=False)  # noqa: S603 - ours
     except subprocess.TimeoutExpired:
@@ -173,6 +177,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--core", type=int)
     parser.add_argument("--state-dir", type=Path)
+    parser.add_argument("--gpu", type=GpuSettings.model_validate_json)
     asked = parser.parse_args()
     if asked.core is not None:
         os.sched_setaffinity(0, {asked.core})
@@ -181,7 +186,9 @@ def main() -> int:
         package = load_package(asked.folder).as_run(asked.backend, asked.precision)
         if package.digest.hex() != asked.digest:
             raise PackageError(f"{asked.folder}: was changed meanwhile")
-        engine = open_engine(package, backend=asked.backend, threads=asked.threads, state_dir=asked.state_dir)
+        engine = open_engine(
+            package, backend=asked.backend, threads=asked.threads, state_dir=asked.state_dir, gpu=asked.gpu
+        )
         difference = check_golden(engine, package)
         p50_us, p99_us = measure(engine, package)
         engine.close()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgeqc.errors import EngineError
 from edgeqc.inference.carry import carried, checked_state
+from edgeqc.inference.foreign import AdoptedBlocks, checked_input
 from edgeqc.inference.manifest import Precision
 from edgeqc.ports import EngineIo, EngineSlot, TensorSpec
 
@@ -61,7 +62,8 @@ class OnnxRuntimeEngine:
         shown = "" if precision is Precision.FP32 else f" {precision}"
         self.backend = f"onnxruntime {ort.__version__} CPU{shown}, {threads} thread{'s' if threads > 1 else ''}"
         self._session: Any = session
-        self._slots = [_Slot(session, self.io, ort, carry or {}) for _ in range(slots)]
+        self._adopted = AdoptedBlocks()
+        self._slots = [_Slot(session, self.io, ort, carry or {}, self._adopted) for _ in range(slots)]
         self._free = list(self._slots)
         for slot in self._slots:  # the first run allocates the arena; a part must not pay for it
             slot.run(session)
@@ -91,6 +93,11 @@ class OnnxRuntimeEngine:
         if isinstance(slot, _Slot):
             slot.cancel()
 
+    def adopt(self, memory: NDArray[np.uint8]) -> bool:
+        """Nothing to do but to know it."""
+        self._adopted.add(memory)
+        return True
+
     def close(self) -> None:
         """Free the session; the slots' views stay readable but nothing writes them any more."""
         self._free.clear()
@@ -114,7 +121,7 @@ _FATAL: Final = 4  # ONNX Runtime would print to stderr what it raises anyway
 class _Slot:
     """One set of buffers and their bindings: one, or two that take turns where there is state to carry."""
 
-    def __init__(self, session: Any, io: EngineIo, ort: Any, carry: Mapping[str, str]) -> None:
+    def __init__(self, session: Any, io: EngineIo, ort: Any, carry: Mapping[str, str], adopted: AdoptedBlocks) -> None:
         self._spec = io.state
         self._arrays = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in io.inputs + io.outputs}
         # Each run reads one set and writes the other.
@@ -130,6 +137,8 @@ class _Slot:
                 binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
             for name, array in writes.items():
                 binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(array))
+        self._ort, self._adopted = ort, adopted
+        self._pointed: dict[str, NDArray[np.generic]] = {}
         self._inputs = {tensor.name for tensor in io.inputs}
         self._options = ort.RunOptions()
         self._options.log_severity_level = _FATAL
@@ -142,7 +151,16 @@ class _Slot:
         """The memory that the session reads."""
         if name not in self._inputs:
             raise EngineError(f"no input named {name}; there are {sorted(self._inputs)}")
-        return self._arrays[name]
+        return self._pointed.get(name, self._arrays[name])
+
+    def point(self, name: str, array: NDArray[np.generic]) -> None:
+        """Read that array in place, until release."""
+        if name not in self._inputs:
+            raise EngineError(f"no input named {name}; there are {sorted(self._inputs)}")
+        checked_input(name, self._arrays[name], array)
+        self._adopted.check(name, array)
+        self._read(name, array)
+        self._pointed[name] = array
 
     def output(self, name: str) -> NDArray[np.generic]:
         """The memory that the session writes."""
@@ -170,6 +188,9 @@ class _Slot:
     def lent(self, free: list[_Slot]) -> None:
         self._free = free
         self.out = True
+        for name in list(self._pointed):
+            self._read(name, self._arrays[name])
+            del self._pointed[name]
         if self._spec:
             self.restore(None)
 
@@ -185,6 +206,10 @@ class _Slot:
         if self._spec:  # a run that failed has not moved on
             self._state, self._next_state = self._next_state, self._state
             self._binding, self._next_binding = self._next_binding, self._binding
+
+    def _read(self, name: str, array: NDArray[np.generic]) -> None:
+        for binding in {id(b): b for b in (self._binding, self._next_binding)}.values():
+            binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
 
     def cancel(self) -> None:
         if self._running:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgeqc.errors import EngineError
 from edgeqc.inference.carry import carried, checked_state
+from edgeqc.inference.foreign import AdoptedBlocks, checked_input
 from edgeqc.inference.manifest import Precision
 from edgeqc.inference.onnxfile import OnnxFault, survey
 from edgeqc.ports import EngineIo, EngineSlot, TensorSpec
@@ -70,7 +71,8 @@ class OpenVinoEngine:
         version = ov.__version__.split("-")[0]
         self.backend = f"openvino {version} CPU {precision}, {threads} thread{'s' if threads > 1 else ''}"
         self._compiled: Any = compiled
-        self._slots = [_Slot(compiled, self.io, ov, carry or {}) for _ in range(slots)]
+        self._adopted = AdoptedBlocks()
+        self._slots = [_Slot(compiled, self.io, ov, carry or {}, self._adopted) for _ in range(slots)]
         self._free = list(self._slots)
         for slot in self._slots:  # the first run allocates; a part must not pay for it
             slot.run()
@@ -94,6 +96,11 @@ class OpenVinoEngine:
             raise EngineError(f"{self.backend}: wait without submit")
         own.submitted = False
         own.run()
+
+    def adopt(self, memory: NDArray[np.uint8]) -> bool:
+        """Nothing to do but to know it."""
+        self._adopted.add(memory)
+        return True
 
     def close(self) -> None:
         """Free the model; the slots' views stay readable but nothing writes them any more."""
@@ -137,7 +144,7 @@ def _openvino() -> Any:
 class _Slot:
     """One set of buffers and their infer requests: one, or two that take turns where there is state to carry."""
 
-    def __init__(self, compiled: Any, io_: EngineIo, ov: Any, carry: Mapping[str, str]) -> None:
+    def __init__(self, compiled: Any, io_: EngineIo, ov: Any, carry: Mapping[str, str], adopted: AdoptedBlocks) -> None:
         self._spec = io_.state
         self._arrays = {tensor.name: np.zeros(tensor.shape, tensor.dtype) for tensor in io_.inputs + io_.outputs}
         # Each run reads one set and writes the other.
@@ -148,6 +155,8 @@ class _Slot:
         if io_.state:
             writes = {carry[name]: array for name, array in sets[0].items()}
             self._next_request = self._made(compiled, ov, sets[1], writes)
+        self._ov, self._adopted = ov, adopted
+        self._pointed: dict[str, NDArray[np.generic]] = {}
         self._inputs = {tensor.name for tensor in io_.inputs}
         self._free: list[_Slot] = []
         self.out = False
@@ -166,7 +175,16 @@ class _Slot:
         """The memory that the request reads."""
         if name not in self._inputs:
             raise EngineError(f"no input named {name}; there are {sorted(self._inputs)}")
-        return self._arrays[name]
+        return self._pointed.get(name, self._arrays[name])
+
+    def point(self, name: str, array: NDArray[np.generic]) -> None:
+        """Read that array in place, until release."""
+        if name not in self._inputs:
+            raise EngineError(f"no input named {name}; there are {sorted(self._inputs)}")
+        checked_input(name, self._arrays[name], array)
+        self._adopted.check(name, array)
+        self._read(name, array)
+        self._pointed[name] = array
 
     def output(self, name: str) -> NDArray[np.generic]:
         """The memory that the request writes."""
@@ -194,6 +212,9 @@ class _Slot:
     def lent(self, free: list[_Slot]) -> None:
         self._free = free
         self.out = True
+        for name in list(self._pointed):
+            self._read(name, self._arrays[name])
+            del self._pointed[name]
         if self._spec:
             self.restore(None)
 
@@ -205,6 +226,10 @@ class _Slot:
         if self._spec:  # a run that failed has not moved on
             self._state, self._next_state = self._next_state, self._state
             self._request, self._next_request = self._next_request, self._request
+
+    def _read(self, name: str, array: NDArray[np.generic]) -> None:
+        for request in {id(r): r for r in (self._request, self._next_request)}.values():
+            request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
 
     def drop(self) -> None:
         self._request = self._next_request = None

@@ -14,6 +14,7 @@ from edgeqc.settings.camera import (
     TriggerSettings,
     TriggerSource,
 )
+from edgeqc.settings.gpu import GpuSettings
 from edgeqc.settings.listener import Listener
 from edgeqc.settings.office import ArchiveSettings, JournalSettings, JournalSync, MqttSettings, TlsSettings
 from edgeqc.settings.plc import (
@@ -64,6 +65,7 @@ __all__ = [
     "DerivedTagSource",
     "EngineSettings",
     "GigeCameraSettings",
+    "GpuSettings",
     "GridSettings",
     "HandshakeSettings",
     "HistorySettings",

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from edgeqc.settings.base import Model, Name
+from edgeqc.settings.gpu import GpuSettings
 from edgeqc.settings.office import ArchiveSettings, JournalSettings, MqttSettings
 from edgeqc.settings.recipe import EngineSettings
 from edgeqc.settings.server import ServerSettings
@@ -34,6 +35,7 @@ class Settings(Model):
     )
     stations: list[StationSettings] = Field(min_length=1, max_length=16)
     engines: EngineSettings = EngineSettings()
+    gpu: GpuSettings = GpuSettings()
     journal: JournalSettings = JournalSettings()
     archive: ArchiveSettings = ArchiveSettings()
     mqtt: MqttSettings | None = None

@@ -52,6 +52,8 @@ class FrameSlots:
         self.frame_bytes: int = height * width
         stride = _pages(self.frame_bytes) + _pages(max(1, map_height * map_width))
         whole = np.frombuffer(block.memory, np.uint8)
+        self.memory: NDArray[np.uint8] | None = whole
+        """The whole mapping, page-aligned: what a GPU page-locks. None once closed."""
         self._leases = whole[PAGE : PAGE + 16 * count].view(np.uint64).reshape(count, 2)
         self._pixels: list[NDArray[np.uint8]] = []
         self._maps: list[NDArray[np.uint8]] = []
@@ -129,5 +131,6 @@ class FrameSlots:
         """Forget the views; the file stays for the other processes."""
         self._pixels.clear()
         self._maps.clear()
+        self.memory = None
         del self._leases
         self.block.close()

@@ -16,7 +16,7 @@ from edgeqc.inference.judge import Judge, map_shape
 from edgeqc.inference.package import Package, check_golden, load_package
 from edgeqc.inference.preprocess import Preprocess
 from edgeqc.inference.trust import Trust
-from edgeqc.settings import CameraBase, RecipeSettings
+from edgeqc.settings import CameraBase, GpuSettings, RecipeSettings
 from edgeqc.station.part import Part
 
 
@@ -31,6 +31,7 @@ class Inspection:
         trust: Trust | None = None,
         core: int | None = None,
         state_dir: Path | None = None,
+        gpu: GpuSettings | None = None,
     ) -> None:
         """Load, warm up and check against the golden outputs: seconds. PackageError where it may not judge parts."""
         whole = load_package(recipe.engine, trust=trust)
@@ -41,10 +42,11 @@ class Inspection:
             threads=recipe.threads,
             core=core,
             state_dir=state_dir,
+            gpu=gpu,
         )
         self.package: Package = whole.as_run(self.choice.backend, self.choice.precision)
         self.engine = open_engine(
-            self.package, backend=self.choice.backend, threads=recipe.threads, state_dir=state_dir
+            self.package, backend=self.choice.backend, threads=recipe.threads, state_dir=state_dir, gpu=gpu
         )
         self.golden_difference = check_golden(self.engine, self.package)
         self.threshold = self.package.threshold if recipe.threshold is None else recipe.threshold

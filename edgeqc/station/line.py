@@ -12,7 +12,7 @@ from edgeqc.cameras.keeper import CameraKeeper
 from edgeqc.core.account import GVSP_CYCLE, Step, move
 from edgeqc.core.cadence import Cadence
 from edgeqc.core.decide import decide, overdue
-from edgeqc.errors import EngineError, PeerError
+from edgeqc.errors import EngineError, EngineLostError, PeerError
 from edgeqc.records import NS_PER_MS, NS_PER_S, Cause, Event, Frame, FrameStatus, Trigger, Verdict
 from edgeqc.settings import StationSettings, TriggerSource
 from edgeqc.shm.board import Row
@@ -73,15 +73,18 @@ class Line:
         self._drain_until_ns = 0
         self._reopened = 0
         self._engine_failures = 0
+        self._engine_error: EngineError | None = None
         self._ran_ns = 0
         self._collected_ns = 0
 
     def run(self) -> None:
-        """Judge parts until `stopping`. EngineError after three engine failures in a row."""
+        """Judge parts until `stopping`. EngineError after three engine failures in a row, or a lost device at once."""
         while not self.stopping:
             self._peers.row.beat("line")
             self._cycle()
             if self._engine_failures >= _ENGINE_FAILURES_MOST:
+                if isinstance(self._engine_error, EngineLostError):
+                    raise self._engine_error
                 raise EngineError(f"the engine failed {self._engine_failures} times in a row")
             self._peers.lender.collect()
             if self._peers.camera.reopened != self._reopened:
@@ -271,12 +274,18 @@ class Line:
                 keep_pass=self._peers.outcome.keeps_next_pass,
             )
         except EngineError as exc:
-            self._engine_failures += 1
+            self._engine_failed(exc)
             self._peers.outcome.note(Event(name="engine_failed", facts={"reason": str(exc)}))
             return frame.status, False
         self._engine_failures = 0
         self._ran_ns = time.monotonic_ns()
         return (frame.status if found else FrameStatus.UNREADABLE), True
+
+    def _engine_failed(self, error: EngineError) -> None:
+        """The part has its fail-safe verdict; a device that is lost has no second try in this process."""
+        lost = isinstance(error, EngineLostError)
+        self._engine_failures = _ENGINE_FAILURES_MOST if lost else self._engine_failures + 1
+        self._engine_error = error
 
     def _settle(self, part: Part, verdict: Verdict, cause: Cause) -> None:
         if not self._peers.outcome.settle(part, verdict, cause) and math.isfinite(part.score):
@@ -328,7 +337,7 @@ class Line:
         try:
             self._peers.recipes[recipe].rehearse(part)
         except EngineError as exc:
-            self._engine_failures += 1
+            self._engine_failed(exc)
             self._peers.outcome.note(Event(name="engine_failed", facts={"reason": str(exc), "idle": True}))
         self._peers.outcome.rehearse(part, *self._verdict(part, FrameStatus.OK, engine_ok=True))
         self._ran_ns = time.monotonic_ns()

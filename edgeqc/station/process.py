@@ -94,11 +94,15 @@ class Station:
         self.journal = JournalWriter(
             state_dir / "journal" / f"station-{station.name}", settings.journal, on_trouble=self._on_disk
         )
-        self._recipes = Recipes(station, trust=trust_of(settings.engines), core=self._core, state_dir=state_dir)
+        self._recipes = Recipes(
+            station, trust=trust_of(settings.engines), core=self._core, state_dir=state_dir, gpu=settings.gpu
+        )
         shape = (station.camera.height_px, station.camera.width_px)
         self._slots = FrameSlots.create(
             run_dir / f"slots-{station.name}", per_bank=station.camera.slots, shape=shape, map_shape=map_shape(shape)
         )
+        if self._slots.memory is not None and not self._recipes.adopt(self._slots.memory):
+            self._log.warning("frames_not_page_locked", backend=self._recipes[self._recipes.all[0]].engine.backend)
         by_plc = station.trigger.source is TriggerSource.PLC
         self._camera = CameraKeeper(
             station.camera.model_copy(update={"silence_ms": _silence_ms(station)}),
@@ -213,6 +217,7 @@ class Station:
             self._close_door()
             self._guard.stop()
             self._camera.stop(timeout_s=1.0)
+            self._recipes.close()  # behind the camera, whose memory they may have page-locked
             self.journal.close()
         return 0
 

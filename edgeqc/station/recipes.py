@@ -6,10 +6,13 @@ import math
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgeqc.errors import PackageError
 from edgeqc.inference.trust import Trust
 from edgeqc.records import AlertChange, Event, Ne107
-from edgeqc.settings import RecipeSettings, StationSettings
+from edgeqc.settings import GpuSettings, RecipeSettings, StationSettings
 from edgeqc.station.inspection import Inspection
 from edgeqc.station.part import Recipe
 
@@ -24,7 +27,13 @@ class Recipes:
     """
 
     def __init__(
-        self, station: StationSettings, *, trust: Trust, core: int | None = None, state_dir: Path | None = None
+        self,
+        station: StationSettings,
+        *,
+        trust: Trust,
+        core: int | None = None,
+        state_dir: Path | None = None,
+        gpu: GpuSettings | None = None,
     ) -> None:
         """Load all: seconds each. PackageError where one may not judge parts, or all take more memory than they may."""
         self._by_plc = station.changeover is not None
@@ -33,7 +42,7 @@ class Recipes:
         self._keep_warm_ms: dict[Recipe, float] = {}
         before = _resident_bytes()
         for settings in station.recipes:
-            inspection = Inspection(settings, station.camera, trust=trust, core=core, state_dir=state_dir)
+            inspection = Inspection(settings, station.camera, trust=trust, core=core, state_dir=state_dir, gpu=gpu)
             recipe = self._add(settings, inspection)
             self._keep_warm_ms[recipe] = settings.keep_warm_ms
         self.memory_mb = (_resident_bytes() - before) / _MIB
@@ -106,6 +115,11 @@ class Recipes:
     def keep_warm_ms(self) -> float:
         """How long the coming recipe's engine may idle; 0 = for ever."""
         return self._keep_warm_ms[self.coming]
+
+    def adopt(self, memory: NDArray[np.uint8]) -> bool:
+        """Show all engines the memory that frames will lie in; False where one cannot read them in place."""
+        adopted = [inspection.engine.adopt(memory) for inspection in self._inspections.values()]
+        return all(adopted)
 
     def close(self) -> None:
         """Free all engines."""

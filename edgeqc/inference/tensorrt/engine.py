@@ -111,14 +111,18 @@ class TensorRtEngine:
         return True
 
     def close(self) -> None:
-        """Wait for what runs, free everything in the order that the driver wants. Never raises; twice is harmless."""
+        """Wait for what runs, free everything in the order that the driver wants. Never raises; twice is harmless.
+
+        Where the device hangs nothing is freed: calls that free would hang, too, and the process is about to end.
+        """
         if self._closed:
             return
         self._closed = True
         with contextlib.suppress(EngineError):
             self._cuda.attach()
-        for slot in self._slots:
-            slot.close()
+        freed = [slot.close() for slot in self._slots]
+        if not all(freed):
+            return
         for adopted in self._adopted:
             with contextlib.suppress(EngineError):
                 adopted.release()

@@ -19,14 +19,15 @@ from edgeqc.inference.package import Package
 
 PLAN_LIMIT_BYTES: Final = 1 << 30
 SCHEMA: Final = "edgeqc.plan/1"
+BUILD_COMMAND: Final = "edgeqc engine build LINE.yaml"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Make:
     """What a plan depends on: one that was built from or for anything else is not run."""
 
-    model_sha256: str
-    """Of the package's model file."""
+    onnx_sha256: str
+    """Of the package's model file in this precision."""
     precision: str
     tensorrt: str
     """Version of the library that builds and runs it."""
@@ -45,8 +46,6 @@ class Sidecar:
     schema: str
     package: str
     make: Make
-    onnx_sha256: str
-    """Of what the parser read: the model with the precision put into it."""
     plan_sha256: str
     plan_bytes: int
     built_at: str
@@ -61,14 +60,13 @@ class Sidecar:
 class Plans:
     """The plans in one state directory: `plans/NAME/VERSION/PRECISION.plan` and `.json`."""
 
-    def __init__(self, state_dir: Path, *, command: str = "edgeqc engine build") -> None:
-        """`command` is what the messages tell people to run."""
+    def __init__(self, state_dir: Path) -> None:
+        """Nothing is read or made."""
         self.folder = state_dir / "plans"
-        self._command = command
 
-    def path(self, package: Package, precision: str) -> Path:
-        """Where this package's plan is or will be."""
-        return self.folder / package.manifest.name / package.manifest.version / f"{precision}.plan"
+    def path(self, package: Package) -> Path:
+        """Where this package's plan is or will be; one for each of its precisions."""
+        return self.folder / package.manifest.name / package.manifest.version / f"{package.precision}.plan"
 
     @property
     def timings(self) -> Path:
@@ -77,7 +75,7 @@ class Plans:
 
     def load(self, package: Package, make: Make) -> tuple[bytes, Sidecar]:
         """The plan and its sidecar, checked. PlanError with the reason and the command that mends it."""
-        path = self.path(package, make.precision)
+        path = self.path(package)
         sidecar = self._sidecar(path)
         differences = [
             f"{name} {_tell(getattr(sidecar.make, name))} is now {_tell(getattr(make, name))}"
@@ -97,13 +95,13 @@ class Plans:
             raise self._stale(path, f"is damaged: SHA-256 is {found}, its sidecar says {sidecar.plan_sha256}")
         return content, sidecar
 
-    def refused(self, package: Package, precision: str, reason: str) -> PlanError:
-        """The error for a plan that loads but does not do."""
-        return self._stale(self.path(package, precision), reason)
+    def refused(self, package: Package, reason: str) -> PlanError:
+        """The error for a plan that is what it should be and still does not do."""
+        return self._stale(self.path(package), reason)
 
     def store(self, package: Package, plan: bytes, sidecar: Sidecar) -> None:
         """Put a plan in the place of what is there; after a power cut there is the old one, the new one or none."""
-        path = self.path(package, sidecar.make.precision)
+        path = self.path(package)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(".json")
         beside.unlink(missing_ok=True)  # without it the plan counts as not there
@@ -129,14 +127,14 @@ class Plans:
             raise self._stale(path, f"has a sidecar that cannot be read ({exc})") from exc
 
     def _stale(self, path: Path, reason: str) -> PlanError:
-        return PlanError(f"plan {path} {reason}. Build it while the line stands: {self._command}")
+        return PlanError(f"plan {path} {reason}. Build it while the line stands: {BUILD_COMMAND}")
 
 
-def make_of(package: Package, *, precision: str, tensorrt: str, device: Device) -> Make:
+def make_of(package: Package, *, tensorrt: str, device: Device) -> Make:
     """What a plan must have been built from and for, here and now."""
     return Make(
-        model_sha256=package.digest.hex(),
-        precision=precision,
+        onnx_sha256=package.digest.hex(),
+        precision=package.precision,
         tensorrt=tensorrt,
         device=device.name,
         sm=device.sm,

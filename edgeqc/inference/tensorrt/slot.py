@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from edgeqc.errors import EngineError, EngineLostError
 from edgeqc.inference.carry import checked_state
 from edgeqc.inference.cuda.memory import Adopted, Buffer
 from edgeqc.inference.cuda.port import Cuda
+from edgeqc.inference.foreign import checked_input
 from edgeqc.ports import EngineIo, TensorSpec
 
 
@@ -66,9 +67,7 @@ class Slot:
         """Have the run read this input from adopted memory instead, until release."""
         if name not in self._inputs:
             raise EngineError(f"no input named {name}; there are {sorted(self._inputs)}")
-        own = self._inputs[name].array
-        if array.dtype != own.dtype or array.shape != own.shape:
-            raise EngineError(f"input {name}: {array.dtype}{list(array.shape)} is not {own.dtype}{list(own.shape)}")
+        checked_input(name, self._inputs[name].array, array)
         if not any(adopted.holds(array) for adopted in self.adopted):
             raise EngineError(f"input {name}: the array is not inside memory that the engine adopted")
         self._pointed[name] = array
@@ -160,17 +159,26 @@ class Slot:
         self._zero_state()
         self._cuda.synchronise(self._stream)
 
-    def close(self) -> None:
-        """Let the stream run dry and free everything, last made first. Never raises."""
-        self.out = self.submitted = False
-        if self._undo:
-            with contextlib.suppress(EngineError):  # a lost device: nothing can be freed, the process is about to end
-                self._cuda.synchronise(self._stream)
+    def close(self) -> bool:
+        """Let the stream run dry and free everything, last made first. Never raises.
+
+        False where the device hangs: it may still write there, so that all is left to the end of the process.
+        """
+        self.out = False
+        try:
+            until_ns = time.monotonic_ns() + _DRY_NS
+            while not self.idle():
+                if time.monotonic_ns() > until_ns:
+                    return False
+                time.sleep(_DRY_PAUSE_S)
+        except EngineError:  # a lost device runs nothing any more
+            self.submitted = False
         self._context = None  # it still knows the addresses
         for step in reversed(self._undo):
             with contextlib.suppress(EngineError):
                 step()
         self._undo.clear()
+        return True
 
     def _record(self) -> int:
         self._cuda.begin_capture(self._stream)
@@ -230,6 +238,11 @@ class Slot:
     def _keep(self, handle: int, free: Callable[[int], None]) -> int:
         self._undo.append(lambda: free(handle))
         return handle
+
+
+_DRY_NS: Final = 500_000_000
+"""Longer than any run that fits a takt, short enough for an orderly stop."""
+_DRY_PAUSE_S: Final = 0.001
 
 
 def _size(tensor: TensorSpec) -> int:

@@ -287,6 +287,13 @@ def test_device_that_hangs_is_lost(pretended_gpu, monkeypatch):
         engine.submit(slot)
         with pytest.raises(EngineLostError, match="no result 20 ms after it was due"):
             engine.wait(slot, time.monotonic_ns())
+        engine.close()  # does not hang with it
+        assert "streams" in pretended_gpu.driver.alive
+    deadline = time.monotonic() + 5
+    while not slot.idle() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    engine._closed = False  # the rest, for the next test's sake
+    engine.close()
 
 
 def test_lost_device_is_told_as_such_and_closing_does_not_raise(pretended_gpu):
