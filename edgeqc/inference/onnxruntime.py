@@ -115,6 +115,9 @@ class OnnxRuntimeEngine:
 _NO_TELEMETRY: Final = "ORT_DISABLE_TELEMETRY"
 """From 1.29 on the official Linux wheels keep a device id and a database in the home directory and send usage to
 Microsoft. Only this, set before the library is loaded, stops all of it (its Privacy.md); the API call comes too late."""
+_NO_GRAPH: Final = ("gpu_graph_id", "-1")
+"""No CUDA graph. Where it is not said, each run's Python wrapper looks for it and catches an exception: 40 us of 44
+(1.31.1, `scripts/bench engines`)."""
 _FATAL: Final = 4  # ONNX Runtime would print to stderr what it raises anyway
 
 
@@ -142,6 +145,7 @@ class _Slot:
         self._inputs = {tensor.name for tensor in io.inputs}
         self._options = ort.RunOptions()
         self._options.log_severity_level = _FATAL
+        self._options.add_run_config_entry(*_NO_GRAPH)
         self._running = False
         self._free: list[_Slot] = []
         self.out = False

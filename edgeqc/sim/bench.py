@@ -1,4 +1,4 @@
-"""Measures the daemon: `python -m edgeqc.sim.bench isolation|plc|tags`. Ratios of one run, never bare times.
+"""Measures the daemon: `python -m edgeqc.sim.bench isolation|plc|tags|engines`. Ratios of one run, never bare times.
 
 The box is the developer's, shared and noisy: each figure that is a ratio has both of its sides measured in turn, in
 several rounds, and the table shows the median of the rounds.
@@ -99,10 +99,17 @@ def _tags(folder: Path, asked: argparse.Namespace) -> Benched:
     return benchtags.tags(folder, seconds=asked.seconds, node=asked.node)
 
 
+def _engines(folder: Path, asked: argparse.Namespace) -> Benched:
+    from edgeqc.sim import benchengines  # noqa: PLC0415 - each bench has its own libraries
+
+    return benchengines.engines(folder, rounds=asked.rounds)
+
+
 _BENCHES: Final[dict[str, Callable[[Path, argparse.Namespace], Benched]]] = {
     "isolation": _isolation,
     "plc": _plc,
     "tags": _tags,
+    "engines": _engines,
 }
 
 
