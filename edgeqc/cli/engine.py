@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from edgeqc.cli import convert, signing
+from edgeqc.cli import convert, plans, signing
 from edgeqc.cli.console import emit, show, talk, tell
 from edgeqc.cli.exits import Exit
 from edgeqc.cli.signing import TrustOption
@@ -30,7 +30,7 @@ Unsigned = Annotated[bool, typer.Option("--allow-unsigned", help="Take packages 
 def application() -> typer.Typer:
     """The commands under `engine`."""
     app = typer.Typer(
-        help="Engine packages: make keys, sign, verify, import from a stick, look inside, convert.",
+        help="Engine packages: make keys, sign, verify, import from a stick, look inside, convert, build.",
         no_args_is_help=True,
     )
     app.command("list")(_list)
@@ -41,6 +41,7 @@ def application() -> typer.Typer:
     app.command("keygen")(signing.keygen)
     app.command("trust")(signing.trust)
     app.command("convert")(convert.convert)
+    app.command("build")(plans.build)
     return app
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from edgeqc.cli.console import talk
-from edgeqc.errors import AlreadyRunningError, PackageError, PeerError, SettingsError
+from edgeqc.errors import AlreadyRunningError, PackageError, PeerError, PlanError, SettingsError
 
 
 class Exit(IntEnum):
@@ -51,6 +51,8 @@ def say(error: Exception) -> None:
                 f"{number} fault{'s' if number > 1 else ''} in the configuration; nothing was started.",
                 style="bold red",
             )
+        case PlanError():
+            talk(str(error), style="bold red")
         case PackageError():
             talk(f"engine package: {error}", style="bold red")
             if "edgeqc engine" not in str(error):  # it says by itself what to do

@@ -11,7 +11,8 @@ ADAPTERS = ("cuda-bindings", "pycuda")
 def open_cuda(adapter: str = "cuda-bindings", *, device: int = 0) -> Cuda:
     """Retain the device's primary context and make it current on the calling thread.
 
-    PackageError where the adapter is unknown or not installed, EngineError where there is no driver or no such device.
+    PackageError where the adapter is unknown or not installed, EngineLostError where there is no driver
+    or no device, EngineError where it is not this one.
     """
     match adapter:  # each import loads a library that a box without a GPU does not have
         case "cuda-bindings":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Final
 
-from edgeqc.errors import EngineError, PackageError
+from edgeqc.errors import EngineError, EngineLostError, PackageError
 from edgeqc.inference.cuda.port import Device, check
 
 
@@ -29,7 +29,7 @@ class BindingsCuda:
         try:
             started = driver.cuInit(0)
         except RuntimeError as exc:  # where it looks for libcuda.so.1
-            raise EngineError(f"cuInit: {exc}") from exc
+            raise EngineLostError(f"cuInit: {exc}") from exc
         self._check("cuInit", started)
         self._device = self._check("cuDeviceGet", driver.cuDeviceGet(device))
         self.device = self._describe()

@@ -135,9 +135,11 @@ def is_lost(code: int) -> bool:
     return code in _LOST
 
 
-_LOST: Final = frozenset({4, 46, 214, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911, 999})
+_LOST: Final = frozenset(
+    {4, 35, 46, 100, 214, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 803, 804, 810, 911, 999}
+)
 """After these "the process must be terminated and relaunched" (cuda.h 13, the comments on CUresult), or the driver or
-device itself is gone (4, 46, 214, 709, 999)."""
+device itself is gone or not there (4, 35, 46, 100, 214, 709, 803, 804, 999): a fresh process may find it."""
 _HINTS: Final = {
     2: "; the device's memory is full: fewer slots, a smaller model, or end what else uses it",
     35: "; the driver is older than this library: update the driver, or install cuda-bindings of its version",
