@@ -8,6 +8,7 @@ import typer
 
 from edgeqc import __version__
 from edgeqc.cli import (
+    alarm,
     calibrate,
     check,
     commissioning,
@@ -65,6 +66,7 @@ def application() -> typer.Typer:
     app.command("sim")(simulate.sim)
     app.command("journal")(journal.journal)
     app.add_typer(tags.application(), name="tags")
+    app.add_typer(alarm.application(), name="alarm")
     app.add_typer(config.application(), name="config")
     app.add_typer(train.application(), name="train")
     app.command("calibrate")(calibrate.calibrate)

@@ -20,6 +20,7 @@ from edgeqc.core.handshake import Form
 from edgeqc.errors import EdgeqcError
 
 if TYPE_CHECKING:
+    from edgeqc.cli.demomachine import DemoMachine
     from edgeqc.shm.board import Row
     from edgeqc.sim.line import Plan, SimLine
     from edgeqc.sim.plc import SimPlc
@@ -47,6 +48,12 @@ class CameraKind(StrEnum):
     REPLAY = "replay"
 
 
+class TagKind(StrEnum):
+    """Recordings of real machines."""
+
+    SKAB = "skab"
+
+
 class TriggerKind(StrEnum):
     """Who says that a part is there."""
 
@@ -70,6 +77,10 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
     camera: Annotated[CameraKind | None, typer.Option(help="Default: gige where libaravis is installed.")] = None,
     trigger: Annotated[TriggerKind, typer.Option(help="plc: a tag counts parts; camera: free run.")] = TriggerKind.PLC,
     side_load: Annotated[int, typer.Option(metavar="TAGS", min=0, help="OPC UA tags at 10 Hz beside it.")] = 0,
+    tags: Annotated[
+        TagKind | None, typer.Option(help="skab: a pump whose valve closes, watched by a tag model, with its alarm.")
+    ] = None,
+    tag_data: Annotated[Path | None, typer.Option(help="Folder of the SKAB recordings.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
     keep: Annotated[Path, typer.Option(help="Folder for archive, images, logs; emptied first.")] = Path(".demo"),
 ) -> None:
@@ -106,7 +117,14 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
         mqtt=_broker_here(),
         start="go",
     )
-    found = run_line(plan)
+    machine = None
+    if tags is TagKind.SKAB:
+        from edgeqc.cli.demomachine import prepare  # noqa: PLC0415 - heavy
+
+        machine = prepare(folder, tag_data)
+    if machine is not None:
+        plan.machine, plan.machine_changes = machine.start, machine.changes
+    found = run_line(plan, machine)
     if report is not None:
         report.parent.mkdir(parents=True, exist_ok=True)
         report.write_text(json.dumps(found, indent=2) + "\n")
@@ -114,7 +132,7 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
     _show_report(found, plan)
     from edgeqc.sim.report import faults  # noqa: PLC0415 - heavy
 
-    wrong = faults(found)
+    wrong = [*faults(found), *found.get("machine_missing", [])]
     for fault in wrong:
         talk(f"FAIL {fault}", style="bold red")
     if wrong:
@@ -123,7 +141,7 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
     talk(f"Every trigger has one verdict, in time; {witnesses} say the same.", style="green")
 
 
-def run_line(plan: Plan) -> dict[str, Any]:
+def run_line(plan: Plan, machine: DemoMachine | None = None) -> dict[str, Any]:
     """Run the line of this plan from start to end and return its report."""
     from edgeqc.sim.line import SimLine  # noqa: PLC0415 - heavy
 
@@ -136,12 +154,20 @@ def run_line(plan: Plan) -> dict[str, Any]:
         if plan.side_load:
             talk(f"Side load: waiting for {plan.side_load} tags ...")
             _wait(lambda: board["watch"].get("tags_good") >= plan.side_load, 30)
+        if line.machine is not None:
+            from edgeqc.core.teach import SETTLE_ROWS  # noqa: PLC0415 - brings numpy
+
+            settled = 3 * SETTLE_ROWS
+            talk(f"Machine: waiting until its model has seen {settled} rows ...")
+            _wait(lambda: board["watch"].get("machine_rows") >= settled, 30)
+            line.machine.go()
         talk(f"Line runs: {plan.parts} parts at {plan.rate_hz:g}/s, budget {plan.budget_ms:g} ms, {row.backend}.")
         assert line.plc is not None  # noqa: S101 - SimLine started it
         line.plc.go()
         with _progress(line, row) as show:
             summary = _watch(line.plc, show, timeout_s=plan.parts / plan.rate_hz * 1.5 + 30)
-        return _collect(line, row, summary)
+        missing = machine.watch(line) if machine is not None else []
+        return {**_collect(line, row, summary), **({"machine_missing": missing} if machine is not None else {})}
 
 
 def _watch(plc: SimPlc, show: Callable[[], None], *, timeout_s: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from edgeqc.cli.console import show, talk
+from edgeqc.cli.traintags import eval_tags
 
 
 def vision(  # noqa: PLR0917 - each is a switch of the command
@@ -78,5 +79,5 @@ def application() -> typer.Typer:
     """`edgeqc eval ...`."""
     app = typer.Typer(help="Measure what a model package is worth on your own data.", no_args_is_help=True)
     app.command("vision")(vision)
-    app.callback()(lambda: None)  # one command alone would become the group itself
+    app.command("tags")(eval_tags)
     return app

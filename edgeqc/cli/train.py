@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgeqc.cli.console import talk
+from edgeqc.cli.traintags import train_tags
 from edgeqc.errors import EdgeqcError
 from edgeqc.settings.recipe import RegionMode
 
@@ -95,7 +96,7 @@ def application() -> typer.Typer:
     """`edgeqc train ...`."""
     app = typer.Typer(help="Make a model package from your own data.", no_args_is_help=True)
     app.command("vision")(vision)
-    app.callback()(lambda: None)  # one command alone would become the group itself
+    app.command("tags")(train_tags)
     return app
 
 

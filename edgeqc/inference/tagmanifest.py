@@ -153,7 +153,7 @@ class TagCalibration(_Strict):
 class Tag(_Strict):
     """One tag as the model knows it."""
 
-    name: Word
+    name: str = Field(min_length=1, max_length=64)
     unit: str = Field("", max_length=20)
 
 

@@ -22,7 +22,7 @@ SIZE_LIMIT: Final = 1 << 20
 _SHM: Final = Path("/dev/shm")  # noqa: S108 - the kernel's tmpfs; the folder in it is made with mode 0700 by its owner
 _FILES: Final = frozenset({"server_certificate", "certificate", "private_key", "ca", "file"})
 """Paths that must be there before the daemon starts; a camera's folder and an engine are told by those who open them."""
-_PATHS: Final = frozenset({*_FILES, "engine", "folder", "state_dir", "run_dir", "trust"})
+_PATHS: Final = frozenset({*_FILES, "engine", "folder", "state_dir", "run_dir", "trust", "model"})
 
 
 def load(

@@ -16,6 +16,7 @@ from edgeqc.settings.camera import (
 )
 from edgeqc.settings.gpu import GpuSettings
 from edgeqc.settings.listener import Listener
+from edgeqc.settings.machine import MachineAlarmSettings, MachineSettings
 from edgeqc.settings.office import ArchiveSettings, JournalSettings, JournalSync, MqttSettings, TlsSettings
 from edgeqc.settings.plc import (
     HandshakeSettings,
@@ -73,6 +74,8 @@ __all__ = [
     "JournalSettings",
     "JournalSync",
     "Listener",
+    "MachineAlarmSettings",
+    "MachineSettings",
     "ModbusPlcSettings",
     "ModbusRegisters",
     "ModbusServerPlcSettings",

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from edgeqc.settings.base import Model, Name
 from edgeqc.settings.gpu import GpuSettings
+from edgeqc.settings.machine import MachineSettings
 from edgeqc.settings.office import ArchiveSettings, JournalSettings, MqttSettings
 from edgeqc.settings.recipe import EngineSettings
 from edgeqc.settings.server import ServerSettings
@@ -43,6 +44,9 @@ class Settings(Model):
     tags: list[TagSourceSettings] = Field(default_factory=list, max_length=32)
     grid: GridSettings = GridSettings()
     history: HistorySettings = HistorySettings()
+    machines: list[MachineSettings] = Field(
+        default_factory=list, max_length=64, description="whose tags a model watches"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -72,6 +76,16 @@ class Settings(Model):
             if name not in known
         ]
         faults += _made_of_nothing(self.tags)
+        faults += _twice({f"machines[{index}].name": machine.name for index, machine in enumerate(self.machines)})
+        states = {source.name for source in self.tags if isinstance(source, StateSource)}
+        for index, machine in enumerate(self.machines):
+            faults += [
+                f"machines[{index}].tags.{tag}: {name} is no tag of any source"
+                for tag, name in machine.tags.items()
+                if name not in known
+            ]
+            if machine.state is not None and machine.state not in states:
+                faults.append(f"machines[{index}].state: {machine.state} is no source of type: state")
         if faults:
             raise ValueError("; ".join(faults))
         return self

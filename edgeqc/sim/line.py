@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,7 @@ from edgeqc.shm.board import Board, State
 from edgeqc.sim.broker import Listener, SimBroker
 from edgeqc.sim.camera import SimCamera
 from edgeqc.sim.images import load_grey, load_indexed, pad_onto
+from edgeqc.sim.machine import SimMachine
 from edgeqc.sim.parts import draw_set
 from edgeqc.sim.plc import SimPlc
 from edgeqc.sim.stage import Stage
@@ -88,6 +89,9 @@ class Plan:
     camera: Literal["gige", "replay"] = "gige"
     trigger: Literal["plc", "camera"] = "plc"
     side_load: int = 0
+    machine: Callable[[], SimMachine] | None = None
+    """A machine beside the line whose tags are watched; `machine_changes` says what the configuration has of it."""
+    machine_changes: Callable[[SimMachine], dict[str, Any]] | None = None
     mqtt: bool = True
     start: Literal["ready", "go"] = "ready"
     environment: dict[str, str] = field(default_factory=dict)
@@ -148,6 +152,7 @@ class SimLine:
         self.broker: SimBroker | None = None
         self.listener: Listener | None = None
         self.tags: SimTags | None = None
+        self.machine: SimMachine | None = None
         self.stage: Stage | None = None
         self.daemon: subprocess.Popen[bytes] | None = None
         self.daemon_started_ns = 0
@@ -261,6 +266,8 @@ class SimLine:
             )
         if plan.side_load:
             self.tags = self._stack.enter_context(SimTags("opcua", tags=plan.side_load))
+        if plan.machine is not None:
+            self.machine = self._stack.enter_context(plan.machine())
         if plan.trigger == "camera":
             self.stage.advance = True
         self.config.write_text(yaml.safe_dump(self.settings(), sort_keys=False))
@@ -304,6 +311,10 @@ class SimLine:
             settings["mqtt"] = {"host": "127.0.0.1", "port": self.broker.port, "health_s": 2}
         if self.tags is not None:
             settings["tags"] = [tag_settings(plan.side_load, self.tags.url)]
+        if self.machine is not None and plan.machine_changes is not None:
+            told = plan.machine_changes(self.machine)
+            settings.setdefault("tags", []).append(told.pop("source"))
+            settings |= told
         merged: dict[str, Any] = _merged(settings, plan.changes)
         return merged
 

@@ -164,10 +164,10 @@ def main() -> int:
     logging.basicConfig(level=logging.CRITICAL)
     if arguments.type == "opcua":
         served = _serve_opcua(
-            arguments.tags, arguments.rate, arguments.port or _free_port(), arguments.user, arguments.password
+            arguments.tags, arguments.rate, arguments.port or free_port(), arguments.user, arguments.password
         )
     else:
-        served = _serve_modbus(arguments.tags, arguments.rate, arguments.port or _free_port())
+        served = _serve_modbus(arguments.tags, arguments.rate, arguments.port or free_port())
     asyncio.run(served)
     return 0
 
@@ -280,7 +280,7 @@ def _words(layout: str, value: float) -> tuple[int, int]:
     return first, second
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Ask for a free port: neither server library says which one it got for 0."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -21,12 +21,13 @@ from edgeqc.cores import end_with_parent
 from edgeqc.errors import EdgeqcError, JournalError
 from edgeqc.history import FOLDER
 from edgeqc.journal import JournalWriter
-from edgeqc.records import NS_PER_S, AlertChange, Event, Started
+from edgeqc.records import NS_PER_MS, NS_PER_S, AlertChange, Event, Started
 from edgeqc.settings import Settings
 from edgeqc.shm.board import Board, Row, State
 from edgeqc.watch.flow import TagFlow
 from edgeqc.watch.grid import Moment
 from edgeqc.watch.keeper import TagKeeper
+from edgeqc.watch.machines import Machines
 
 PROCESS: Final = "watch"
 TICK_S: Final = 0.25
@@ -72,6 +73,7 @@ async def run_watch(
     beat: Callable[[TagKeeper], None],
     stop: asyncio.Event,
     judge: Callable[[Moment], None] = lambda _moment: None,
+    watched: Callable[[Machines], None] = lambda _machines: None,
 ) -> None:
     """Serve all tag sources into `run_dir`/tags until `stop`.
 
@@ -93,6 +95,13 @@ async def run_watch(
         wake=wake,
     )
     keeper = TagKeeper(flow.table, settings.tags, flow.intake, journal, now_ns=time.monotonic_ns())
+    machines = Machines(
+        settings.machines,
+        {name: place for place, name in enumerate(flow.table.names)},
+        journal,
+        period_ns=round(settings.grid.period_ms * NS_PER_MS),
+        state_dir=state_dir,
+    )
     tick_s = min(TICK_S, settings.grid.period_ms / 1000)
     ticked_ns = 0
     flow.open()
@@ -103,6 +112,7 @@ async def run_watch(
             for moment in flow.moments(now_ns):
                 for event in moment.changed:
                     _tell(journal, event)
+                machines.judge(moment)
                 judge(moment)
             if now_ns - ticked_ns >= TICK_S * NS_PER_S:
                 ticked_ns = now_ns
@@ -110,12 +120,14 @@ async def run_watch(
                     keeper.history_trouble, keeper.history_lost = flow.history.trouble, flow.history.lost
                 keeper.tick(now_ns)
                 beat(keeper)
+                watched(machines)
                 if not flow.sources.alive:
                     raise EdgeqcError(f"the thread of the tag sources ended: {flow.sources.failed!r}")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(tick_s):
                     await fresh.wait()
     finally:
+        machines.close()
         await asyncio.to_thread(flow.close)
 
 
@@ -139,8 +151,21 @@ async def _until_told(settings: Settings, *, state_dir: Path, run_dir: Path, jou
         row.put("tags_bad", keeper.bad)
         row.put("tags_good", keeper.tags - keeper.bad)
 
+    def watched(machines: Machines) -> None:
+        row.put("machines", machines.count)
+        row.put("machine_alarms", machines.alarms)
+        row.put("machine_rows", machines.steps)
+
     row.state = State.READY  # it serves; which sources do is told by the table
     structlog.get_logger().info("watch_started", sources=len(settings.tags))
-    await run_watch(settings, state_dir=state_dir, run_dir=run_dir, journal=journal.append, beat=beat, stop=stop)
+    await run_watch(
+        settings,
+        state_dir=state_dir,
+        run_dir=run_dir,
+        journal=journal.append,
+        beat=beat,
+        stop=stop,
+        watched=watched,
+    )
     row.state = State.STOPPING
     structlog.get_logger().info("watch_stopped")

@@ -4,7 +4,7 @@ import itertools
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgeqc.core.alarm import COVERS, MOVES, Alarm, AlarmEvent, AlarmState, DeadBand, IllegalMoveError, Trip, TripRule
@@ -14,6 +14,7 @@ BELOW = [state for state, event in MOVES if event is AlarmEvent.RAISE]
 COVER = [None, AlarmState.SHELVED, AlarmState.SUPPRESSED, AlarmState.OUT_OF_SERVICE]
 EVERY = [Alarm(below, cover) for below, cover in itertools.product(BELOW, COVER)]
 
+calm = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a loaded box draws slowly
 events = st.lists(st.sampled_from(AlarmEvent), max_size=30)
 values = st.lists(st.floats(0, 100, allow_nan=False), min_size=1, max_size=200)
 
@@ -94,6 +95,7 @@ def test_every_cover_can_be_lifted():
     assert {cover for (cover, _), after in COVERS.items() if cover is not None and after is None} == lifts
 
 
+@calm
 @given(events)
 def test_the_condition_is_followed_whatever_hides_it(steps):
     active = False
@@ -109,12 +111,14 @@ def test_the_condition_is_followed_whatever_hides_it(steps):
         assert alarm.active is active
 
 
+@calm
 @given(events)
 def test_no_active_alarm_is_shown_as_normal(steps):
     alarm = walk(steps)
     assert not (alarm.active and alarm.at_rest)
 
 
+@calm
 @given(events)
 def test_only_an_acknowledgement_acknowledges(steps):
     steps = [event for event in steps if event is not AlarmEvent.ACK]
@@ -168,6 +172,7 @@ def test_no_number_is_no_news():
     assert follow(rule, [2, math.nan, 2, 2, math.nan, math.nan]) == [False, False, False, True, True, True]
 
 
+@calm
 @given(values, st.floats(0, 0.9), st.floats(0, 3))
 def test_nothing_below_the_limit_raises_and_nothing_above_the_peak_clears(numbers, peak_ratio, floor_ratio):
     trip = Trip(TripRule(limit=2, peak_ratio=peak_ratio, floor_ratio=floor_ratio))
@@ -183,6 +188,7 @@ def test_nothing_below_the_limit_raises_and_nothing_above_the_peak_clears(number
             peak = max(peak, number)
 
 
+@calm
 @given(values, values)
 def test_a_kept_trip_goes_on_as_if_nothing_had_been(first, second):
     rule = TripRule(limit=2, peak_ratio=0.4, floor_ratio=2)

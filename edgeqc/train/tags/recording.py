@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeqc.core.linestate import LineState
 from edgeqc.errors import EdgeqcError
 
 TIME_COLUMNS: Final = ("time", "ts", "timestamp", "datetime", "seconds", "t")
@@ -59,11 +60,12 @@ class Recording:
         )
 
 
-def read_csv(path: Path, tags: Sequence[str] | None = None) -> Recording:
+def read_csv(path: Path, tags: Sequence[str] | None = None, *, state: str = STATE_COLUMN) -> Recording:
     """Read one file: a time column first, one column per tag; comma, semicolon or tab. EdgeqcError with line and value.
 
     Times are seconds or ISO 8601 (UTC where they say nothing). `tags` picks columns; None: all but state and labels.
-    Text that is no number is NaN: the tag was missing.
+    Text that is no number is NaN: the tag was missing. `state`: the column that says what the machine was doing, in
+    words or in the numbers of a `state` source.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -82,7 +84,7 @@ def read_csv(path: Path, tags: Sequence[str] | None = None) -> Recording:
         if len(row) != len(header):
             raise EdgeqcError(f"{path}:{line}: {len(row)} columns, the header has {len(header)}")
     columns = dict(zip(header, zip(*body, strict=True), strict=True))
-    special = {STATE_COLUMN, *LABEL_COLUMNS, header[0]}
+    special = {state, *LABEL_COLUMNS, header[0]}
     names = tuple(tags) if tags else tuple(name for name in header if name not in special)
     missing = [name for name in names if name not in columns]
     if missing:
@@ -97,20 +99,36 @@ def read_csv(path: Path, tags: Sequence[str] | None = None) -> Recording:
         tags=names,
         seconds=seconds[order],
         values=np.column_stack([_numbers(columns[name]) for name in names])[order],
-        states=tuple(columns[STATE_COLUMN][place].strip() for place in order) if STATE_COLUMN in columns else (),
+        states=tuple(_state(columns[state][place]) for place in order) if state in columns else (),
         anomaly=labels.get("anomaly"),
         changepoint=labels.get("changepoint"),
     )
 
 
-def read_folder(data: Path, tags: Sequence[str] | None = None) -> list[Recording]:
+def read_folder(data: Path, tags: Sequence[str] | None = None, *, state: str = STATE_COLUMN) -> list[Recording]:
     """Read a file, or every CSV file under a folder (`index.csv` apart), in the order of their paths. EdgeqcError."""
     if data.is_file():
-        return [read_csv(data, tags)]
+        return [read_csv(data, tags, state=state)]
     paths = [path for path in sorted(data.rglob("*.csv")) if path.name != "index.csv"]
     if not paths:
         raise EdgeqcError(f"{data}: no CSV file")
-    return [read_csv(path, tags) for path in paths]
+    return [read_csv(path, tags, state=state) for path in paths]
+
+
+def joined(recordings: Sequence[Recording]) -> Recording:
+    """Several files of one machine as one recording, in the order of time. EdgeqcError where their tags differ."""
+    ordered = sorted(recordings, key=lambda one: float(one.seconds[0]))
+    first = ordered[0]
+    for one in ordered[1:]:
+        if one.tags != first.tags or bool(one.states) != bool(first.states):
+            raise EdgeqcError(f"{one.source}: has other columns than {first.source}; pick the tags with --tags")
+    return Recording(
+        source=first.source if len(ordered) == 1 else f"{first.source} and {len(ordered) - 1} more",
+        tags=first.tags,
+        seconds=np.concatenate([one.seconds for one in ordered]),
+        values=np.concatenate([one.values for one in ordered]),
+        states=tuple(state for one in ordered for state in one.states),
+    )
 
 
 def good_stretches(recording: Recording, *, states: Sequence[str] = (), gap_s: float, least_rows: int) -> list[slice]:
@@ -133,6 +151,14 @@ def good_stretches(recording: Recording, *, states: Sequence[str] = (), gap_s: f
         if begin is None and not ended:
             begin = row
     return stretches
+
+
+def _state(cell: str) -> str:
+    text = cell.strip().lower()
+    try:
+        return LineState(int(float(text))).name.lower()
+    except ValueError:
+        return text
 
 
 def _numbers(column: Sequence[str]) -> NDArray[np.float64]:

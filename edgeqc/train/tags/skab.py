@@ -20,6 +20,7 @@ from edgeqc.core.alarm import Trip, TripRule
 from edgeqc.core.deviation import Floats
 from edgeqc.errors import EdgeqcError
 from edgeqc.train.tags.course import learn, watch
+from edgeqc.train.tags.curves import Curve
 from edgeqc.train.tags.metrics import Counts, Flags, auc, nab
 from edgeqc.train.tags.package import FLOOR_RATIO, LIMIT, PEAK_RATIO, Wishes
 from edgeqc.train.tags.recording import Recording, read_folder
@@ -59,8 +60,12 @@ def evaluate(
     *,
     seed: int = 1,
     network: bool = True,
-) -> dict[str, Any]:
-    """Run the protocol on every labelled CSV file under `data`; give the report (see README for its names). EdgeqcError."""
+) -> tuple[dict[str, Any], list[Curve]]:
+    """Run the protocol on every labelled CSV file under `data`; give the report and its curves. EdgeqcError.
+
+    The report's names: f1, far, mar (per cent), auc, nab {standard, low_fp, low_fn}, per_file, causal, trivial_all,
+    trivial_rows; beside them what they are to be held against, and the same with constants picked on other files.
+    """
     recordings = read_folder(data)
     labelled = [one for one in recordings if one.anomaly is not None and one.changepoint is not None]
     free = [one for one in recordings if "anomaly-free" in Path(one.source).name and one.anomaly is None]
@@ -82,7 +87,11 @@ def evaluate(
     told(total, total, "")
     report |= {"protocol": "skab", "data": str(data), "seed": seed, "network": network}
     report["seconds"] = round(time.monotonic() - began, 1)
-    return report
+    curves = [
+        Curve(name=run.name, score=run.scores, limit=RULE.limit, alarm=_alarm(run.scores, RULE), truth=run.truth)
+        for run in runs
+    ]
+    return report, curves
 
 
 def _judge(recording: Recording, data: Path, seed: int, *, network: bool) -> tuple[_Run, Floats]:

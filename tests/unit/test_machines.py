@@ -1,0 +1,214 @@
+"""Machines under a tag model's eye: alarms with their cause, blind machines, states, restarts. No network needed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeqc.core.align import GridRow, Mark
+from edgeqc.core.linestate import LineState
+from edgeqc.errors import JournalError, PackageError
+from edgeqc.inference.fleet import GAP_ROWS, HOLD_ROWS, Fleet, Sight
+from edgeqc.inference.tagpackage import load_tag_package
+from edgeqc.records import NS_PER_S, AlertChange, Ne107
+from edgeqc.settings import MachineSettings
+from edgeqc.train.tags.course import learn
+from edgeqc.train.tags.package import Wishes
+from edgeqc.train.tags.recording import Recording
+from edgeqc.watch.grid import Moment
+from edgeqc.watch.machines import Machines
+
+TAGS = ("flow", "pressure", "current", "noise")
+SECOND = NS_PER_S
+
+
+def drawn(rows: int, seed: int = 1) -> np.ndarray:
+    """A pump's tags: flow and pressure move together, current follows, noise is noise."""
+    lots = np.random.default_rng(seed)
+    flow = 30 + np.cumsum(lots.normal(0, 0.05, rows)) * 0.1 + lots.normal(0, 0.3, rows)
+    pressure = 2 + 0.05 * (flow - 30) + lots.normal(0, 0.02, rows)
+    current = 1 + 0.02 * (flow - 30) + lots.normal(0, 0.02, rows)
+    return np.column_stack([flow, pressure, current, lots.normal(0, 1, rows)])
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    """A package without a network: no torch."""
+    folder = tmp_path_factory.mktemp("pump") / "1"
+    recording = Recording(
+        source="drawn", tags=TAGS, seconds=np.arange(3000, dtype=np.float64), values=drawn(3000, seed=7)
+    )
+    learn(recording, [slice(0, 3000)], Wishes(name="pump", network=False, per_day=None), folder)
+    return folder
+
+
+class Bench:
+    """Machines, a clock, and a journal that can be full."""
+
+    def __init__(self, package: Path, state_dir: Path, **settings) -> None:
+        self.told: list[AlertChange] = []
+        self.full = False
+        self.at = 1000
+        self.state = LineState.RUNNING
+        configured = MachineSettings.model_validate({"name": "pump", "model": package, **settings})
+        self.machines = Machines(
+            [configured],
+            {f"line-{name}" if settings.get("tags") else name: place for place, name in enumerate(TAGS)},
+            self._append,
+            period_ns=SECOND,
+            state_dir=state_dir,
+        )
+
+    def _append(self, change: AlertChange) -> None:
+        if self.full:
+            raise JournalError("full")
+        self.told.append(change)
+
+    def feed(self, rows: np.ndarray) -> list[AlertChange]:
+        """Each row a second after the other; what was told of it."""
+        before = len(self.told)
+        for row in rows:
+            self.at += 1
+            known = np.isfinite(row)
+            grid = GridRow(
+                at_ns=self.at * SECOND,
+                values=row.copy(),
+                marks=np.where(known, Mark.GOOD, Mark.GAP).astype(np.uint8),
+                ages_s=np.zeros(len(row), np.float32),
+            )
+            self.machines.judge(Moment(row=grid, states={"pump-state": self.state}))
+        return self.told[before:]
+
+
+@pytest.fixture
+def bench(package, tmp_path) -> Bench:
+    return Bench(package, tmp_path)
+
+
+def faulty(rows: int, seed: int = 3) -> np.ndarray:
+    """The valve closes: flow falls, pressure rises."""
+    values = drawn(rows, seed)
+    values[:, 0] -= 6
+    values[:, 1] += 0.8
+    return values
+
+
+def deviations(told: list[AlertChange]) -> list[AlertChange]:
+    return [change for change in told if change.id == "machine.pump.deviation"]
+
+
+def test_a_machine_as_usual_raises_nothing(bench):
+    assert deviations(bench.feed(drawn(1200, seed=2))) == deviations(bench.told)[:1]
+    assert not any(change.active for change in bench.told)
+
+
+def test_a_fault_raises_one_alarm_that_names_its_tags_and_clears_when_it_is_over(bench):
+    bench.feed(drawn(200, seed=2))
+    raised = [change for change in deviations(bench.feed(faulty(120))) if change.active]
+    assert raised[0].ne107 is Ne107.OUT_OF_SPECIFICATION
+    assert {tag for tag, _ in raised[-1].contribution[:2]} == {"flow", "pressure"}
+    assert "flow" in raised[-1].text
+    assert "below usual" in raised[-1].text
+    assert sum(share for _, share in raised[-1].contribution) <= 1.001
+    assert raised[0].latched
+    assert raised[0].action
+    cleared = deviations(bench.feed(drawn(200, seed=4)))
+    assert [change.active for change in cleared if not change.active] == [False]
+
+
+def test_a_standing_alarm_is_told_again_only_when_it_has_moved(bench):
+    bench.feed(drawn(200, seed=2))
+    assert len(deviations(bench.feed(faulty(300)))) < 30
+
+
+def test_a_machine_that_does_not_run_is_not_judged(package, tmp_path):
+    bench = Bench(package, tmp_path, state="pump-state")
+    bench.feed(drawn(100, seed=2))
+    bench.state = LineState.STOPPED
+    told = deviations(bench.feed(faulty(100)))
+    assert [(change.active, change.suppressed) for change in told] == [(False, True)]
+    bench.state = LineState.RUNNING
+    told = deviations(bench.feed(drawn(100, seed=5)))
+    assert [(change.active, change.suppressed) for change in told] == [(False, False)]
+
+
+def test_missing_tags_blind_the_machine_loudly_and_only_after_a_while(bench):
+    bench.feed(drawn(100, seed=2))
+    holes = drawn(HOLD_ROWS, seed=6)
+    holes[:, 1] = np.nan
+    assert not [change for change in bench.feed(holes) if change.id.endswith(".blind") and change.active]
+    holes = drawn(30, seed=6)
+    holes[:, 1] = np.nan
+    (blind,) = [change for change in bench.feed(holes) if change.id.endswith(".blind")]
+    assert (blind.active, blind.ne107) == (True, Ne107.FUNCTION_CHECK)
+    assert "pressure" in blind.text
+    (back,) = [change for change in bench.feed(drawn(60, seed=8)) if change.id.endswith(".blind")]
+    assert not back.active
+
+
+def test_a_full_journal_is_asked_again(bench):
+    bench.feed(drawn(200, seed=2))
+    bench.full = True
+    bench.feed(faulty(60))
+    bench.full = False
+    assert [change for change in deviations(bench.feed(faulty(5))) if change.active]
+
+
+def test_an_alarm_that_stood_before_a_restart_still_stands(package, tmp_path):
+    first = Bench(package, tmp_path)
+    first.feed(drawn(200, seed=2))
+    first.feed(faulty(60))
+    first.machines.close()
+    second = Bench(package, tmp_path)
+    second.at = first.at
+    assert second.machines.alarms == 1
+    assert not [change for change in deviations(second.feed(faulty(60))) if not change.active]
+    assert [change for change in deviations(second.feed(drawn(200, seed=9))) if not change.active]
+
+
+def test_a_damaged_memory_is_set_aside_and_the_machine_begins_anew(package, tmp_path):
+    (tmp_path / "machines").mkdir()
+    for text in ("{", "[]", json.dumps({"machines": {"pump": {"on": True}}}), '{"machines": 3}'):
+        (tmp_path / "machines" / "pump.json").write_text(text)
+        assert Bench(package, tmp_path).machines.alarms == 0
+
+
+def test_a_package_that_does_not_fit_leaves_its_machine_unwatched_with_an_alarm(package, tmp_path):
+    bench = Bench(package, tmp_path, tags={"flow": "line-flow"})
+    (told,) = bench.told
+    assert (told.id, told.active) == ("machine.pump.model", True)
+    assert "pressure" in told.text
+    assert bench.machines.count == 0
+    bench.feed(drawn(3))
+
+
+def test_a_damaged_package_is_refused_with_its_file(package, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in package.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    (copy / "calibration.json").write_bytes((copy / "calibration.json").read_bytes() + b" ")
+    with pytest.raises(PackageError, match=r"calibration\.json: SHA-256"):
+        load_tag_package(copy)
+    (copy / "manifest.yaml").write_text("format: 9\n")
+    with pytest.raises(PackageError, match=r"manifest\.yaml: format"):
+        load_tag_package(copy)
+
+
+def test_a_gap_makes_a_machine_settle_again(package):
+    fleet = Fleet(load_tag_package(package))
+    rows = drawn(200, seed=2)
+    sights = [fleet.step(row[None, :], place * SECOND)[0].sight for place, row in enumerate(rows[:100])]
+    assert sights[0] is Sight.SETTLING
+    assert sights[-1] is Sight.PLAIN
+    after = fleet.step(rows[100][None, :], (100 + GAP_ROWS + 1) * SECOND)[0]
+    assert after.sight is Sight.SETTLING
+
+
+def test_what_is_judged_does_not_depend_on_what_comes_later(package):
+    rows = drawn(300, seed=2)
+    whole, part = Fleet(load_tag_package(package)), Fleet(load_tag_package(package))
+    scores = [whole.step(row[None, :], place * SECOND)[0].score for place, row in enumerate(rows)]
+    short = [part.step(row[None, :], place * SECOND)[0].score for place, row in enumerate(rows[:150])]
+    np.testing.assert_array_equal(scores[:150], short)
