@@ -89,6 +89,9 @@ def seal(folder: Path, manifest: dict[str, object]) -> None:
     (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
 
 
+UNSIGNED = {"engines": {"unsigned": "allow"}}
+
+
 def flat_images(folder: Path, levels: list[int]) -> PartImages:
     """Part n shows grey level levels[n % len]; bright is said to be defective."""
     pictures = np.stack([np.full((240, 320), level, np.uint8) for level in levels])
@@ -98,41 +101,64 @@ def flat_images(folder: Path, levels: list[int]) -> PartImages:
 
 
 def test_a_score_that_is_no_number_is_a_reject(bench: Make, tmp_path: Path) -> None:
-    line = bench(parts=50, engine=package(tmp_path / "nan" / "1"), images=flat_images(tmp_path, [50, 50, 200]))
+    line = bench(
+        parts=50, engine=package(tmp_path / "nan" / "1"), images=flat_images(tmp_path, [50, 50, 200]), changes=UNSIGNED
+    )
     report = line.finish()
     assert (report["unaccounted"], report["plc_mismatch"]) == (0, 0)
     parts = line.line.judged()
     assert {part["code"] for part in parts if part["defective"]} == {103}
     assert {part["code"] for part in parts if not part["defective"]} <= {1, 100, 101}
     assert report["confusion"]["fn"] == 0
+    (told,) = line.logged("package_not_trusted")
+    assert (told["vouched"], told["level"]) == ("is not signed", "warning"), "said loudly at each start"
 
 
 def test_an_engine_that_fails_three_times_in_a_row_is_started_afresh(bench: Make, tmp_path: Path) -> None:
     levels = [50] * 20 + [200] * 3 + [50] * 60
-    line = bench(parts=80, engine=package(tmp_path / "nan" / "1"), images=flat_images(tmp_path, levels))
+    line = bench(
+        parts=80, engine=package(tmp_path / "nan" / "1"), images=flat_images(tmp_path, levels), changes=UNSIGNED
+    )
     report = line.finish()
     assert (report["plc_mismatch"], report["duplicates"]) == (0, 0)
     assert line.logged("process_ended", name="station-top", exit_code=1)
     assert line.line.judged()[-1]["code"] == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "wrong_hash", "wrong_shape"])
-def test_a_damaged_package_starts_nothing(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ("truncated", "model.onnx: is cut off"),
+        ("wrong_hash", "model.onnx: SHA-256 is"),
+        ("wrong_shape", "golden.npz: input.image: float32"),
+        ("golden", "is off the golden outputs by 0.05"),
+        ("signed", "signed was"),
+    ],
+)
+def test_a_damaged_package_starts_nothing(tmp_path: Path, damage: str, reason: str) -> None:
     folder = Path(shutil.copytree(ENGINE, tmp_path / "engine" / "1"))
+    if damage != "signed":
+        (folder / "signature.json").unlink()
     model = folder / "model.onnx"
     manifest = yaml.safe_load((folder / "manifest.yaml").read_text())
     match damage:
         case "truncated":
             model.write_bytes(model.read_bytes()[:-100])
             seal(folder, manifest)
-        case "wrong_hash":
+        case "golden":
+            with np.load(folder / "golden.npz") as archive:
+                arrays = dict(archive)
+            arrays["output.score"][0] += 0.05
+            np.savez_compressed(folder / "golden.npz", **arrays)
+            seal(folder, manifest)
+        case "wrong_hash" | "signed":
             model.write_bytes(model.read_bytes()[:-1] + b"x")
         case _:
             manifest["inputs"][0]["shape"] = [1, 1, 128, 128]
             seal(folder, manifest)
     code, said = run_daemon(tmp_path, engine=str(folder))
     assert code == 5, said
-    assert "engine" in said
+    assert reason in said
 
 
 def test_twenty_faults_in_a_configuration_are_told_at_once_and_nothing_runs(tmp_path: Path) -> None:
@@ -177,7 +203,7 @@ def run_daemon(folder: Path, *, engine: str) -> tuple[int, str]:
         "node": "x",
         "state_dir": str(folder / "state"),
         "run_dir": str(folder / "run"),
-        "engines": {"trust": str(ENGINE.parents[1] / "trust")},
+        "engines": {"trust": str(ENGINE.parents[1] / "trust"), "unsigned": "allow"},
         "stations": [
             {
                 "name": "top",
