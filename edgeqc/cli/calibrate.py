@@ -9,12 +9,18 @@ import typer
 
 from edgeqc.cli.console import talk
 from edgeqc.cli.exits import Exit
+from edgeqc.settings.recipe import RegionMode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgeqc.inference.manifest import Calibration
+    from edgeqc.settings.recipe import RegionSettings
     from edgeqc.train.examine import Finding
+
+
+Region = Annotated[RegionMode | None, typer.Option(help="As the recipe finds the part; default: as it was trained.")]
+Contrast = Annotated[int, typer.Option(help="Of --region locate: grey levels between part and background.")]
 
 
 def calibrate(  # noqa: PLR0917 - each is a switch of the command
@@ -36,6 +42,12 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
     threads: Annotated[int, typer.Option(min=1, max=64)] = 2,
     out: Annotated[Path | None, typer.Option(help="Write a copy of the package instead, e.g. for one camera.")] = None,
     key: Annotated[Path | None, typer.Option(help="Private key that signs it; default: this box's own.")] = None,
+    region: Region = None,
+    contrast: Contrast = 24,
+    rehearse: Annotated[
+        int,
+        typer.Option(min=0, help="Only make the promise this often on half of the parts, and hold it to the others."),
+    ] = 0,
     without_promise: Annotated[
         bool, typer.Option("--without-promise", help="Take the plain quantile where a promise cannot be made.")
     ] = False,
@@ -47,7 +59,7 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
     from rich.console import Console  # noqa: PLC0415 - heavy
 
     from edgeqc.cli.train import signing_key  # noqa: PLC0415
-    from edgeqc.train.calibrate import Rule, calibrated, promise_of, read_scores, readings_of  # noqa: PLC0415 - heavy
+    from edgeqc.train.calibrate import Rule, calibrated, promise_of, read_scores, readings_of, rehearsed  # noqa: PLC0415 - heavy
     from edgeqc.train.figures import best_map_threshold  # noqa: PLC0415 - heavy
     from edgeqc.train.progress import Told  # noqa: PLC0415 - heavy
     from edgeqc.train.runs import as_run, look, recalibrated, score_set, task_of  # noqa: PLC0415 - heavy
@@ -65,11 +77,18 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
         with Told(Console(stderr=True), "look", 0) as seen:
             examined = look(data, split, seen.at)
         tell_findings(examined.findings)
-        task = task_of(run.package, examined.sizes)
+        task = task_of(run.package, examined.sizes, region_of(region, contrast))
         with Told(Console(stderr=True), "score", len(examined.pictures)) as seen:
             scored = score_set(run, examined.pictures, task, threads=threads, told=seen.at)
         readings = readings_of(scored)
         map_threshold = best_map_threshold(scored, run.package.calibration.map_threshold)
+    if rehearse:
+        found = rehearsed(readings, rule, times=rehearse)
+        talk(
+            f"{found.times} calibrations on {found.goods} independent good parts each, promising {found.overkill:.3g}: "
+            f"the others' overkill kept to it, within its binomial interval, in {found.kept}; mean {found.seen:.4f}"
+        )
+        return
     refused = promise_of(readings, rule)
     if refused and not without_promise:
         talk(f"not armed: {refused}", style="bold red")
@@ -77,6 +96,13 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
     calibration = calibrated(readings, rule, map_threshold=map_threshold, backend=run.label)
     package = recalibrated(run, calibration, out=out or engine, key=signing_key(key))
     talk(f"{package.folder}: {told(calibration)}")
+
+
+def region_of(mode: RegionMode | None, contrast: int) -> RegionSettings | None:
+    """As a recipe would say it; None: as the package was trained."""
+    from edgeqc.settings.recipe import RegionSettings  # noqa: PLC0415 - heavy
+
+    return None if mode is None else RegionSettings(mode=mode, contrast=contrast)
 
 
 def tell_findings(findings: Sequence[Finding]) -> None:

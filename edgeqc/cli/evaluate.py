@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edgeqc.cli.calibrate import Contrast, Region, region_of, tell_findings
 from edgeqc.cli.console import show, talk
 from edgeqc.cli.traintags import eval_tags
 
@@ -20,6 +21,8 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
     group_by: Annotated[str | None, typer.Option(metavar="REGEX", help="As when it was trained.")] = None,
     backend: Annotated[str, typer.Option(help="Whose scores the figures are of.")] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="fp32, bf16, fp16 or int8.")] = "fp32",
+    region: Region = None,
+    contrast: Contrast = 24,
     threads: Annotated[int, typer.Option(min=1, max=64)] = 2,
     all_runs: Annotated[
         bool, typer.Option("--all-runs", help="Score with every backend and precision that runs here, too.")
@@ -29,7 +32,6 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
     """Report AUROC, escape, overkill, pixel figures, intervals, worst mistakes with their maps, latency, agreement."""
     from rich.console import Console  # noqa: PLC0415 - heavy
 
-    from edgeqc.cli.calibrate import tell_findings  # noqa: PLC0415
     from edgeqc.train import evaluate, runs  # noqa: PLC0415 - heavy
     from edgeqc.train.progress import Told  # noqa: PLC0415 - heavy
     from edgeqc.train.report import page  # noqa: PLC0415 - heavy
@@ -40,7 +42,7 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
     with Told(console, "look", 0) as told:
         examined = runs.look(data, split, told.at, group_by=group_by)
     tell_findings(examined.findings)
-    task = runs.task_of(run.package, examined.sizes)
+    task = runs.task_of(run.package, examined.sizes, region_of(region, contrast))
     with Told(console, "score", len(examined.pictures)) as told:
         scored = runs.score_set(run, examined.pictures, task, threads=threads, told=told.at)
     found = evaluate.evaluated(run, scored, findings=examined.findings, data=data.resolve().name, split=split)

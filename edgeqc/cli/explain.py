@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgeqc.cli.calibrate import Contrast, Region, region_of
 from edgeqc.cli.console import show, talk
 
 
@@ -19,6 +20,8 @@ def explain(  # noqa: PLR0917 - each is a switch of the command
     window: Annotated[int, typer.Option(metavar="PX", min=8, help="Side of the covered place.")] = 32,
     no_occlusion: Annotated[bool, typer.Option("--no-occlusion", help="The net's own map only: one run.")] = False,
     um_per_px: Annotated[float | None, typer.Option(help="Scale of the picture, for areas in µm².")] = None,
+    region: Region = None,
+    contrast: Contrast = 24,
     threads: Annotated[int, typer.Option(min=1, max=64)] = 2,
 ) -> None:
     """Show the net's map over a picture, its defects with area, and where covering it changes the score."""
@@ -35,7 +38,9 @@ def explain(  # noqa: PLR0917 - each is a switch of the command
     calibration = run.package.calibration
     opened = run.open(threads)
     try:
-        scorer = Scorer(opened, runs.task_of(run.package, [(pixels.shape[0], pixels.shape[1])]))
+        scorer = Scorer(
+            opened, runs.task_of(run.package, [(pixels.shape[0], pixels.shape[1])], region_of(region, contrast))
+        )
         score, heat, _ = scorer.judge(pixels)
         out.mkdir(parents=True, exist_ok=True)
         (out / "map.png").write_bytes(png(overlay(pixels, heat, calibration.map_threshold)))

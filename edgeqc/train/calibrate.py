@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from edgeqc.core.threshold import (
     CONFIDENCE,
     allowed_exceedances,
     least_goods,
+    lower_bound,
     promised_overkill,
     threshold_of,
     upper_bound,
@@ -131,6 +134,40 @@ def worst_of_groups(readings: Iterable[Reading]) -> list[float]:
         if not reading.is_defect:
             worst[reading.group] = max(worst.get(reading.group, 0.0), reading.score)
     return sorted(worst.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsal:
+    """What became of a promise when it was made again and again on one half of the good parts, and held to the other."""
+
+    times: int
+    overkill: float
+    """What was promised."""
+    goods: int
+    """Independent good parts in each half."""
+    kept: int
+    """Calibrations whose overkill on the other half is at most what was promised, within its binomial interval."""
+    seen: float
+    """Mean overkill on the other halves."""
+
+
+def rehearsed(readings: Sequence[Reading], rule: Rule, *, times: int = 200, seed: int = 1) -> Rehearsal:
+    """Calibrate on random halves of the good groups. The promise is the rule's, or the least that a half can make."""
+    worst = np.array(worst_of_groups(readings))
+    half = len(worst) // 2
+    if not half:
+        raise EdgeqcError("two groups of good pictures are the least to rehearse with")
+    overkill = max(rule.overkill, promised_overkill(half, rule.confidence) * (1 + 1e-9))
+    allowed = allowed_exceedances(half, overkill, rule.confidence)
+    rng = np.random.default_rng(seed)
+    kept, seen = 0, []
+    for _ in range(times):
+        order = rng.permutation(len(worst))
+        threshold = threshold_of(worst[order[:half]].tolist(), allowed)
+        over = int((worst[order[half:]] >= threshold).sum())
+        kept += lower_bound(over, len(worst) - half, rule.confidence) <= overkill
+        seen.append(over / (len(worst) - half))
+    return Rehearsal(times=times, overkill=overkill, goods=half, kept=kept, seen=float(np.mean(seen)))
 
 
 _EDGE: Final = 1e-6

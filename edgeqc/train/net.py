@@ -54,13 +54,16 @@ class Net(nn.Module):
 class Exported(nn.Module):
     """What goes into the package: probabilities only, and the score from the map."""
 
-    def __init__(self, net: nn.Module, peak_cells: int) -> None:
+    def __init__(self, net: nn.Module, peak_cells: int, *, mirrored: bool = False) -> None:
+        """`mirrored`: judge the image and its three mirror images, and take the mean: four times the work."""
         super().__init__()
         self.net, self.peak_cells = net, peak_cells
+        self.axes: tuple[tuple[int, ...], ...] = ((), (2,), (3,), (2, 3)) if mirrored else ((),)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`score` (1,), `map` (1, 1, h, w), `kind` (1, classes, h, w)."""
-        logits = self.net(images)
+        seen = [self.net(images.flip(axes) if axes else images) for axes in self.axes]
+        logits = sum(one.flip(axes) if axes else one for one, axes in zip(seen, self.axes, strict=True)) / len(seen)
         score = torch.sigmoid(image_logit(logits[:, :1], self.peak_cells))
         return score, torch.sigmoid(logits[:, :1]), logits[:, 1:].softmax(1)
 

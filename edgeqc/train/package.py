@@ -68,8 +68,11 @@ class Scores:
         return int((self.score[~self.flawed] >= threshold).sum())
 
 
-def export_onnx(net: nn.Module, traits: Traits, task: Task) -> bytes:
-    """The ONNX file: static shapes, batch normalising folded in, all weights inside."""
+def export_onnx(net: nn.Module, traits: Traits, task: Task, *, mirrored: bool = False) -> bytes:
+    """The ONNX file: static shapes, batch normalising folded in, all weights inside.
+
+    `mirrored`: it judges each image four times, mirrored, and takes the mean.
+    """
     height, width = task.input_shape
     if height % traits.deepest or width % traits.deepest:
         raise ValueError(f"input shape {task.input_shape} is no multiple of {traits.deepest}")
@@ -77,7 +80,7 @@ def export_onnx(net: nn.Module, traits: Traits, task: Task) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is deprecated, but the other exporter needs a package more
         torch.onnx.export(
-            Exported(net, traits.peak_cells).eval(),
+            Exported(net, traits.peak_cells, mirrored=mirrored).eval(),
             (torch.zeros(1, 1, height, width),),
             buffer,  # type: ignore[arg-type, unused-ignore]
             input_names=[task.spec.input],

@@ -71,9 +71,10 @@ def runs_of(folder: Path) -> Iterator[Run]:
                 continue
 
 
-def task_of(package: Package, sizes: list[tuple[int, int]]) -> Task:
+def task_of(package: Package, sizes: list[tuple[int, int]], region: RegionSettings | None = None) -> Task:
     """How frames become inputs, by the manifest; pictures that are smaller than its frames are laid on black.
 
+    `region`: as the recipe has it; None: as in training.
     EdgeqcError where they are larger, or where the package does not say what its frames were.
     """
     manifest = package.manifest
@@ -88,7 +89,7 @@ def task_of(package: Package, sizes: list[tuple[int, int]]) -> Task:
         spec=manifest.preprocess,
         input_shape=package.input_shape,
         frame_shape=frame,
-        region=manifest.training.region or RegionSettings(),
+        region=region or manifest.training.region or RegionSettings(),
         classes=manifest.classes,
     )
 

@@ -55,6 +55,8 @@ class Job:
     licence: str = "as the training images"
     group_by: str | None = None
     one_class: bool = False
+    mirrored: bool = False
+    """Judge each part four times, mirrored: better where parts may lie either way round, at four times the time."""
     long_side_px: int = 448
     region: RegionSettings | None = None
     """None: all of the frame where all pictures are of one size, else the part is located on a black surround."""
@@ -201,17 +203,20 @@ class Trainer:
         for fold in range(max(folds.values()) + 1 if job.folds else 1):
             held = [picture for picture in pictures if folds[picture.group] == fold]
             net = self.net(f"fold{fold + 1}", sorted({picture.group for picture in held}), job.seed + 1 + fold)
-            engine = OnnxRuntimeEngine(export_onnx(net, LITE0, self._task), threads=job.threads)
+            engine = OnnxRuntimeEngine(self._exported(net), threads=job.threads)
             with Told(self._console, f"score fold{fold + 1}", len(held)) as told:
                 scored += Scorer(engine, self._task)(held, told.at)
             engine.close()
         return scored
 
+    def _exported(self, net: Any) -> bytes:
+        return export_onnx(net, LITE0, self._task, mirrored=self._job.mirrored)
+
     def final(self, pictures: list[Picture]) -> tuple[bytes, int, NDArray[np.float32]]:
         """The net for the line, its parameters, and inputs for the golden vectors."""
         net = self.net("final", (), self._job.seed)
         golden = golden_of(self._task, framed(self._task, _few(pictures)))
-        return export_onnx(net, LITE0, self._task), count_parameters(net), golden
+        return self._exported(net), count_parameters(net), golden
 
 
 class Curve:

@@ -16,7 +16,7 @@ from edgeqc.errors import EdgeqcError
 from edgeqc.inference.manifest import Normalise, Preprocessing
 from edgeqc.inference.package import load_package
 from edgeqc.sim.parts import draw_set
-from edgeqc.train.calibrate import Reading, Rule, calibrated, promise_of
+from edgeqc.train.calibrate import Reading, Rule, calibrated, promise_of, rehearsed
 from edgeqc.train.learn import Plan, learn
 from edgeqc.train.lite0 import LITE0, Head, pretrained_trunk
 from edgeqc.train.pool import Pool
@@ -302,6 +302,16 @@ def test_promise_counts_groups_not_pictures():
     worst = max(one.score for one in goods)
     assert calibration.threshold >= worst
     assert promise_of(goods[:600], Rule(overkill=0.02)).startswith("49 more groups")
+
+
+def test_promise_made_on_one_half_of_the_parts_is_kept_by_the_other():
+    rng = np.random.default_rng(4)
+    goods = [Reading(score=float(rng.beta(2, 8)), is_defect=False, group=f"g{index // 3}") for index in range(1200)]
+    found = rehearsed(goods, Rule(overkill=0.05))
+    assert (found.times, found.goods, found.overkill) == (200, 200, 0.05)
+    assert found.kept >= 195
+    assert 0.005 < found.seen < 0.05
+    assert rehearsed(goods[:120], Rule(overkill=0.05)).overkill > 0.05  # 20 parts cannot promise 5 %
 
 
 def test_threshold_lies_between_good_and_bad_where_they_are_apart():
