@@ -78,17 +78,17 @@ async def _live(
     try:
         client = await opcua_session.connect(settings, peer=peer, state_dir=state_dir, timeout_s=CONNECT_S)
     except PeerError as exc:
-        await loop.sock_sendall(reads, _failure(exc))
+        await _say(loop, reads, _failure(exc))
         return
     try:
         try:
             async with asyncio.timeout(CONNECT_S):
                 nodes = await _resolve(client, settings.nodes, peer)
         except Exception as exc:  # noqa: BLE001 - hostile bytes make asyncua's decoder raise anything
-            await loop.sock_sendall(reads, _failure(opcua_session.peer_error(peer, exc)))
+            await _say(loop, reads, _failure(opcua_session.peer_error(peer, exc)))
             return
         session = _Session(settings=settings, peer=peer, client=client, nodes=nodes)
-        await loop.sock_sendall(reads, b"{}")
+        await _say(loop, reads, b"{}")
         async with asyncio.TaskGroup() as tasks:
             serving = [
                 tasks.create_task(_serve(reads, session, session.read), name="reads"),
@@ -116,8 +116,12 @@ async def _serve(
             handling.cancel()
             await asyncio.wait((handling,), timeout=_CANCEL_S)
         answer = _told(handling, session.peer, request["n"])
-        with contextlib.suppress(OSError):  # it has hung up: the next look says so
-            await loop.sock_sendall(channel, answer)
+        await _say(loop, channel, answer)
+
+
+async def _say(loop: asyncio.AbstractEventLoop, channel: socket.socket, message: bytes) -> None:
+    with contextlib.suppress(OSError):  # the parent has hung up: the next look says so
+        await loop.sock_sendall(channel, message)
 
 
 async def _received(loop: asyncio.AbstractEventLoop, channel: socket.socket) -> bytes:

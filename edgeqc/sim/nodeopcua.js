@@ -37,6 +37,31 @@ const [, , tags, period] = process.argv;
     componentOf: line, browseName: "Toggle", nodeId: "s=Toggle", dataType: "Double", minimumSamplingInterval: 0,
   });
   toggle.setValueFromSource({ dataType: DataType.Double, value: 0 });
+  // a PLC's side of the handshake, and its program: it acknowledges what it has taken, and moves its heartbeat
+  const handshake = {};
+  for (const [name, type, value] of [
+    ["Trigger", "UInt32", 0], ["PartId", "String", ""], ["ResultAck", "UInt32", 0], ["PlcHeartbeat", "UInt16", 0],
+    ["Recipe", "UInt16", 0], ["ResultSequence", "UInt32", 0], ["ResultPartId", "String", ""],
+    ["ResultPass", "Boolean", false], ["ResultFail", "Boolean", false], ["ResultValid", "Boolean", false],
+    ["ResultCode", "UInt16", 0], ["ResultScore", "Float", 0], ["Busy", "Boolean", false], ["Ready", "Boolean", false],
+    ["Fault", "Boolean", false], ["Overrun", "Boolean", false], ["TriggerAck", "UInt32", 0],
+    ["ResultsWaiting", "UInt16", 0], ["Heartbeat", "UInt16", 0],
+  ]) {
+    handshake[name] = own.addVariable({
+      componentOf: line, browseName: name, nodeId: "s=Line." + name, dataType: type, minimumSamplingInterval: 0,
+      value: { dataType: DataType[type], value },
+    });
+  }
+  const read = (name) => handshake[name].readValue().value.value;
+  const put = (name, type, value) => handshake[name].setValueFromSource({ dataType: DataType[type], value });
+  let scans = 0;
+  setInterval(() => {
+    scans += 1;
+    if (read("ResultValid") && read("ResultSequence") !== read("ResultAck")) {
+      put("ResultAck", "UInt32", read("ResultSequence"));
+    }
+    if (scans % 10 === 0) put("PlcHeartbeat", "UInt16", (scans / 10) & 0xffff);
+  }, 5);
   await server.start();
   const port = server.endpoints[0].port;
   let count = 0;
