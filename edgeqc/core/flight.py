@@ -53,6 +53,11 @@ class Flight(Generic[PartT]):
         """Parts, oldest first, whose fail-safe verdict is due."""
         return [part for part in self._parts if not part.settled and part.fail_safe_at_ns <= now_ns]
 
+    @property
+    def landable(self) -> bool:
+        """Is there a part that is to be announced now?"""
+        return bool(self._parts) and self._parts[0].settled
+
     def land(self) -> PartT | None:
         """The oldest part, if it is settled: it is announced now and is under way no more.
 

@@ -37,18 +37,22 @@ PartT = TypeVar("PartT", bound=Passing)
 class Lane(Generic[PartT]):
     """Holds the parts under way and what is known of them."""
 
-    def __init__(self, cameras: Sequence[Exposures], *, expose_within_ns: int, depth: int = DEPTH) -> None:
+    def __init__(
+        self, cameras: Sequence[Exposures], *, expose_within_ns: int, depth: int = DEPTH, views: int | None = None
+    ) -> None:
         """Nothing is under way.
 
         Args:
             cameras: that look at each part.
             expose_within_ns: a part whose trigger is older has moved on, and a picture of it would show something else.
             depth: parts that may be under way at once.
+            views: frames that a part needs; None: one of each camera.
         """
         self.cameras: Final = tuple(cameras)
         self.last_sequence = 0
         """Of the part that was announced last."""
         self._expose_within_ns = expose_within_ns
+        self._views = len(self.cameras) if views is None else views
         self._flight: Flight[PartT] = Flight(depth=depth)
         self._parts: dict[int, PartT] = {}
 
@@ -69,9 +73,7 @@ class Lane(Generic[PartT]):
             now_ns: monotonic.
         """
         full = self._flight.full
-        self._flight.open(part)
-        self._parts[part.sequence] = part
-        part.views[:] = [None] * len(self.cameras)
+        self.admit(part)
         if full:
             return Cause.LATE
         if not known:
@@ -81,6 +83,12 @@ class Lane(Generic[PartT]):
         if not all(camera.ready(now_ns) for camera in self.cameras):
             return Cause.NO_FRAME
         return None
+
+    def admit(self, part: PartT) -> None:
+        """A part is under way that nobody exposes: its frame is there already, or it was missed."""
+        self._flight.open(part)
+        self._parts[part.sequence] = part
+        part.views = part.views or [None] * self._views
 
     def exposed(self, part: PartT, camera: int, *, sent_ns: int, trigger_ns: int, now_ns: int) -> bool:
         """The camera's trigger was sent at `sent_ns` and is done now. False: it took so long that the part had moved on.
@@ -136,6 +144,11 @@ class Lane(Generic[PartT]):
         """Parts, oldest first, whose fail-safe verdict is due."""
         return self._flight.overdue(now_ns)
 
+    @property
+    def landable(self) -> bool:
+        """Is there a part that is to be announced now?"""
+        return self._flight.landable
+
     def land(self) -> PartT | None:
         """The part that is to be announced now: the oldest, once it is settled."""
         part = self._flight.land()
@@ -177,7 +190,7 @@ class Lane(Generic[PartT]):
             score=score,
             record_sequence=record_sequence,
             frame_sequences=tuple(view.sequence for view in part.views if view is not None),
-            views=len(self.cameras),
+            views=self._views,
             journaled=journaled,
             last_sequence=self.last_sequence,
             now_ns=now_ns,

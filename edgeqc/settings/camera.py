@@ -29,6 +29,11 @@ class TriggerSettings(Model):
     part_id: Literal["count", "plc"] = Field(
         "count", description="source camera: number the parts, or read the PLC's part id when the frame is in"
     )
+    repeated_ids: bool = Field(
+        False,
+        description="several parts in a row may have the same part id (a batch number); false: a part with the id of one "
+        "before it is rejected as identity, because the PLC could take its result for the other's",
+    )
     poll_ms: float = Field(2.0, ge=0.5, le=100, description="how often the PLC's trigger block is read")
     frame_timeout_ms: float = Field(
         100, gt=0, le=60_000, description="a trigger without a frame for this long: the camera counts as silent"

@@ -53,6 +53,12 @@ COUNTERS: Final = (
     "tags_bad",
     "tag_updates",
     "spare",
+    "last_opened",
+    "swapped",
+    "phantom",
+    "repeated_ids",
+    "violations",
+    "stop_asked",
 )
 """What a row counts; a process uses those that are its own."""
 

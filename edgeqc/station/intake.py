@@ -42,6 +42,7 @@ class Intake:
     def _numbered(self, at_ns: int, part_id: str, recipe: int) -> Part:
         self._sequence += 1
         self._row.count("triggers")
+        self._row.put("last_opened", self._sequence)  # it survives this process: no number is given twice
         trigger = Trigger(
             sequence=self._sequence,
             part_id=part_id or str(self._sequence),

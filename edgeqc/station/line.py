@@ -12,11 +12,14 @@ from edgeqc.cameras.keeper import CameraKeeper
 from edgeqc.core.account import GVSP_CYCLE, Step, move
 from edgeqc.core.cadence import Cadence
 from edgeqc.core.decide import decide, overdue
+from edgeqc.core.exposure import Claim, Match
+from edgeqc.core.views import View
 from edgeqc.errors import EngineError, EngineLostError, PeerError
 from edgeqc.records import NS_PER_MS, NS_PER_S, Cause, Event, Frame, FrameStatus, Trigger, Verdict
 from edgeqc.settings import StationSettings, TriggerSource
 from edgeqc.shm.board import Row
 from edgeqc.shm.slots import FrameSlots
+from edgeqc.station.accounting import Accounting
 from edgeqc.station.intake import Intake
 from edgeqc.station.lender import Lender
 from edgeqc.station.outcome import Outcome
@@ -24,12 +27,9 @@ from edgeqc.station.part import Part
 from edgeqc.station.plckeeper import PlcKeeper
 from edgeqc.station.recipes import Recipes
 from edgeqc.station.tagwatch import TagWatch
-from edgeqc.station.triggers import TriggerWatch
 
 _TICK_NS: Final = 20 * NS_PER_MS
 """The line thread comes up for air this often while no part is there."""
-_EXPOSE_WITHIN_RATIO: Final = 0.25
-"""Of the takt: a part that was triggered longer ago has moved on, and a picture of it would show something else."""
 _ENGINE_FAILURES_MOST: Final = 3
 """In a row; then the process ends and the supervisor starts a fresh one."""
 _BEAT_NS: Final = 50 * NS_PER_MS
@@ -50,8 +50,7 @@ class Peers:
     recipes: Recipes
     outcome: Outcome
     intake: Intake
-    triggers: TriggerWatch | None
-    """None where the frame is the trigger."""
+    accounting: Accounting
     plc: PlcKeeper | None
     row: Row
     tags: TagWatch
@@ -66,11 +65,9 @@ class Line:
         self._settings = settings
         self._peers = peers
         self._cycle = self._plc_cycle if settings.trigger.source is TriggerSource.PLC else self._camera_cycle
-        self._expose_within_ns = int(settings.takt_ms * NS_PER_MS * _EXPOSE_WITHIN_RATIO)
         self._cadence = Cadence()
         self._frame_id: int | None = None
         self._usual_transfer_ns = 0
-        self._drain_until_ns = 0
         self._reopened = 0
         self._engine_failures = 0
         self._engine_error: EngineError | None = None
@@ -87,10 +84,7 @@ class Line:
                     raise self._engine_error
                 raise EngineError(f"the engine failed {self._engine_failures} times in a row")
             self._peers.lender.collect()
-            if self._peers.camera.reopened != self._reopened:
-                self._reopened = self._peers.camera.reopened
-                self._frame_id = None  # a fresh connection counts from where it likes
-                self._drain_until_ns = 0
+            self._follow_camera()
 
     # --- the frame is the trigger -------------------------------------------------------------------------------
 
@@ -105,7 +99,10 @@ class Line:
         waited = frame.received_ns - asked_ns > NS_PER_MS // 5
         at_ns = self._arrived_ns(frame, waited=waited)
         self._cadence.part(at_ns)
-        self._take(self._peers.intake.open(at_ns, *self._asked()), frame)
+        part = self._peers.intake.open(at_ns, *self._asked())
+        self._peers.outcome.under_way.admit(part)
+        self._peers.accounting.well()
+        self._take(part, frame)
 
     def _asked(self) -> tuple[str, int]:
         """Part id and recipe's number, where the PLC is to say them."""
@@ -131,15 +128,15 @@ class Line:
 
     def _in_order(self, frame: Frame) -> bool:
         """Account for the camera's frame counter; False for a frame that must not be judged (it is released)."""
-        row = self._peers.row
         moved = move(self._frame_id, frame.frame_id, cycle=GVSP_CYCLE)
         if moved.step in {Step.SAME, Step.BACK}:
-            row.count("doubled" if moved.step is Step.SAME else "stale")
+            claim = Claim.DOUBLED if moved.step is Step.SAME else Claim.STALE
+            self._peers.accounting.frame(Match(claim=claim), frame.frame_id)
             self._peers.camera.release(frame.slot)
             return False
         self._frame_id = frame.frame_id
         if moved.missed:
-            row.count("missed", moved.missed)
+            self._peers.accounting.missed(moved.missed, "the camera's frame counter went on by more than one")
             for _ in range(moved.missed):
                 self._peers.outcome.settle(self._peers.intake.missed(frame.received_ns, 0), *overdue(frame_came=False))
         return True
@@ -147,88 +144,43 @@ class Line:
     # --- the PLC says when --------------------------------------------------------------------------------------
 
     def _plc_cycle(self) -> None:
-        if self._peers.triggers is None:
-            raise EngineError("a station triggered by its PLC has none")  # settings refuse this
+        """Take the next frame, if it is somebody's; the triggers thread has had it exposed."""
+        under_way, camera = self._peers.outcome.under_way, self._peers.camera
+        frame = camera.next_frame(self._idle_until_ns(time.monotonic_ns()))
         now_ns = time.monotonic_ns()
-        if self._drain_until_ns:
-            self._drain(now_ns)
-        part = self._peers.triggers.next(now_ns + NS_PER_MS if self._drain_until_ns else self._idle_until_ns(now_ns))
-        if part is None:
-            self._discard_frames()
-            self._idle()
-        else:
-            self._triggered(part)
-
-    def _triggered(self, part: Part) -> None:
-        self._cadence.part(part.trigger.at_ns)
-        sent_ns = time.monotonic_ns()
-        triggers = self._peers.triggers
-        gone = (triggers is not None and triggers.more) or sent_ns - part.trigger.at_ns > self._expose_within_ns
-        if self._drain_until_ns or gone or not self._exposed():
-            self._settle(part, *overdue(frame_came=False))
-            return
-        self._show_busy(part)
-        part.process = self._peers.tags.snapshot(sent_ns)  # while the camera exposes
-        frame = self._own_frame(part, sent_ns)
         if frame is None:
-            self._settle(part, *overdue(frame_came=False))
-            self._drain_until_ns = sent_ns + int(self._settings.trigger.frame_timeout_ms * NS_PER_MS)
+            late, without = under_way.overdue(0, now_ns)
+            self._leave(without, Cause.NO_FRAME)
+            if late:
+                camera.lost(f"no frame within {self._settings.trigger.frame_timeout_ms:g} ms of a trigger")
+            elif not len(under_way):
+                self._idle()
             return
+        self._follow_camera()
+        match, part, without, cause = under_way.match(0, frame, now_ns)
+        self._leave(without, cause)
+        if match.claim is not Claim.OWN:
+            self._peers.accounting.frame(match, frame.frame_id)
+        if part is None:  # nobody's, or its part has its verdict already
+            camera.release(frame.slot)
+            return
+        self._peers.accounting.well()
+        self._cadence.part(part.trigger.at_ns)
         self._take(part, frame)
 
-    def _exposed(self) -> bool:
-        """Trigger the camera; False where it cannot be."""
-        self._discard_frames()
-        try:
-            self._peers.camera.trigger()
-        except PeerError:
-            return False
-        return True
+    def _leave(self, without: list[Part], cause: Cause) -> None:
+        """These parts will have no frame."""
+        for part in without:
+            self._settle(part, Verdict.REJECT, cause)
 
-    def _show_busy(self, part: Part) -> None:
-        """PASS and REJECT off, BUSY on, while the camera exposes: the last part's result can't be taken for this one's."""
-        plc = self._peers.plc
-        if plc is None or not plc.up:
+    def _follow_camera(self) -> None:
+        """A fresh connection counts from where it likes, and what the old one owed never comes."""
+        if self._peers.camera.reopened == self._reopened:
             return
-        trigger = part.trigger
-        try:
-            plc.show_busy(trigger.sequence, trigger.part_id, part.fail_safe_at_ns, unless=lambda: part.settled)
-        except PeerError:
-            self._peers.row.count("plc_errors")
-
-    def _own_frame(self, part: Part, sent_ns: int) -> Frame | None:
-        """The frame that this part's trigger made: one whose first packet came after the trigger was sent."""
-        while (now_ns := time.monotonic_ns()) < part.fail_safe_at_ns:
-            self._peers.row.beat("line")
-            frame = self._peers.camera.next_frame(min(part.fail_safe_at_ns, now_ns + _TICK_NS))
-            if frame is None:
-                continue
-            moved = move(self._frame_id, frame.frame_id, cycle=GVSP_CYCLE)
-            self._frame_id = frame.frame_id
-            if frame.received_ns - frame.transfer_ns >= sent_ns - NS_PER_MS and moved.step is not Step.SAME:
-                return frame
-            self._peers.row.count("doubled" if moved.step is Step.SAME else "stale")
-            self._peers.camera.release(frame.slot)
-        return None
-
-    def _drain(self, now_ns: int) -> None:
-        """A trigger went without its frame: until that frame has come, or is given up, no other can be trusted."""
-        frame = self._peers.camera.next_frame(now_ns + NS_PER_MS // 2)
-        if frame is not None:
-            self._frame_id = frame.frame_id
-            self._peers.row.count("stale")
-            self._peers.camera.release(frame.slot)
-            self._drain_until_ns = 0
-        elif now_ns >= self._drain_until_ns:
-            self._drain_until_ns = 0
-            self._peers.camera.lost(f"no frame within {self._settings.trigger.frame_timeout_ms:g} ms of a trigger")
-
-    def _discard_frames(self) -> None:
-        """A frame that nobody asked for belongs to no part."""
-        while (frame := self._peers.camera.next_frame(0)) is not None:
-            self._frame_id = frame.frame_id
-            self._peers.row.count("stale")
-            self._peers.camera.release(frame.slot)
+        self._reopened = self._peers.camera.reopened
+        self._frame_id = None
+        if self._settings.trigger.source is TriggerSource.PLC:
+            self._leave(self._peers.outcome.under_way.reopened(0), Cause.NO_FRAME)
 
     # --- either way ---------------------------------------------------------------------------------------------
 
@@ -247,7 +199,20 @@ class Line:
             status, engine_ok = self._inspect(part, frame)
         if status is not FrameStatus.OK:
             self._peers.row.count("bad_frames")
-        self._settle(part, *self._verdict(part, status, engine_ok=engine_ok))
+        view = View(
+            name=self._settings.camera.name,
+            sequence=part.sequence,
+            frame=status,
+            score=part.score,
+            threshold=part.recipe.threshold,
+            engine_ok=engine_ok,
+            frame_id=frame.frame_id,
+        )
+        if self._peers.outcome.under_way.seen(part, 0, view):
+            ruling = self._peers.outcome.under_way.ruling(
+                part, tags_good=self._peers.tags.good(), now_ns=time.monotonic_ns()
+            )
+            self._settle(part, ruling.verdict, ruling.cause)
         if status is FrameStatus.OK and part.recipe.known:
             self._peers.recipes[part.recipe].take_sample(frame.pixels)
         if not part.lent:

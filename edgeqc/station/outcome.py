@@ -10,15 +10,18 @@ from typing import Final
 
 from edgeqc.core.handshake import Given
 from edgeqc.core.keeping import KeepRule
+from edgeqc.core.lane import DEPTH
+from edgeqc.core.stopping import StopLimits, StopRule
 from edgeqc.errors import JournalError, PeerError
 from edgeqc.journal import JournalWriter
 from edgeqc.journal.codec import Body, encode, split_snapshot
-from edgeqc.records import JUDGED, RESULT_CODE, Cause, Delivery, PartRecord, PlcResult, Verdict
+from edgeqc.records import JUDGED, RESULT_CODE, Cause, Delivery, Event, PartRecord, PlcResult, Verdict
 from edgeqc.settings import JournalSync
 from edgeqc.shm.board import Row
 from edgeqc.station.lender import Lender
 from edgeqc.station.part import Part
 from edgeqc.station.plckeeper import PlcKeeper
+from edgeqc.station.underway import UnderWay
 
 _UNJOURNALED_MOST: Final = 4096
 """Records kept in memory while the disk is full: minutes of a fast line; more are counted as lost."""
@@ -37,8 +40,11 @@ class Outcome:
         lender: Lender,
         keep: KeepRule,
         row: Row,
+        under_way: UnderWay | None = None,
+        stop: StopRule | None = None,
     ) -> None:
-        """Everything a verdict touches."""
+        """Everything a verdict touches. `under_way`: None for a station whose frames are its triggers."""
+        self.under_way = UnderWay((), depth=DEPTH) if under_way is None else under_way
         self.unjournaled_lost = 0
         self._station = station
         self._journal = journal
@@ -47,6 +53,9 @@ class Outcome:
         self._lender = lender
         self._keep = keep
         self._row = row
+        self._stop = stop or StopRule(StopLimits())
+        self._landing = threading.Lock()
+        """Held by whoever announces: one part at a time, in the order in which they came."""
         self._lock = threading.Lock()
         self._unjournaled: deque[Body] = deque()
         self._waiting: dict[int, tuple[Part, Verdict, Cause]] = {}
@@ -55,20 +64,52 @@ class Outcome:
     def settle(self, part: Part, verdict: Verdict, cause: Cause) -> bool:
         """Make this the part's verdict; False if it has one already (then nothing changes).
 
-        Returns when the PLC has acknowledged it, or cannot: at the part's deadline at the latest, but for a write
-        that was begun in time.
+        The PLC hears of parts in the order in which they came: a verdict that is made before that of an earlier part
+        waits for it, and whoever makes that one announces both. Otherwise this returns when the PLC has acknowledged
+        it, or cannot: at the part's deadline at the latest, but for a write that was begun in time.
         """
         with self._lock:
-            if part.settled:
+            if not self.under_way.settle(part):
                 return False
-            part.settled = True
             if verdict is Verdict.PASS and part.announced and self._plc is not None and not self._plc.up:
                 verdict, cause = Verdict.REJECT, Cause.PLC
+            part.verdict, part.cause = verdict, cause
             # Under the lock: who comes second must see whether the slot is lent before giving it back to the camera.
-            record = self._record(part, verdict, cause, keep=True)
-        journaled = self._append(record)
-        if verdict is Verdict.PASS and not self._safe(journaled, part):
-            verdict, cause = Verdict.REJECT, Cause.JOURNAL
+            part.record = self._record(part, verdict, cause, keep=True)
+        self._land()
+        return True
+
+    def _land(self) -> None:
+        """Announce what is to be announced now; where another thread is at it, that one takes ours too."""
+        while self._landing.acquire(blocking=False):
+            try:
+                # Looked at with the lock below: a part settled in between is either seen here or by its own thread.
+                while (part := self._next_landed()) is not None:
+                    self._finish(part)
+            finally:
+                self._landing.release()
+            if not self.under_way.landable:
+                return
+
+    def _next_landed(self) -> Part | None:
+        with self._lock:  # a part is settled and has its record in one step
+            return self.under_way.land()
+
+    def _finish(self, part: Part) -> None:
+        if part.record is None:
+            raise RuntimeError("a part landed that was never settled")
+        journaled = self._append(part.record)
+        safe = self._safe(journaled, part) if part.verdict is Verdict.PASS else journaled is not None
+        verdict, cause, violated = self.under_way.announce(
+            part,
+            record_sequence=0 if journaled is None else part.record.trigger.sequence,
+            journaled=safe,
+            plc_up=self._plc is None or self._plc.up or not part.announced,
+            now_ns=time.monotonic_ns(),
+        )
+        if violated:
+            self._row.count("violations")
+            self._append(Event(name="invariant_violated", facts={"part": part.sequence, "what": ", ".join(violated)}))
         delivery, waits = self._announce(part, verdict, cause)
         for snapshot in split_snapshot(part.trigger.sequence, part.process):  # the PLC has its answer: no hurry now
             self._append(snapshot)
@@ -76,7 +117,6 @@ class Outcome:
             self._append(delivery)
         with self._lock:
             self._count(part, delivery)
-        return True
 
     @property
     def keeps_next_pass(self) -> bool:
@@ -171,8 +211,6 @@ class Outcome:
     def _announce(self, part: Part, verdict: Verdict, cause: Cause) -> tuple[Delivery, bool]:
         """How the PLC was told; True where it is not told yet, because it has not taken the results before."""
         delivered_ns, reason, waits = 0, "", False
-        if verdict is Verdict.PASS and time.monotonic_ns() >= part.fail_safe_at_ns:
-            verdict, cause = Verdict.REJECT, Cause.LATE  # decided in time, but no PASS is begun that may come late
         if not part.announced:
             reason = "missed: no longer announced"
         elif self._plc is None:

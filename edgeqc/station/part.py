@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
-from edgeqc.records import Defect, Ledger, SnapshotTag, Trigger
+from edgeqc.core.views import View
+from edgeqc.records import Cause, Defect, Ledger, PartRecord, SnapshotTag, Trigger, Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +45,21 @@ class Part:
     defects: tuple[Defect, ...] = field(default=())
     process: tuple[SnapshotTag, ...] = ()
     """The machine at the exposure, as far as the station is to tell it."""
+    views: list[View | None] = field(default_factory=list)
+    """What each camera saw; the lane makes it as long as there are cameras."""
     settled: bool = False
+    verdict: Verdict = Verdict.REJECT
+    """As settled; what is announced may be worse."""
+    cause: Cause = Cause.NO_FRAME
+    record: PartRecord | None = None
+    """Made when it was settled."""
     lent: bool = False
     """The slot is on loan to the archive: it comes back through Lender, not from the line."""
+
+    @property
+    def sequence(self) -> int:
+        """The station's own number of the part."""
+        return self.trigger.sequence
 
     def ledger(self, *, decided_ns: int) -> Ledger:
         """The time ledger up to the decision."""

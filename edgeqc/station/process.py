@@ -15,8 +15,10 @@ from typing import Final
 from edgeqc import __version__
 from edgeqc.cameras.keeper import CameraKeeper
 from edgeqc.core.budget import Budget
+from edgeqc.core.exposure import Exposures
 from edgeqc.core.handshake import Form, Rules
 from edgeqc.core.keeping import KeepRule
+from edgeqc.core.lane import DEPTH
 from edgeqc.cores import end_with_parent, pin, pin_background, real_time, shared_cores, station_cores
 from edgeqc.errors import EdgeqcError, EngineError, PackageError
 from edgeqc.inference.judge import map_shape
@@ -29,6 +31,7 @@ from edgeqc.records import NS_PER_MS, RECIPE_READY, AlertChange, Event, Ne107, S
 from edgeqc.settings import HandshakeSettings, NoPlcSettings, Settings, StationSettings, TriggerSource
 from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.slots import FrameSlots
+from edgeqc.station.accounting import Accounting
 from edgeqc.station.guard import Guard
 from edgeqc.station.intake import Intake
 from edgeqc.station.lender import Lender
@@ -38,13 +41,16 @@ from edgeqc.station.plckeeper import Manners, PlcEvents, PlcKeeper
 from edgeqc.station.plcwatch import PlcWatch
 from edgeqc.station.recipes import Recipes
 from edgeqc.station.tagwatch import TagWatch
-from edgeqc.station.triggers import TriggerWatch
+from edgeqc.station.triggers import TriggerWatch, Watched
+from edgeqc.station.underway import UnderWay
 
 _SWITCH_S: Final = 0.0005
 """The default 5 ms is how long one thread may keep the others from the interpreter (measured: p99 17.8 -> 8.4 ms)."""
 _HOLD_MOST_MS: Final = 200
 _WHY_CHARS: Final = 96
 """Of the reason for a backend, in the journal: with all other facts it must fit a record; the log has all of it."""
+_EXPOSE_WITHIN_RATIO: Final = 0.25
+"""Of the takt: a part that was triggered longer ago has moved on, and a picture of it would show something else."""
 _SILENT_FRAMES: Final = 10
 """A free-running camera that misses so many frames in a row is taken for lost, after half a second at least."""
 _SILENT_LEAST_MS: Final = 500
@@ -123,6 +129,11 @@ class Station:
                 events=PlcEvents(link=self._on_plc, program=self._on_plc_program, turn=self._on_turn),
                 manners=_manners(station, plc.handshake),
             )
+        under_way = UnderWay(
+            [_exposures(station)] if by_plc else [],
+            expose_within_ns=int(station.takt_ms * NS_PER_MS * _EXPOSE_WITHIN_RATIO),
+            depth=min(DEPTH, max(1, station.camera.slots // 2)),
+        )
         lender = Lender(self._slots, most=max(1, station.camera.slots // 2), take_back=self._camera.release)
         self._outcome = Outcome(
             station=station.name,
@@ -136,7 +147,9 @@ class Station:
                 newest=station.images.newest,
             ),
             row=row,
+            under_way=under_way,
         )
+        accounting = Accounting(station.name, row=row, note=self._outcome.note)
         budget = Budget.of_ms(
             budget_ms=station.budget_ms,
             plc_write_ms=station.plc_write_ms,
@@ -157,13 +170,22 @@ class Station:
             guard=self._guard,
             row=row,
             recipes=self._recipes,
-            first_sequence=self.journal.last_part_sequence + 1,
+            first_sequence=max(self.journal.last_part_sequence, row.get("last_opened")) + 1,
         )
         self._triggers: TriggerWatch | None = None
         self._plc_watch: PlcWatch | None = None
         poll_ns = int(station.trigger.poll_ms * NS_PER_MS)
         if by_plc and self._plc is not None:
-            self._triggers = TriggerWatch(self._plc, intake, self._outcome, row, poll_ns=poll_ns)
+            watched = Watched(
+                plc=self._plc,
+                camera=self._camera,
+                intake=intake,
+                outcome=self._outcome,
+                accounting=accounting,
+                tags=tags,
+                row=row,
+            )
+            self._triggers = TriggerWatch(watched, poll_ns=poll_ns, repeated_ids=station.trigger.repeated_ids)
         elif self._plc is not None and not isinstance(station.plc, NoPlcSettings) and station.plc.handshake.hears_plc:
             self._plc_watch = PlcWatch(self._plc, poll_ns=poll_ns)
         self._line = Line(
@@ -175,7 +197,7 @@ class Station:
                 recipes=self._recipes,
                 outcome=self._outcome,
                 intake=intake,
-                triggers=self._triggers,
+                accounting=accounting,
                 plc=self._plc,
                 row=row,
                 tags=tags,
@@ -357,6 +379,12 @@ def _manners(station: StationSettings, handshake: HandshakeSettings) -> Manners:
         ),
         plc_heartbeat_ns=None if handshake.plc_heartbeat_ms is None else int(handshake.plc_heartbeat_ms * NS_PER_MS),
     )
+
+
+def _exposures(station: StationSettings) -> Exposures:
+    """The camera's exposures; how long they take is learned from the first frame where the configuration does not say."""
+    exposure_us = getattr(station.camera, "exposure_us", None) or 0
+    return Exposures(least_ns=int(exposure_us * 1000), most_ns=int(station.trigger.frame_timeout_ms * NS_PER_MS))
 
 
 def _silence_ms(station: StationSettings) -> float | None:

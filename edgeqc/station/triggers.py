@@ -1,41 +1,60 @@
-"""Watches the PLC's trigger block in a thread of its own: no trigger is missed because the line is busy or stuck."""
+"""Watches the PLC's trigger block in a thread of its own, and exposes each part at once.
+
+No trigger is missed because the line is busy or stuck, and no part waits for the one before it to be judged.
+"""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from dataclasses import dataclass
 from typing import Final
 
-from edgeqc.core.account import MODBUS_CYCLE, Step, move
+from edgeqc.cameras.keeper import CameraKeeper
+from edgeqc.core.account import Arrival, TriggerAccount
 from edgeqc.core.decide import overdue
 from edgeqc.errors import PeerError
-from edgeqc.records import NS_PER_MS, Event
+from edgeqc.records import NS_PER_MS, Cause, Event, PlcTrigger, Verdict
 from edgeqc.shm.board import Row
+from edgeqc.station.accounting import Accounting
 from edgeqc.station.intake import Intake
 from edgeqc.station.outcome import Outcome
 from edgeqc.station.part import Part
 from edgeqc.station.plckeeper import PlcKeeper
+from edgeqc.station.tagwatch import TagWatch
 
 _READ_NS: Final = 300 * NS_PER_MS
 """For one read of the trigger block: a PLC that takes longer is as good as gone."""
 _DOWN_S: Final = 0.02
 """Between looks at a link that is down."""
+_FRESH_POLLS: Final = 4
+_FRESH_LEAST_NS: Final = 20 * NS_PER_MS
+"""A trigger is fresh while the block was read within so many polls, or this time: a busy box polls late now and then.
+How late it may be counts against the part's budget in any case."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """What a trigger sets in motion."""
+
+    plc: PlcKeeper
+    camera: CameraKeeper
+    intake: Intake
+    outcome: Outcome
+    accounting: Accounting
+    tags: TagWatch
+    row: Row
 
 
 class TriggerWatch:
-    """Polls, counts, opens parts, and hands them to the line in order."""
+    """Polls, counts, opens parts and has them exposed."""
 
-    def __init__(self, plc: PlcKeeper, intake: Intake, outcome: Outcome, row: Row, *, poll_ns: int) -> None:
-        """`poll_ns`: from one read to the next."""
-        self._plc = plc
-        self._intake = intake
-        self._outcome = outcome
-        self._row = row
+    def __init__(self, watched: Watched, *, poll_ns: int, repeated_ids: bool) -> None:
+        """`poll_ns`: from one read to the next; `repeated_ids`: several parts may have the same id."""
+        self._watched = watched
         self._poll_ns = poll_ns
-        self._counter: int | None = None
-        self._waiting: deque[Part] = deque()
-        self._came = threading.Event()
+        self._repeated_ids = repeated_ids
+        self._account = TriggerAccount(fresh_ns=max(_FRESH_POLLS * poll_ns, _FRESH_LEAST_NS))
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="triggers", daemon=True)
 
@@ -48,26 +67,10 @@ class TriggerWatch:
         self._stopping = True
         self._thread.join(timeout=1)
 
-    def next(self, until_ns: int) -> Part | None:
-        """The next triggered part, in order; None at `until_ns`. Line thread only."""
-        while not self._waiting:
-            self._came.clear()
-            if self._waiting:
-                break
-            left_s = (until_ns - time.monotonic_ns()) / 1e9
-            if left_s <= 0 or not self._came.wait(left_s):
-                return None
-        return self._waiting.popleft()
-
-    @property
-    def more(self) -> bool:
-        """Has another part been triggered since?"""
-        return bool(self._waiting)
-
     def _run(self) -> None:
         next_ns = time.monotonic_ns()
         while not self._stopping:
-            self._row.beat("triggers")
+            self._watched.row.beat("triggers")
             try:
                 self._look()
             except PeerError:
@@ -76,20 +79,55 @@ class TriggerWatch:
             time.sleep(max(0, next_ns - time.monotonic_ns()) / 1e9)
 
     def _look(self) -> None:
-        reading = self._plc.read_trigger(time.monotonic_ns() + _READ_NS)
-        self._intake.announce(reading.recipe)
-        moved = move(self._counter, reading.counter, cycle=MODBUS_CYCLE)
-        self._counter = reading.counter
-        match moved.step:
-            case Step.NEXT | Step.MISSED:
-                self._row.count("missed", moved.missed)
-                for _ in range(moved.missed):
-                    self._outcome.settle(
-                        self._intake.missed(reading.read_ns, reading.recipe), *overdue(frame_came=False)
-                    )
-                self._waiting.append(self._intake.open(reading.read_ns, reading.part_id, reading.recipe))
-                self._came.set()
-            case Step.BACK:
-                self._outcome.note(Event(name="plc_counter_restarted", facts={"counter": reading.counter}))
-            case Step.FIRST | Step.SAME:
-                pass
+        watched = self._watched
+        reading = watched.plc.read_trigger(time.monotonic_ns() + _READ_NS)
+        watched.intake.announce(reading.recipe)
+        arrival = self._account.reading(reading.counter, reading.part_id, reading.read_ns)
+        if arrival.restarted:
+            watched.outcome.note(Event(name="plc_counter_restarted", facts={"counter": reading.counter}))
+        if arrival.missed:
+            watched.accounting.missed(arrival.missed, "the PLC's counter went on by more than one")
+            for _ in range(arrival.missed):
+                part = watched.intake.missed(reading.read_ns, reading.recipe)
+                watched.outcome.settle(part, *overdue(frame_came=False))
+        if arrival.part:
+            self._arrived(arrival, reading)
+
+    def _arrived(self, arrival: Arrival, reading: PlcTrigger) -> None:
+        watched = self._watched
+        # The budget covers one poll; where the last was longer ago, the part may have come so much earlier.
+        late_ns = max(0, arrival.waited_ns - self._poll_ns) if arrival.fresh else 0
+        part = watched.intake.open(reading.read_ns - late_ns, reading.part_id, reading.recipe)
+        repeated = arrival.doubled or arrival.swapped
+        if repeated and not self._repeated_ids:
+            watched.accounting.repeated(part, doubled=arrival.doubled)
+        now_ns = time.monotonic_ns()
+        known = self._repeated_ids or not repeated
+        cause = watched.outcome.under_way.open(part, fresh=arrival.fresh, known=known, now_ns=now_ns)
+        if cause is None:
+            cause = self._expose(part)
+        if cause is None:
+            self._show_busy(part)
+        else:
+            watched.outcome.settle(part, Verdict.REJECT, cause)
+
+    def _expose(self, part: Part) -> Cause | None:
+        """Trigger the camera; a cause where no frame of this part is to be expected."""
+        watched, sent_ns = self._watched, time.monotonic_ns()
+        try:
+            watched.camera.trigger()
+        except PeerError:
+            return Cause.NO_FRAME
+        in_time = watched.outcome.under_way.exposed(part, 0, sent_ns=sent_ns, now_ns=time.monotonic_ns())
+        part.process = watched.tags.snapshot(sent_ns)  # while the camera exposes
+        return None if in_time else Cause.NO_FRAME
+
+    def _show_busy(self, part: Part) -> None:
+        """BUSY on while the camera exposes; PASS and REJECT off where the last part's result could be taken for this one's."""
+        plc, trigger = self._watched.plc, part.trigger
+        if not plc.up:
+            return
+        try:
+            plc.show_busy(trigger.sequence, trigger.part_id, part.fail_safe_at_ns, unless=lambda: part.settled)
+        except PeerError:
+            self._watched.row.count("plc_errors")

@@ -13,6 +13,7 @@ import pytest
 
 from edgeqc.core.decide import decide
 from edgeqc.core.keeping import KeepRule
+from edgeqc.core.views import View
 from edgeqc.inference.judge import map_shape
 from edgeqc.journal import JournalWriter
 from edgeqc.records import FrameStatus, Trigger
@@ -67,6 +68,7 @@ def test_no_allocation_of_frame_size_after_warm_up(tmp_path: Path, parts: int) -
             deadline_ns=now_ns + 10**9,
             fail_safe_at_ns=now_ns + 10**9,
             slot=slot,
+            views=[View(name="cam", sequence=number, frame=FrameStatus.OK, score=0.0, threshold=1.0)],
         )
         inspection.inspect(part, slots.pixels(slot), slots.map(slot), keep_pass=outcome.keeps_next_pass)
         verdict = decide(

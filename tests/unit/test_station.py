@@ -13,12 +13,14 @@ import pytest
 
 from edgeqc.core.handshake import Form, Rules
 from edgeqc.core.keeping import KeepRule
+from edgeqc.core.views import View
 from edgeqc.errors import JournalError, PeerError
 from edgeqc.journal import JournalReader, JournalWriter
 from edgeqc.records import (
     NS_PER_S,
     Cause,
     Delivery,
+    FrameStatus,
     PartRecord,
     PlcResult,
     PlcTrigger,
@@ -120,6 +122,7 @@ def part(sequence: int, *, left_s: float = 10.0) -> Part:
         deadline_ns=now_ns + int((left_s + 1) * NS_PER_S),
         fail_safe_at_ns=now_ns + int(left_s * NS_PER_S),
         score=0.1,
+        views=[View(name="cam", sequence=sequence, frame=FrameStatus.OK, score=0.1, threshold=0.5)],
     )
 
 
