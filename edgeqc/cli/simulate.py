@@ -6,8 +6,6 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 
 def sim(
@@ -19,6 +17,9 @@ def sim(
 
     The same seed gives the same trace hash, always. Exit code 1 where an invariant is violated.
     """
+    from rich.console import Console  # noqa: PLC0415 - heavy
+    from rich.table import Table  # noqa: PLC0415 - heavy
+
     from edgeqc.sim.virtual.campaign import runs  # noqa: PLC0415 - only this command needs it
 
     console = Console()
