@@ -154,13 +154,13 @@ def run_line(plan: Plan, machine: DemoMachine | None = None) -> dict[str, Any]:
         if plan.side_load:
             talk(f"Side load: waiting for {plan.side_load} tags ...")
             _wait(lambda: board["watch"].get("tags_good") >= plan.side_load, 30)
-        if line.machine is not None:
+        if machine is not None and line.machine is not None:
             from edgeqc.core.teach import SETTLE_ROWS  # noqa: PLC0415 - brings numpy
 
             settled = 3 * SETTLE_ROWS
             talk(f"Machine: waiting until its model has seen {settled} rows ...")
             _wait(lambda: board["watch"].get("machine_rows") >= settled, 30)
-            line.machine.go()
+            machine.go(line.machine)
         talk(f"Line runs: {plan.parts} parts at {plan.rate_hz:g}/s, budget {plan.budget_ms:g} ms, {row.backend}.")
         assert line.plc is not None  # noqa: S101 - SimLine started it
         line.plc.go()

@@ -49,6 +49,6 @@ class MachineSettings(Model):
         ("running",), min_length=1, description="in any other state its alarm is suppressed"
     )
     priority: Literal["diagnostic", "low", "medium", "high", "critical"] = "high"
-    action: str = Field("", max_length=120, description="what to do about it, for whoever reads the alarm")
+    action: str = Field("", max_length=80, description="what to do about it, for whoever reads the alarm")
     acknowledge: bool = Field(True, description="an alarm that is over stays shown until somebody has acknowledged it")
     alarm: MachineAlarmSettings = MachineAlarmSettings()

@@ -25,10 +25,11 @@ class Explanation:
     """Tags with their share, largest first; at most NAMED."""
 
 
-def explain(package: TagPackage, seen: Seen) -> Explanation:
+def explain(package: TagPackage, seen: Seen, *, room: int = 200) -> Explanation:
     """Name the tags with the largest shares, with their value, how far it is from usual, and what was expected.
 
-    ValueError where the row was not measured.
+    The sentence has at most `room` characters: the first tag always, others as long as they fit. ValueError where the
+    row was not measured.
     """
     if seen.deviation is None:
         raise ValueError("nothing was measured")
@@ -46,8 +47,12 @@ def explain(package: TagPackage, seen: Seen) -> Explanation:
         elif seen.low is not None and seen.high is not None:
             part += f", expected {seen.low[tag]:.4g} to {seen.high[tag]:.4g}"
         parts.append(f"{part} ({shares[tag]:.0%})")
-    lead = "tags no longer go together: " if seen.by_monitor else ""
+    sentence = "tags no longer go together: " if seen.by_monitor else ""
+    sentence += parts[0] if parts else "many tags, each a little"
+    for part in parts[1:]:
+        if len(sentence) + 2 + len(part) <= room:
+            sentence += f"; {part}"
     return Explanation(
-        sentence=lead + "; ".join(parts),
+        sentence=sentence[:room],
         contribution=tuple((package.tags[tag], round(float(shares[tag]), 3)) for tag in order),
     )

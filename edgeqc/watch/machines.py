@@ -167,7 +167,11 @@ class Machines:
         if (on, off) != (machine.told, machine.told_off) or moved:
             if machine.told_off and not off and seen.sight is Sight.SETTLING:
                 return  # it runs again, but nothing is known of it yet: the alarm stays suppressed until then
-            if self._tell(_deviation_alert(machine, seen, suppressed=off)):
+            change = _deviation_alert(machine, seen, suppressed=off)
+            if self._tell(change):
+                if (on, off) != (bool(machine.told), machine.told_off):
+                    log = self._log.warning if on else self._log.info
+                    log("machine_alarm", id=change.id, active=on, suppressed=off, text=change.text)
                 machine.told, machine.told_off = on, off
                 if not on:
                     machine.band.forget()
@@ -182,8 +186,6 @@ class Machines:
         except JournalError as exc:
             self._log.error("journal_failed", reason=str(exc))
             return False
-        if change.active or change.suppressed:
-            self._log.warning("machine_alarm", id=change.id, text=change.text, suppressed=change.suppressed)
         return True
 
 
@@ -268,13 +270,15 @@ def _rule(settings: MachineSettings, package: TagPackage) -> TripRule:
 
 def _deviation_alert(machine: _Machine, seen: Seen, *, suppressed: bool) -> AlertChange:
     settings, on = machine.settings, machine.trip.on
-    cause = explain(machine.package, seen) if on and seen.deviation is not None else None
+    action = (settings.action or _ACTION) if on else ""
+    room = max(_WORDS - len(action) - len(settings.name), 60)
+    cause = explain(machine.package, seen, room=room) if on and seen.deviation is not None else None
     if suppressed:
         text = f"{settings.name} is in a state that is not judged"
     elif cause is not None:
-        text = f"{settings.name} does not behave as usual: {cause.sentence}"
+        text = f"{settings.name} is not as usual: {cause.sentence}"
     else:
-        text = f"{settings.name} does not behave as usual" if on else f"{settings.name} behaves as usual again"
+        text = f"{settings.name} is not as usual" if on else f"{settings.name} is as usual again"
     value = None if not np.isfinite(seen.score) else round(seen.score, 3)
     return AlertChange(
         id=f"machine.{settings.name}.deviation",
@@ -282,7 +286,7 @@ def _deviation_alert(machine: _Machine, seen: Seen, *, suppressed: bool) -> Aler
         priority=settings.priority,
         ne107=Ne107.OUT_OF_SPECIFICATION if on else Ne107.NORMAL,
         text=text,
-        action=(settings.action or _ACTION) if on else "",
+        action=action,
         value=value,
         limit=round(machine.trip.limit * seen.limit, 3),
         unit="x usual" if value is not None else "",
@@ -320,4 +324,6 @@ def _blind_alert(machine: _Machine, seen: Seen, *, blind: bool) -> AlertChange:
     )
 
 
-_ACTION: Final = "Look at the tags named here, largest share first; compare them with their expected range"
+_ACTION: Final = "Look at the tags named here, largest share first"
+_WORDS: Final = 160
+"""Characters that text and action have together, beside all else that a journal record holds of an alarm."""

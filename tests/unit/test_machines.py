@@ -11,6 +11,7 @@ from edgeqc.core.linestate import LineState
 from edgeqc.errors import JournalError, PackageError
 from edgeqc.inference.fleet import GAP_ROWS, HOLD_ROWS, Fleet, Sight
 from edgeqc.inference.tagpackage import load_tag_package
+from edgeqc.journal.codec import decode, encode
 from edgeqc.records import NS_PER_S, AlertChange, Ne107
 from edgeqc.settings import MachineSettings
 from edgeqc.train.tags.course import learn
@@ -212,3 +213,10 @@ def test_what_is_judged_does_not_depend_on_what_comes_later(package):
     scores = [whole.step(row[None, :], place * SECOND)[0].score for place, row in enumerate(rows)]
     short = [part.step(row[None, :], place * SECOND)[0].score for place, row in enumerate(rows[:150])]
     np.testing.assert_array_equal(scores[:150], short)
+
+
+def test_an_alarms_text_fits_its_journal_record_whole(bench):
+    bench.feed(drawn(200, seed=2))
+    for change in deviations(bench.feed(faulty(100))):
+        data = encode(change, sequence=1, wall_ns=1, mono_ns=1)
+        assert decode(data, writer="watch").body == change
