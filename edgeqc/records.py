@@ -236,6 +236,8 @@ class PlcResult:
     score: float
     overrun: bool = False
     """A result was lost to the PLC: see edgeqc.core.handshake."""
+    stop: bool = False
+    """The PLC is asked to stop the line: see edgeqc.core.stopping."""
     trigger_ack: int = 0
     """The PLC's trigger counter as last taken up."""
     waiting: int = 0

@@ -179,6 +179,8 @@ class Handshake:
     def __init__(self, rules: Rules) -> None:
         """Begin offline."""
         self.phase = Phase.OFFLINE
+        self.asks_stop = False
+        """The STOP bit: goes out with whatever is written next."""
         self.overruns = 0
         """Results that were replaced unacknowledged, or never shown for want of room."""
         self._rules = rules
@@ -212,6 +214,7 @@ class Handshake:
             ready=self._ready and self._has_room,
             fault=self._fault,
             overrun=self._overrun,
+            stop=self.asks_stop,
             trigger_ack=self._trigger_ack,
             waiting=self._held,
         )

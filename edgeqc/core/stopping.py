@@ -31,12 +31,17 @@ class StopLimits:
 
 
 class StopRule:
-    """Watches one lane's verdicts in order. A request stands until it is reset: a line is not restarted by a good part."""
+    """Watches one lane's verdicts in order.
+
+    A request ends by itself when as many parts in a row were judged again, or the rejects are under their bound: the PLC
+    latches it, and who starts the line again has looked. One of the gate's stands until `reset`.
+    """
 
     def __init__(self, limits: StopLimits) -> None:
         """Nothing is asked for."""
         self.reason: StopReason | None = None
         self.in_a_row = 0
+        self._judged_in_a_row = 0
         self._limits = limits
         self._judged: deque[bool] = deque(maxlen=max(1, limits.reject_parts))
 
@@ -46,18 +51,28 @@ class StopRule:
         return sum(self._judged) / len(self._judged) if self._judged else 0.0
 
     def verdict(self, verdict: Verdict, cause: Cause, *, late: bool = False) -> bool:
-        """A part's verdict as it was announced; True where it makes the request (not where that stands already)."""
+        """A part's verdict as it was announced; True where it makes the request, or ends it."""
         blind = late or cause not in JUDGED
         self.in_a_row = self.in_a_row + 1 if blind else 0
+        self._judged_in_a_row = 0 if blind else self._judged_in_a_row + 1
         if not blind:
             self._judged.append(verdict is Verdict.REJECT)
         limits = self._limits
+        if self._over():
+            self.reset()
+            return True
         if 0 < limits.fail_safe_in_a_row <= self.in_a_row:
             return self.ask(StopReason.FAIL_SAFE)
         full = len(self._judged) == self._judged.maxlen
         if limits.reject_ratio > 0 and full and self.ratio > limits.reject_ratio:
             return self.ask(StopReason.REJECTS)
         return False
+
+    def _over(self) -> bool:
+        """Is what was asked for not to be asked for any more?"""
+        if self.reason is StopReason.FAIL_SAFE:
+            return self._judged_in_a_row >= self._limits.fail_safe_in_a_row
+        return self.reason is StopReason.REJECTS and self.ratio <= self._limits.reject_ratio
 
     def ask(self, reason: StopReason) -> bool:
         """Ask for the stop; False where it is asked for already."""

@@ -13,7 +13,7 @@ Holding registers, offsets from `registers.trigger` and `registers.result` of th
 | result block (we write all 16 at once) | |
 |---|---|
 | +0, +1   | sequence: the station's own number of the part, high word first; wraps at 32 bit |
-| +2       | status: bit 0 PASS, 1 REJECT, 2 RESULT_VALID, 3 READY, 4 BUSY, 5 FAULT, 6 OVERRUN |
+| +2       | status: bit 0 PASS, 1 REJECT, 2 RESULT_VALID, 3 READY, 4 BUSY, 5 FAULT, 6 OVERRUN, 7 STOP |
 | +3       | result code: 0 none, below 100 judged, from 100 fail-safe |
 | +4       | heartbeat: another value at each write |
 | +5       | score: 0 .. 10000 for 0 .. 1; 0 where there is none |
@@ -57,6 +57,7 @@ class Status(IntFlag):
     BUSY = 16
     FAULT = 32
     OVERRUN = 64
+    STOP = 128
 
 
 _SHOWN: Final[dict[Verdict | None, int]] = {
@@ -65,6 +66,7 @@ _SHOWN: Final[dict[Verdict | None, int]] = {
     None: 0,
 }
 _READY, _BUSY, _FAULT, _OVERRUN = int(Status.READY), int(Status.BUSY), int(Status.FAULT), int(Status.OVERRUN)
+_STOP = int(Status.STOP)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +113,7 @@ def pack_result(result: PlcResult, heartbeat: int) -> list[int]:
     """The result block. Sequence and heartbeat wrap; a part id over 16 characters is cut."""
     # plain ints: an IntFlag's operators cost ten times as much, on the decision path
     status = _SHOWN[result.verdict] | _READY * result.ready | _BUSY * result.busy
-    status |= _FAULT * result.fault | _OVERRUN * result.overrun
+    status |= _FAULT * result.fault | _OVERRUN * result.overrun | _STOP * result.stop
     score = 0 if math.isnan(result.score) else round(min(max(result.score, 0.0), 1.0) * SCORE_SCALE)
     return [
         result.sequence >> 16 & 0xFFFF,

@@ -116,6 +116,7 @@ class OpcuaNodes(Model):
     heartbeat: Node
     result_valid: Node | None = None
     overrun: Node | None = None
+    stop: Node | None = Field(None, description="Boolean: the station asks for a line stop (station.stop)")
     trigger_ack: Node | None = None
     waiting: Node | None = None
     result_ack: Node | None = Field(None, description="forms ack and buffered need it")

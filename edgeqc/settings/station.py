@@ -19,6 +19,18 @@ class ImageRules(Model):
     newest: int = Field(0, ge=0, description="keep this many newest images whatever their verdict; 0 = none")
 
 
+class StopSettings(Model):
+    """When the PLC is asked to stop the line: bit STOP of the result block, and an alert."""
+
+    fail_safe_in_a_row: int = Field(
+        3, ge=0, le=1000, description="late or fail-safe verdicts in a row; judged parts in a row end it; 0 = never"
+    )
+    reject_ratio: float | None = Field(
+        None, gt=0, lt=1, description="more of the last reject_parts judged parts were rejected; null = never"
+    )
+    reject_parts: int = Field(50, ge=5, le=10_000)
+
+
 class StationSettings(Model):
     """One camera, one engine, one PLC link: what judges a part."""
 
@@ -41,6 +53,7 @@ class StationSettings(Model):
     changeover: ChangeoverSettings | None = None
     plc: PlcSettings
     images: ImageRules = ImageRules()
+    stop: StopSettings = StopSettings()
     required_tags: list[str] = Field(
         default_factory=list, description="a part is rejected as bad_tag if one is not Good"
     )

@@ -34,6 +34,7 @@ NODES: Final[dict[str, tuple[str, ua.VariantType, bool | int | float | str]]] = 
     "heartbeat": ("Heartbeat", ua.VariantType.UInt16, 0),
     "result_valid": ("ResultValid", ua.VariantType.Boolean, False),
     "overrun": ("Overrun", ua.VariantType.Boolean, False),
+    "stop": ("Stop", ua.VariantType.Boolean, False),
     "trigger_ack": ("TriggerAck", ua.VariantType.UInt32, 0),
     "waiting": ("ResultsWaiting", ua.VariantType.UInt16, 0),
     "result_ack": ("ResultAck", ua.VariantType.UInt32, 0),
@@ -146,6 +147,7 @@ def _image(values: dict[str, Any]) -> ResultImage:
         ("busy", Status.BUSY),
         ("fault", Status.FAULT),
         ("overrun", Status.OVERRUN),
+        ("stop", Status.STOP),
         ("result_valid", Status.RESULT_VALID),
     ):
         if values[name]:

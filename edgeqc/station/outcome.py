@@ -6,12 +6,13 @@ import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from edgeqc.core.handshake import Given
 from edgeqc.core.keeping import KeepRule
 from edgeqc.core.lane import DEPTH
-from edgeqc.core.stopping import StopLimits, StopRule
+from edgeqc.core.stopping import StopLimits, StopReason, StopRule
 from edgeqc.errors import JournalError, PeerError
 from edgeqc.journal import JournalWriter
 from edgeqc.journal.codec import Body, encode, split_snapshot
@@ -42,8 +43,12 @@ class Outcome:
         row: Row,
         under_way: UnderWay | None = None,
         stop: StopRule | None = None,
+        on_stop: Callable[[StopReason | None], None] = lambda _reason: None,
     ) -> None:
-        """Everything a verdict touches. `under_way`: None for a station whose frames are its triggers."""
+        """Everything a verdict touches. `under_way`: None for a station whose frames are its triggers.
+
+        `on_stop` is told when the line should stop, and with None when not any more; by whichever thread announces.
+        """
         self.under_way = UnderWay((), depth=DEPTH) if under_way is None else under_way
         self.unjournaled_lost = 0
         self._station = station
@@ -53,7 +58,8 @@ class Outcome:
         self._lender = lender
         self._keep = keep
         self._row = row
-        self._stop = stop or StopRule(StopLimits())
+        self._stop = stop or StopRule(StopLimits(fail_safe_in_a_row=0))
+        self._on_stop = on_stop
         self._landing = threading.Lock()
         """Held by whoever announces: one part at a time, in the order in which they came."""
         self._lock = threading.Lock()
@@ -117,6 +123,8 @@ class Outcome:
             self._append(delivery)
         with self._lock:
             self._count(part, delivery)
+        if self._stop.verdict(delivery.verdict, delivery.cause, late=delivery.late):
+            self._on_stop(self._stop.reason)
 
     @property
     def keeps_next_pass(self) -> bool:

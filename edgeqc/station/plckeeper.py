@@ -175,6 +175,10 @@ class PlcKeeper:
             if handshake.expire(now_ns):
                 self._write(now_ns + _WRITE_NS)
 
+    def ask_stop(self, on: bool) -> None:
+        """The STOP bit: goes out with the next write, a heartbeat at the latest."""
+        self._handshake.asks_stop = on
+
     def touch(self, until_ns: int) -> None:
         """Write what is shown once more."""
         with self._held(until_ns):

@@ -19,6 +19,7 @@ from edgeqc.core.exposure import Exposures
 from edgeqc.core.handshake import Form, Rules
 from edgeqc.core.keeping import KeepRule
 from edgeqc.core.lane import DEPTH
+from edgeqc.core.stopping import StopLimits, StopReason, StopRule
 from edgeqc.cores import end_with_parent, pin, pin_background, real_time, shared_cores, station_cores
 from edgeqc.errors import EdgeqcError, EngineError, PackageError
 from edgeqc.inference.judge import map_shape
@@ -148,6 +149,14 @@ class Station:
             ),
             row=row,
             under_way=under_way,
+            stop=StopRule(
+                StopLimits(
+                    fail_safe_in_a_row=station.stop.fail_safe_in_a_row,
+                    reject_ratio=station.stop.reject_ratio or 0.0,
+                    reject_parts=station.stop.reject_parts,
+                )
+            ),
+            on_stop=self._on_line_stop,
         )
         accounting = Accounting(station.name, row=row, note=self._outcome.note)
         budget = Budget.of_ms(
@@ -319,6 +328,31 @@ class Station:
         if self._plc is not None:
             self._row.put("plc_reconnected", self._plc.reconnected)
         self._peer_changed("plc", up, reason, action="Check the PLC's network and that it runs, then: edgeqc test plc")
+
+    def _on_line_stop(self, reason: StopReason | None) -> None:
+        if self._plc is not None:
+            self._plc.ask_stop(reason is not None)
+        self._row.put("stop_asked", reason is not None)
+        self._log.warning("line_stop_asked" if reason is not None else "line_stop_withdrawn", reason=str(reason))
+        texts = {
+            StopReason.FAIL_SAFE: f"{self._station.stop.fail_safe_in_a_row} late or fail-safe verdicts in a row: "
+            "nothing is inspected any more",
+            StopReason.REJECTS: f"over {self._station.stop.reject_ratio or 0:.0%} of the last "
+            f"{self._station.stop.reject_parts} parts rejected",
+            StopReason.GATE: "a part that had to be ejected went through the gate, or may have",
+        }
+        self._outcome.note(
+            AlertChange(
+                id=f"{self._station.name}.line.stop",
+                active=reason is not None,
+                priority="critical",
+                ne107=Ne107.FAILURE if reason is not None else Ne107.NORMAL,
+                text=f"line stop asked for: {texts[reason]}" if reason is not None else "",
+                action="Look at the other alerts of the station, and at its last images: edgeqc records"
+                if reason is not None
+                else "",
+            )
+        )
 
     def _on_turn(self, sequence: int, at_ns: int, reason: str) -> None:
         self._outcome.turn(sequence, at_ns, reason)

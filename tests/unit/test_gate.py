@@ -212,8 +212,18 @@ def test_three_verdicts_in_a_row_that_say_nothing_ask_for_a_stop() -> None:
     assert not rule.verdict(Verdict.REJECT, Cause.ENGINE)
     assert rule.verdict(Verdict.REJECT, Cause.ENGINE)
     assert rule.reason is StopReason.FAIL_SAFE
-    rule.verdict(Verdict.PASS, Cause.OK)
+    assert not rule.verdict(Verdict.PASS, Cause.OK)
+    assert not rule.verdict(Verdict.REJECT, Cause.DEFECT)
     assert rule.reason is StopReason.FAIL_SAFE
+    assert rule.verdict(Verdict.PASS, Cause.OK)
+    assert rule.reason is None
+
+
+def test_a_stop_for_the_gate_stands_until_somebody_has_looked() -> None:
+    rule = StopRule(StopLimits())
+    assert rule.ask(StopReason.GATE)
+    for _ in range(10):
+        assert not rule.verdict(Verdict.PASS, Cause.OK)
     rule.reset()
     assert rule.reason is None
 

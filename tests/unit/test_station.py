@@ -13,11 +13,13 @@ import pytest
 
 from edgeqc.core.handshake import Form, Rules
 from edgeqc.core.keeping import KeepRule
+from edgeqc.core.stopping import StopLimits, StopReason, StopRule
 from edgeqc.core.views import View
 from edgeqc.errors import JournalError, PeerError
 from edgeqc.journal import JournalReader, JournalWriter
 from edgeqc.records import (
     NS_PER_S,
+    RESULT_CODE,
     Cause,
     Delivery,
     FrameStatus,
@@ -438,3 +440,58 @@ def test_a_snapshot_has_what_held_at_the_exposure_with_quality_and_age(tmp_path:
     assert [tag.name for tag in TagWatch(tmp_path, tag_station(required_tags=["heat"])).snapshot(now_ns)] == ["heat"]
     assert TagWatch(tmp_path, tag_station(required_tags=["heat"], snapshot_tags=[])).snapshot(now_ns) == ()
     table.close()
+
+
+def test_parts_are_told_to_the_plc_in_the_order_they_came(line: Line) -> None:
+    one, two, three = part(1), part(2), part(3)
+    for each in (one, two, three):
+        line.outcome.under_way.admit(each)
+    assert line.outcome.settle(two, Verdict.PASS, Cause.OK)
+    assert line.outcome.settle(three, Verdict.REJECT, Cause.DEFECT)
+    assert line.plc.told == []
+    assert line.outcome.settle(one, Verdict.REJECT, Cause.DEFECT)
+    assert [told.sequence for told in line.plc.told] == [1, 2, 3]
+    assert [told.verdict for told in line.plc.told] == [Verdict.REJECT, Verdict.PASS, Verdict.REJECT]
+    assert len(line.outcome.under_way) == 0
+
+
+def test_a_pass_that_rests_on_another_parts_frame_is_a_reject_that_says_so(line: Line) -> None:
+    one = part(1)
+    one.views = [View(name="cam", sequence=7, frame=FrameStatus.OK, score=0.1, threshold=0.5)]
+    line.outcome.settle(one, Verdict.PASS, Cause.OK)
+    assert [(told.verdict, told.code) for told in line.plc.told] == [(Verdict.REJECT, RESULT_CODE[Cause.IDENTITY])]
+    assert line.row.get("violations") == 1
+
+
+def test_three_fail_safe_verdicts_in_a_row_ask_the_plc_to_stop_the_line(tmp_path: Path) -> None:
+    made = Line(tmp_path)
+    asked: list[StopReason | None] = []
+
+    def on_stop(reason: StopReason | None) -> None:
+        asked.append(reason)
+        made.keeper.ask_stop(reason is not None)
+
+    outcome = Outcome(
+        station="top",
+        journal=made.journal,
+        sync=JournalSync.GROUP,
+        plc=made.keeper,
+        lender=Lender(FrameSlots.create(tmp_path / "more", per_bank=4, shape=(16, 16)), most=1, take_back=print),
+        keep=KeepRule(rejects=False, every_nth_pass=0, newest=0),
+        row=made.row,
+        stop=StopRule(StopLimits(fail_safe_in_a_row=3)),
+        on_stop=on_stop,
+    )
+    try:
+        for sequence in range(1, 4):
+            outcome.settle(part(sequence), Verdict.REJECT, Cause.NO_FRAME)
+        assert asked == [StopReason.FAIL_SAFE]
+        made.keeper.touch(soon())
+        assert made.plc.told[-1].stop
+        for sequence in range(4, 7):
+            outcome.settle(part(sequence), Verdict.PASS, Cause.OK)
+        assert asked == [StopReason.FAIL_SAFE, None]
+        made.keeper.touch(soon())
+        assert not made.plc.told[-1].stop
+    finally:
+        made.close()

@@ -351,7 +351,7 @@ class Station:
             self.beats["guard"] = now_ns
             due_ns = self.lane.due_ns()
             wake_ns = min(now_ns + look_ns if due_ns is None else min(due_ns, now_ns + look_ns), now_ns + beat_ns)
-            yield (self._due, max(wake_ns, now_ns + 1000))
+            yield (self._due, wake_ns if wake_ns > now_ns else now_ns + NS_PER_MS)
             for part in self.lane.overdue(self.kernel.now_ns):
                 came = any(view is not None for view in part.views)
                 yield from self._settle(part, *overdue(frame_came=came))
