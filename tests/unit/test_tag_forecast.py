@@ -1,5 +1,6 @@
 """The forecaster: one step in ONNX is the trained network, its state outlives restarts, and a NaN never stays."""
 
+import itertools
 import json
 
 import numpy as np
@@ -13,7 +14,6 @@ from edgeqc.records import NS_PER_S
 torch = pytest.importorskip("torch", reason="training needs the train extra")
 pytest.importorskip("onnx", reason="training needs the train extra")
 
-import itertools
 
 from edgeqc.inference.forecast import Forecaster  # noqa: E402
 from edgeqc.train.tags.course import learn  # noqa: E402
