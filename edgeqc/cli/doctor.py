@@ -43,7 +43,7 @@ def doctor(
 def examine(file: Path | None) -> Iterator[Finding]:
     """All rows, one after the other as they are found."""
     from edgeqc import loading  # noqa: PLC0415 - heavy
-    from edgeqc.cli import box  # noqa: PLC0415 - heavy
+    from edgeqc.cli import box, packages  # noqa: PLC0415 - heavy
     from edgeqc.cli.findings import Finding, State  # noqa: PLC0415 - heavy
 
     settings: Settings | None = None
@@ -68,6 +68,7 @@ def examine(file: Path | None) -> Iterator[Finding]:
     yield box.disk_space(settings, state_dir)
     yield box.disk_speed(state_dir)
     yield box.clock()
+    yield from packages.examine(settings)
     if settings is not None:
         yield from _line(settings, state_dir)
 

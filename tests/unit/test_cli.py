@@ -342,7 +342,7 @@ def test_doctor_looks_at_everything_on_a_bare_box(edgeqc):
     assert report["schema"] == "edgeqc.doctor/1"
     assert set(rows) == {
         "python", "libraries", "libaravis", "receive buffer", "real time", "locked memory", "cores", "shared memory",
-        "disk space", "disk speed", "clock",
+        "disk space", "disk speed", "clock", "backends", "engine trust",
     }  # fmt: skip
     for row in rows.values():
         assert row["state"] in ("ok", "warn", "fail")
@@ -392,7 +392,7 @@ def test_doctor_leaves_a_running_line_alone(edgeqc):
 def test_doctor_table_has_a_row_a_line_in_a_pipe(edgeqc):
     _, out, err = edgeqc("doctor")
     assert out.splitlines()[0].split() == ["what", "state", "found", "should", "be", "mend"]
-    assert len(out.splitlines()) == 12
+    assert len(out.splitlines()) == 14
     assert "looked at" in err
 
 
