@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeqc import loading
 from edgeqc.errors import EdgeqcError
 from edgeqc.journal import JournalReader
@@ -17,6 +19,9 @@ from edgeqc.settings import Settings
 from edgeqc.shm.board import Board, State
 from edgeqc.shm.tagtable import FILE_NAME, TagTable, summarise
 from edgeqc.sim.tags import SimTags, tag_settings
+from edgeqc.train.tags.course import learn
+from edgeqc.train.tags.package import Wishes
+from edgeqc.train.tags.recording import Recording
 from edgeqc.watch.process import run_watch
 
 PATIENCE_S = 30.0
@@ -160,3 +165,51 @@ def test_a_killed_watch_process_leaves_no_good_tag_behind(tmp_path: Path):
             process.kill()
     asyncio.run(until(lambda: quality(table, "heat") is Quality.BAD, "staleness"))
     table.close()
+
+
+async def test_a_machine_whose_tags_go_wrong_is_an_alarm_that_names_them(tmp_path: Path):
+    lots = np.random.default_rng(1)
+    rows = lots.normal(0, 1, (900, 2)) * [0.3, 0.02] + [30, 2]
+    learn(
+        Recording(source="drawn", tags=("flow", "pressure"), seconds=np.arange(900.0) / 20, values=rows),
+        [slice(0, 900)],
+        Wishes(name="pump", network=False, per_day=None, grid_ms=50),
+        tmp_path / "pump",
+    )
+    rows[100:] += [-4, 0]
+    file = tmp_path / "rows.csv"
+    file.write_text(
+        "t,flow,pressure\n" + "".join(f"{at / 20},{flow},{pressure}\n" for at, (flow, pressure) in enumerate(rows))
+    )
+    source = {"name": "rig", "type": "replay", "file": file, "tags": [{"name": "flow"}, {"name": "pressure"}]}
+    configured = Settings.model_validate(
+        {
+            **settings(tmp_path, source).model_dump(by_alias=True),
+            "grid": {"period_ms": 50},
+            "machines": [{"name": "pump", "model": tmp_path / "pump"}],
+        }
+    )
+    stop, told = asyncio.Event(), list[Any]()
+    watch = asyncio.create_task(
+        run_watch(
+            configured,
+            state_dir=tmp_path,
+            run_dir=tmp_path,
+            journal=told.append,
+            beat=lambda _keeper: None,
+            stop=stop,
+        )
+    )
+
+    def raised() -> list[AlertChange]:
+        return [
+            one for one in told if isinstance(one, AlertChange) and one.id == "machine.pump.deviation" and one.active
+        ]
+
+    try:
+        await until(lambda: bool(raised()), "the alarm")
+    finally:
+        stop.set()
+        await watch
+    assert raised()[0].contribution[0][0] == "flow"
+    assert (tmp_path / "machines" / "pump.json").exists()
