@@ -60,6 +60,9 @@ class Subscription:
         """Subscribe to every tag. Raises whatever asyncua raises."""
         settings, session = self._settings, client.uaclient.session
         self._nodes = nodes
+        # what the connection before had found is found again if it still holds
+        self._tell_types()
+        self._sink.remark(settings.name, TagRemark.SAMPLES_LOST, "")
         asked = ua.CreateSubscriptionParameters(
             RequestedPublishingInterval=ua.Duration(settings.publishing_ms),
             RequestedMaxKeepAliveCount=ua.UInt32(_keep_alives(settings.stale_ms, settings.publishing_ms)),
