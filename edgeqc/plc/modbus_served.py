@@ -77,15 +77,8 @@ class HandshakeServer:
             self._thread.join()
 
     def _run(self, server: ModbusServer) -> None:
-        """Answer; a client that asks without end gets its share and no more of the interpreter."""
-        since_s, asked = time.monotonic(), 0
         while not self._stopping:
             server.turn(_TURN_S)
-            now_s = time.monotonic()
-            if now_s - since_s >= _SHARE_S:
-                since_s, asked = now_s, server.requests
-            elif server.requests - asked >= _REQUESTS_PER_SHARE:
-                time.sleep(since_s + _SHARE_S - now_s)
         server.close()
 
 
@@ -264,9 +257,6 @@ class _Blocks:
 
 _ALONE_S: Final = 4.0
 _TURN_S: Final = 1.0
-_SHARE_S: Final = 0.01
-_REQUESTS_PER_SHARE: Final = 20
-"""2000 requests a second: a PLC polls 20 to 500 times; 40 us each, so a client that floods takes a twelfth of the thread."""
 _ANSWER_S: Final = 0.005
 _WHOLE: Final = 14
 """Registers from the sequence to the end of the part id."""

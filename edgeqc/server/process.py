@@ -31,9 +31,10 @@ from edgeqc.shm.board import Board, Row, State
 LOOK_S: Final = 0.05
 """From one look at board and journals to the next: SCADA polls at 0.1 to 1 s."""
 _MB: Final = 1 << 20
+_NICE: Final = 5
+"""For OPC UA, where a client can have us compute without end. A Modbus request costs 40 us and is rationed."""
 _OOM_SCORE: Final = 500
 """When the box runs out of memory this process goes, and not a station (proc(5): -1000 to 1000)."""
-_NICE: Final = 5
 
 
 def main(argv: list[str]) -> int:
@@ -55,6 +56,7 @@ def main(argv: list[str]) -> int:
             if arguments.protocol == "modbus":
                 _serve_modbus(settings, desk)
             else:
+                os.nice(_NICE)
                 from edgeqc.server.opcua import serve_opcua  # noqa: PLC0415 - asyncua takes 0.5 s and 60 MiB
 
                 asyncio.run(serve_opcua(settings, desk))
@@ -73,8 +75,6 @@ def confine(memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(_OOM_SCORE))
-    with contextlib.suppress(OSError):
-        os.nice(_NICE)
 
 
 class Desk:

@@ -1,4 +1,4 @@
-"""Measures the daemon: `python -m edgeqc.sim.bench isolation|plc|tags|engines`. Ratios of one run, never bare times.
+"""Measures the daemon: `python -m edgeqc.sim.bench isolation|plc|server|tags|engines`. Ratios of one run, never bare times.
 
 The box is the developer's, shared and noisy: each figure that is a ratio has both of its sides measured in turn, in
 several rounds, and the table shows the median of the rounds.
@@ -105,11 +105,18 @@ def _engines(folder: Path, asked: argparse.Namespace) -> Benched:
     return benchengines.engines(folder, rounds=asked.rounds)
 
 
+def _server(folder: Path, asked: argparse.Namespace) -> Benched:
+    from edgeqc.sim import benchserver  # noqa: PLC0415 - each bench has its own libraries
+
+    return benchserver.server(folder, parts=asked.parts, rounds=asked.rounds)
+
+
 _BENCHES: Final[dict[str, Callable[[Path, argparse.Namespace], Benched]]] = {
     "isolation": _isolation,
     "plc": _plc,
     "tags": _tags,
     "engines": _engines,
+    "server": _server,
 }
 
 
