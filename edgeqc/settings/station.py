@@ -7,6 +7,7 @@ from pydantic import Field
 from edgeqc.core.handshake import Form
 from edgeqc.settings.base import Model, Name
 from edgeqc.settings.camera import CameraSettings, GigeCameraSettings, TriggerSettings, TriggerSource
+from edgeqc.settings.gate import DelayGate, GateSettings, PartIdGate
 from edgeqc.settings.plc import ModbusPlcSettings, ModbusServerPlcSettings, NoPlcSettings, OpcuaPlcSettings, PlcSettings
 from edgeqc.settings.recipe import ChangeoverSettings, RecipeSettings, RegionMode
 
@@ -52,6 +53,7 @@ class StationSettings(Model):
     recipe: RecipeSettings
     changeover: ChangeoverSettings | None = None
     plc: PlcSettings
+    gate: GateSettings | None = Field(None, description="null: the PLC tracks its parts by part id and sequence")
     images: ImageRules = ImageRules()
     stop: StopSettings = StopSettings()
     required_tags: list[str] = Field(
@@ -81,6 +83,7 @@ class StationSettings(Model):
             faults.append("trigger.source: plc needs a plc other than type: none")
         takt = f"(takt {self.takt_ms:g} ms)"
         faults += self._plc_misfits()
+        faults += self._gate_misfits()
         exposure_us = getattr(self.camera, "exposure_us", None)
         if exposure_us is not None and exposure_us > self.takt_ms * 1000:
             faults.append(f"camera.exposure_us: {exposure_us:g} is over {self.takt_ms * 1000:g} {takt}")
@@ -117,6 +120,19 @@ class StationSettings(Model):
             for key, value in (("number", recipe.number), ("name", recipe.name)):
                 if value and first.setdefault(value, path) != path:
                     faults.append(f"{path}.{key}: {value} is the {key} of {first[value]} already")
+        return faults
+
+    def _gate_misfits(self) -> list[str]:
+        if self.gate is None or isinstance(self.gate, PartIdGate):
+            return []
+        faults = []
+        if not isinstance(self.plc, ModbusPlcSettings) or self.trigger.source is not TriggerSource.PLC:
+            faults.append(f"gate.tracking: {self.gate.tracking} needs plc.type: modbus and trigger.source: plc")
+        if isinstance(self.gate, DelayGate):
+            if self.gate.travel_ms <= self.budget_ms:
+                faults.append(f"gate.travel_ms: {self.gate.travel_ms:g} is not over {self.budget_ms:g} (budget_ms)")
+            if self.gate.length_ms < 2 * self.gate.poll_ms:
+                faults.append(f"gate.length_ms: {self.gate.length_ms:g} is under {2 * self.gate.poll_ms:g} (2 polls)")
         return faults
 
     def _plc_misfits(self) -> list[str]:

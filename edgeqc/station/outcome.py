@@ -43,11 +43,12 @@ class Outcome:
         row: Row,
         under_way: UnderWay | None = None,
         stop: StopRule | None = None,
+        on_pass: Callable[[int], None] = lambda _sequence: None,
         on_stop: Callable[[StopReason | None], None] = lambda _reason: None,
     ) -> None:
         """Everything a verdict touches. `under_way`: None for a station whose frames are its triggers.
 
-        `on_stop` is told when the line should stop, and with None when not any more; by whichever thread announces.
+        `on_pass` is told a part's sequence when the PLC has acknowledged its PASS. `on_stop` is told when the line should stop, and with None when not any more; by whichever thread announces.
         """
         self.under_way = UnderWay((), depth=DEPTH) if under_way is None else under_way
         self.unjournaled_lost = 0
@@ -60,6 +61,7 @@ class Outcome:
         self._row = row
         self._stop = stop or StopRule(StopLimits(fail_safe_in_a_row=0))
         self._on_stop = on_stop
+        self._on_pass = on_pass
         self._landing = threading.Lock()
         """Held by whoever announces: one part at a time, in the order in which they came."""
         self._lock = threading.Lock()
@@ -123,6 +125,8 @@ class Outcome:
             self._append(delivery)
         with self._lock:
             self._count(part, delivery)
+        if delivery.delivered and delivery.verdict is Verdict.PASS:
+            self._on_pass(part.sequence)
         if self._stop.verdict(delivery.verdict, delivery.cause, late=delivery.late):
             self._on_stop(self._stop.reason)
 
@@ -142,6 +146,8 @@ class Outcome:
         part, verdict, cause = waited
         delivery = _delivery(part, verdict, cause, delivered_ns=at_ns, reason=reason)
         self._append(delivery)
+        if delivery.delivered and delivery.verdict is Verdict.PASS:
+            self._on_pass(sequence)
         if delivery.late:
             self._row.count("late")
 

@@ -28,11 +28,21 @@ from edgeqc.journal import JournalWriter
 from edgeqc.loading import digest, paths, restore
 from edgeqc.logs import Log, configure
 from edgeqc.plc import plc_door
+from edgeqc.plc.gate import ModbusGate
 from edgeqc.records import NS_PER_MS, RECIPE_READY, AlertChange, Event, Ne107, Started
-from edgeqc.settings import HandshakeSettings, NoPlcSettings, Settings, StationSettings, TriggerSource
+from edgeqc.settings import (
+    HandshakeSettings,
+    ModbusPlcSettings,
+    NoPlcSettings,
+    Settings,
+    StationSettings,
+    TriggerSource,
+)
+from edgeqc.settings.gate import DelayGate, EncoderGate
 from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.slots import FrameSlots
 from edgeqc.station.accounting import Accounting
+from edgeqc.station.gate import GateWatch
 from edgeqc.station.guard import Guard
 from edgeqc.station.intake import Intake
 from edgeqc.station.lender import Lender
@@ -136,6 +146,14 @@ class Station:
             depth=min(DEPTH, max(1, station.camera.slots // 2)),
         )
         lender = Lender(self._slots, most=max(1, station.camera.slots // 2), take_back=self._camera.release)
+        self._stop_rule = StopRule(
+            StopLimits(
+                fail_safe_in_a_row=station.stop.fail_safe_in_a_row,
+                reject_ratio=station.stop.reject_ratio or 0.0,
+                reject_parts=station.stop.reject_parts,
+            )
+        )
+        self._gate: GateWatch | None = None
         self._outcome = Outcome(
             station=station.name,
             journal=self.journal,
@@ -149,13 +167,8 @@ class Station:
             ),
             row=row,
             under_way=under_way,
-            stop=StopRule(
-                StopLimits(
-                    fail_safe_in_a_row=station.stop.fail_safe_in_a_row,
-                    reject_ratio=station.stop.reject_ratio or 0.0,
-                    reject_parts=station.stop.reject_parts,
-                )
-            ),
+            stop=self._stop_rule,
+            on_pass=self._on_pass,
             on_stop=self._on_line_stop,
         )
         accounting = Accounting(station.name, row=row, note=self._outcome.note)
@@ -185,6 +198,8 @@ class Station:
         self._plc_watch: PlcWatch | None = None
         poll_ns = int(station.trigger.poll_ms * NS_PER_MS)
         if by_plc and self._plc is not None:
+            if isinstance(station.plc, ModbusPlcSettings) and isinstance(station.gate, DelayGate | EncoderGate):
+                self._gate = self._gate_watch(station.plc, station.gate)
             watched = Watched(
                 plc=self._plc,
                 camera=self._camera,
@@ -193,6 +208,7 @@ class Station:
                 accounting=accounting,
                 tags=tags,
                 row=row,
+                gate=self._gate,
             )
             self._triggers = TriggerWatch(watched, poll_ns=poll_ns, repeated_ids=station.trigger.repeated_ids)
         elif self._plc is not None and not isinstance(station.plc, NoPlcSettings) and station.plc.handshake.hears_plc:
@@ -221,7 +237,7 @@ class Station:
         if self._plc is not None:
             self._plc.start()
         self._guard.start()
-        for polling in (self._triggers, self._plc_watch):
+        for polling in (self._gate, self._triggers, self._plc_watch):
             if polling is not None:
                 polling.start()
         if self._core is not None and not pin({self._core}):
@@ -240,7 +256,7 @@ class Station:
         finally:
             self._row.state = State.STOPPING
             pin(self._shared_cores)
-            for polling in (self._triggers, self._plc_watch):
+            for polling in (self._triggers, self._plc_watch, self._gate):
                 if polling is not None:
                     polling.stop()
             if self._plc is not None:
@@ -328,6 +344,30 @@ class Station:
         if self._plc is not None:
             self._row.put("plc_reconnected", self._plc.reconnected)
         self._peer_changed("plc", up, reason, action="Check the PLC's network and that it runs, then: edgeqc test plc")
+
+    def _gate_watch(self, plc: ModbusPlcSettings, gate: DelayGate | EncoderGate) -> GateWatch:
+        peer = f"gate {self._station.name}"
+        return GateWatch(
+            gate,
+            lambda: ModbusGate(plc, gate.registers, peer=peer),
+            station=self._station.name,
+            note=self._outcome.note,
+            on_failure=self._on_gate_failure,
+            on_looked=self._on_gate_looked,
+        )
+
+    def _on_pass(self, sequence: int) -> None:
+        if self._gate is not None:
+            self._gate.passed(sequence)
+
+    def _on_gate_failure(self) -> None:
+        if self._stop_rule.ask(StopReason.GATE):
+            self._on_line_stop(StopReason.GATE)
+
+    def _on_gate_looked(self) -> None:
+        if self._stop_rule.reason is StopReason.GATE:
+            self._stop_rule.reset()
+            self._on_line_stop(None)
 
     def _on_line_stop(self, reason: StopReason | None) -> None:
         if self._plc is not None:

@@ -17,6 +17,7 @@ from edgeqc.errors import PeerError
 from edgeqc.records import NS_PER_MS, Cause, Event, PlcTrigger, Verdict
 from edgeqc.shm.board import Row
 from edgeqc.station.accounting import Accounting
+from edgeqc.station.gate import GateWatch
 from edgeqc.station.intake import Intake
 from edgeqc.station.outcome import Outcome
 from edgeqc.station.part import Part
@@ -44,6 +45,7 @@ class Watched:
     accounting: Accounting
     tags: TagWatch
     row: Row
+    gate: GateWatch | None = None
 
 
 class TriggerWatch:
@@ -89,6 +91,8 @@ class TriggerWatch:
             watched.accounting.missed(arrival.missed, "the PLC's counter went on by more than one")
             for _ in range(arrival.missed):
                 part = watched.intake.missed(reading.read_ns, reading.recipe)
+                if watched.gate is not None:
+                    watched.gate.part(part, placed=False)
                 watched.outcome.settle(part, *overdue(frame_came=False))
         if arrival.part:
             self._arrived(arrival, reading)
@@ -98,6 +102,8 @@ class TriggerWatch:
         # The budget covers one poll; where the last was longer ago, the part may have come so much earlier.
         late_ns = max(0, arrival.waited_ns - self._poll_ns) if arrival.fresh else 0
         part = watched.intake.open(reading.read_ns - late_ns, reading.part_id, reading.recipe)
+        if watched.gate is not None:
+            watched.gate.part(part, placed=arrival.fresh)
         repeated = arrival.doubled or arrival.swapped
         if repeated and not self._repeated_ids:
             watched.accounting.repeated(part, doubled=arrival.doubled)

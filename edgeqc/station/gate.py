@@ -1,0 +1,191 @@
+"""Reject at the gate: follows each part from the camera to the gate and opens it there unless the part has passed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from edgeqc.core.axis import Axis
+from edgeqc.core.backoff import Backoff
+from edgeqc.core.track import FAILURES, Gate, GateEvent, GateFact, GateLayout
+from edgeqc.errors import PeerError
+from edgeqc.journal.codec import Body
+from edgeqc.plc.gate import GateInputs, ModbusGate
+from edgeqc.records import NS_PER_MS, AlertChange, Event, Ne107
+from edgeqc.settings.gate import DelayGate, EncoderGate
+from edgeqc.station.part import Part
+
+_ENCODER_CYCLE: Final = 1 << 32
+_CALL_NS: Final = 100 * NS_PER_MS
+"""For one read or write: a PLC that takes longer is as good as gone."""
+_BACKOFF: Final = Backoff(first_s=0.1, most_s=1.0)
+_GAP_POLLS: Final = 20
+_GAP_LEAST_NS: Final = 100 * NS_PER_MS
+"""With tracking `delay`: after so long without a reading nobody knows whether the line ran."""
+_WELL: Final = 20
+"""Ejections in a row without a failure, after which the alert ends."""
+_TEXTS: Final = {
+    GateFact.WENT_BY: "a part that had to be ejected went by while the gate was not watched",
+    GateFact.UNTRACKED: "a part that has to be ejected cannot be placed: missed at the camera, or the encoder jumped",
+    GateFact.NOT_EJECTED: "the ejector did not fire, or the part did not reach the sensor behind it",
+    GateFact.EJECTED_UNASKED: "a part was ejected that nobody wanted out",
+}
+
+
+class GateWatch:
+    """One station's gate, in a thread of its own."""
+
+    def __init__(
+        self,
+        settings: DelayGate | EncoderGate,
+        connect: Callable[[], ModbusGate],
+        *,
+        station: str,
+        note: Callable[[Body], None],
+        on_failure: Callable[[], None],
+        on_looked: Callable[[], None],
+    ) -> None:
+        """Nothing runs before `start`.
+
+        Args:
+            settings: where the gate is.
+            connect: opens a connection; raises PeerError.
+            station: for alerts.
+            note: journals an event or an alert.
+            on_failure: told when a bad part may be among the good ones.
+            on_looked: told while the PLC says that somebody has looked.
+        """
+        self._settings = settings
+        self._connect = connect
+        self._station = station
+        self._note = note
+        self._on_failure = on_failure
+        self._on_looked = on_looked
+        self._lock = threading.Lock()
+        poll_ns = int(settings.poll_ms * NS_PER_MS)
+        if isinstance(settings, EncoderGate):
+            self._axis = Axis(cycle=_ENCODER_CYCLE, most_step=settings.most_pulses_per_poll)
+            travel, length, confirm = settings.travel_pulses, settings.length_pulses, settings.confirm_pulses
+        else:
+            self._axis = Axis(most_gap_ns=max(_GAP_POLLS * poll_ns, _GAP_LEAST_NS))
+            travel, length, confirm = (
+                int(each * NS_PER_MS) for each in (settings.travel_ms, settings.length_ms, settings.confirm_ms)
+            )
+        self._gate = Gate(GateLayout(travel=travel, length=length, confirm=confirm if settings.confirmed else 0))
+        self._poll_s = settings.poll_ms / 1000
+        self._raw = 0
+        self._alarmed = False
+        self._well = 0
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gate", daemon=True)
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._note(Event(name="gate_began", facts={"tracking": self._settings.tracking}))
+        self._thread.start()
+
+    def stop(self) -> None:
+        """The output goes off, the thread ends. What is between camera and gate is the PLC's affair from then on."""
+        self._stopping.set()
+        self._thread.join(timeout=2)
+
+    def part(self, part: Part, *, placed: bool) -> None:
+        """A part was triggered; `placed`: its trigger's time is known. Any thread."""
+        with self._lock:
+            position = self._axis.at(part.trigger.at_ns) if placed else None
+            events = self._gate.part(part.sequence, part.trigger.part_id, position)
+        self._tell(events)
+
+    def passed(self, sequence: int) -> None:
+        """The PLC has acknowledged this part's PASS. Any thread."""
+        with self._lock:
+            self._gate.passed(sequence)
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                link = self._connect()
+            except PeerError:
+                failures += 1
+                self._stopping.wait(_BACKOFF.delay_s(failures, 0.5))
+                continue
+            try:
+                failures = 0
+                self._serve(link)
+            except PeerError as exc:
+                failures = 1
+                with self._lock:
+                    self._gate.interrupted()
+                self._note(Event(name="gate_link_lost", facts={"reason": exc.reason}))
+                self._stopping.wait(_BACKOFF.delay_s(failures, 0.5))
+            finally:
+                link.close()
+
+    def _serve(self, link: ModbusGate) -> None:
+        next_s = time.monotonic()
+        while not self._stopping.is_set():
+            inputs = link.read(time.monotonic_ns() + _CALL_NS)
+            if inputs.looked:
+                self._on_looked()
+            with self._lock:
+                events = self._moved(inputs)
+                output, encoder_at = self._gate.output, self._encoder_at()
+            link.write(output, encoder_at, time.monotonic_ns() + _CALL_NS)
+            self._tell(events)
+            next_s = max(next_s + self._poll_s, time.monotonic())
+            self._stopping.wait(max(0.0, next_s - time.monotonic()))
+        with self._lock:
+            self._gate.interrupted()
+        link.write(self._gate.output, 0, time.monotonic_ns() + _CALL_NS)
+
+    def _moved(self, inputs: GateInputs) -> list[GateEvent]:
+        self._raw = inputs.encoder
+        if isinstance(self._settings, EncoderGate):
+            kept = self._axis.encoder(inputs.encoder, inputs.read_ns)
+        else:
+            kept = self._axis.clock(running=inputs.running, at_ns=inputs.read_ns)
+        events = [] if kept else self._gate.lost()
+        if self._settings.confirmed:
+            events += self._gate.confirmed(inputs.confirmations)
+        return events + self._gate.move(self._axis.position or 0)
+
+    def _encoder_at(self) -> int:
+        """The encoder's value at which the part of the output is at the gate."""
+        if not isinstance(self._settings, EncoderGate):
+            return 0
+        return (self._raw + self._gate.output.position - (self._axis.position or 0)) % _ENCODER_CYCLE
+
+    def _tell(self, events: list[GateEvent]) -> None:
+        for event in events:
+            self._note(
+                Event(name="gate", facts={"fact": event.fact.value, "part": event.sequence, "part_id": event.part_id})
+            )
+            if event.fact is GateFact.EJECT:
+                self._well += 1
+                if self._alarmed and self._well >= _WELL:
+                    self._alarmed = False
+                    self._alert("")
+                continue
+            self._well = 0
+            if not self._alarmed:
+                self._alarmed = True
+                self._alert(f"part {event.sequence}: {_TEXTS[event.fact]}" if event.sequence else _TEXTS[event.fact])
+            if event.fact in FAILURES:
+                self._on_failure()
+
+    def _alert(self, text: str) -> None:
+        self._note(
+            AlertChange(
+                id=f"{self._station}.gate",
+                active=bool(text),
+                priority="critical" if text else "high",
+                ne107=Ne107.FAILURE if text else Ne107.NORMAL,
+                text=text,
+                action="Check ejector, air, the sensor behind it and the encoder; look for the part among the good ones"
+                if text
+                else "",
+            )
+        )
