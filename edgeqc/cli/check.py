@@ -106,7 +106,7 @@ def _packages(settings: Settings) -> list[dict[str, str]]:
 
     trust = trust_of(settings.engines)
     folders = sorted({recipe.engine for station in settings.stations for recipe in station.recipes})
-    return [
+    found = [
         {
             "folder": str(package.folder),
             "name": package.name,
@@ -115,6 +115,30 @@ def _packages(settings: Settings) -> list[dict[str, str]]:
         }
         for package in (load_package(folder, trust=trust) for folder in folders)
     ]
+    return found + _tag_packages(settings)
+
+
+def _tag_packages(settings: Settings) -> list[dict[str, str]]:
+    """The machines' models, each held against the tags that the line has."""
+    if not settings.machines:
+        return []
+    from edgeqc.inference.tagpackage import load_tag_package  # noqa: PLC0415 - heavy
+    from edgeqc.records import NS_PER_MS  # noqa: PLC0415 - brings numpy
+    from edgeqc.watch.machines import places  # noqa: PLC0415 - heavy
+
+    names = [tag.name for source in settings.tags for tag in source.tags]
+    columns = {name: place for place, name in enumerate(names)}
+    found = {}
+    for machine in settings.machines:
+        package = load_tag_package(machine.model)
+        places(machine, package, columns, period_ns=round(settings.grid.period_ms * NS_PER_MS))
+        found[str(package.folder)] = {
+            "folder": str(package.folder),
+            "name": package.name,
+            "sha256": package.manifest.files.calibration,
+            "vouched": "a tag model, which is not signed: it decides nothing about parts",
+        }
+    return list(found.values())
 
 
 def _tell(report: dict[str, Any], error: EdgeqcError | None) -> None:

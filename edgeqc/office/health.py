@@ -30,6 +30,17 @@ def components(settings: Settings, board: Board, run_dir: Path) -> dict[str, dic
                 "reconnected": row.get("plc_reconnected"),
                 "errors": row.get("plc_errors"),
             }
+    if settings.machines:
+        watch = board["watch"]
+        alarms, watched = watch.get("machine_alarms"), watch.get("machines")
+        unwatched = len(settings.machines) - watched
+        found["machines"] = {
+            "ne107": Ne107.FAILURE if unwatched else Ne107.OUT_OF_SPECIFICATION if alarms else Ne107.NORMAL,
+            "watched": watched,
+            "unwatched": unwatched,
+            "alarms": alarms,
+            "rows": watch.get("machine_rows"),
+        }
     if settings.tags:
         with contextlib.suppress(OSError, EdgeqcError):  # the watch process has not made the table yet
             table = TagTable.attach(run_dir / FILE_NAME)

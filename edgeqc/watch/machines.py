@@ -110,7 +110,7 @@ class Machines:
             failures = group.fleet.failures
             for machine, seen in zip(group.machines, group.fleet.step(values, at_ns, judged), strict=True):
                 self._rows += 1
-                self._follow(machine, seen, at_ns)
+                self._follow(machine, group.fleet, seen, at_ns)
             if group.fleet.failures > failures:
                 self._log.error("forecast_failed", model=group.package.name, reason=group.fleet.last_failure)
         now_ns = time.monotonic_ns()
@@ -159,8 +159,7 @@ class Machines:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
             self._log.warning("machine_state_not_usable", file=str(path), reason=str(exc)[:255])
 
-    def _follow(self, machine: _Machine, seen: Seen, at_ns: int) -> None:
-        machine.seen = seen
+    def _follow(self, machine: _Machine, fleet: Fleet, seen: Seen, at_ns: int) -> None:
         machine.trip.update(seen.excess, at_ns)
         on, off = machine.trip.on, seen.sight is Sight.OFF
         moved = on and np.isfinite(seen.excess) and machine.band.moved(seen.excess)
@@ -178,6 +177,11 @@ class Machines:
         blind = seen.sight is Sight.BLIND
         if machine.blind.update(blind, at_ns) and self._tell(_blind_alert(machine, seen, blind=blind)):
             machine.blind.settle()
+        without = seen.sight is Sight.PLAIN and machine.package.model is not None
+        if machine.without.update(without, at_ns):
+            reason = fleet.last_failure or "its network has settled anew"
+            if self._tell(_without_alert(machine, reason, without=without)):
+                machine.without.settle()
 
     def _tell(self, change: AlertChange) -> bool:
         """Journal it; a journal that cannot take it now is asked again with the next row."""
@@ -201,7 +205,7 @@ class _Machine:
         self.told_off = False
         self.band = DeadBand(share=settings.alarm.dead_band)
         self.blind = Latch(on_ns=BLIND_ON_NS, off_ns=BLIND_OFF_NS)
-        self.seen: Seen | None = None
+        self.without = Latch(on_ns=0, off_ns=BLIND_OFF_NS)
 
     def is_judged(self, moment: Moment) -> bool:
         if self.settings.state is None:
@@ -217,12 +221,7 @@ class _Group:
     ) -> None:
         self.package = package = load_tag_package(folder)
         self.grid_ns = round(package.manifest.grid_ms * NS_PER_MS)
-        if self.grid_ns % period_ns:
-            raise PackageError(
-                f"{folder}: its rows are {package.manifest.grid_ms:g} ms apart, which is no multiple of "
-                f"grid.period_ms ({period_ns / NS_PER_MS:g})"
-            )
-        self.places = np.array([_places(one, package, columns) for one in members], np.intp)
+        self.places = np.array([places(one, package, columns, period_ns=period_ns) for one in members], np.intp)
         self.machines = [_Machine(one, package) for one in members]
         self.fleet = Fleet(package, len(members))
         self.digest = package.manifest.files.calibration
@@ -236,7 +235,13 @@ def _by_package(settings: Sequence[MachineSettings]) -> dict[Path, list[MachineS
     return groups
 
 
-def _places(machine: MachineSettings, package: TagPackage, columns: Mapping[str, int]) -> list[int]:
+def places(machine: MachineSettings, package: TagPackage, columns: Mapping[str, int], *, period_ns: int) -> list[int]:
+    """Give the column of each tag of the package. PackageError where the package does not fit this line."""
+    if round(package.manifest.grid_ms * NS_PER_MS) % period_ns:
+        raise PackageError(
+            f"machine {machine.name}: {package.name} has a row every {package.manifest.grid_ms:g} ms, which is no multiple "
+            f"of grid.period_ms ({period_ns / NS_PER_MS:g})"
+        )
     unknown = sorted(set(machine.tags) - set(package.tags))
     if unknown:
         raise PackageError(f"machine {machine.name}: {package.name} has no tag {', '.join(unknown)}")
@@ -321,6 +326,20 @@ def _blind_alert(machine: _Machine, seen: Seen, *, blind: bool) -> AlertChange:
         value=float(len(names)) if blind else None,
         limit=0.0 if blind else None,
         unit="tags" if blind else "",
+    )
+
+
+def _without_alert(machine: _Machine, reason: str, *, without: bool) -> AlertChange:
+    name = machine.settings.name
+    return AlertChange(
+        id=f"machine.{name}.forecast",
+        active=without,
+        priority="medium",
+        ne107=Ne107.FUNCTION_CHECK if without else Ne107.NORMAL,
+        text=f"{name} is watched without its forecast: {reason[:120]}"
+        if without
+        else f"{name} is watched as it was taught",
+        action="It comes back by itself; if not, train its model anew" if without else "",
     )
 
 

@@ -18,7 +18,7 @@ from edgeqc.train.tags.course import learn
 from edgeqc.train.tags.package import Wishes
 from edgeqc.train.tags.recording import Recording
 from edgeqc.watch.grid import Moment
-from edgeqc.watch.machines import Machines
+from edgeqc.watch.machines import Machines, places
 
 TAGS = ("flow", "pressure", "current", "noise")
 SECOND = NS_PER_S
@@ -220,3 +220,16 @@ def test_an_alarms_text_fits_its_journal_record_whole(bench):
     for change in deviations(bench.feed(faulty(100))):
         data = encode(change, sequence=1, wall_ns=1, mono_ns=1)
         assert decode(data, writer="watch").body == change
+
+
+@pytest.mark.parametrize(
+    ("columns", "period_ns", "reason"),
+    [
+        (TAGS[1:], SECOND, "needs the tags flow"),
+        (TAGS, 3 * SECOND, "no multiple"),
+    ],
+)
+def test_a_package_is_held_against_the_lines_tags_and_pace(package, columns, period_ns, reason):
+    machine = MachineSettings(name="pump", model=package)
+    with pytest.raises(PackageError, match=reason):
+        places(machine, load_tag_package(package), {name: at for at, name in enumerate(columns)}, period_ns=period_ns)

@@ -6,10 +6,14 @@ import json
 import numpy as np
 import pytest
 
+from edgeqc.core.align import GridRow, Mark
 from edgeqc.errors import EngineError, PackageError
 from edgeqc.inference.fleet import Fleet, Sight
 from edgeqc.inference.tagpackage import load_tag_package
-from edgeqc.records import NS_PER_S
+from edgeqc.records import NS_PER_S, AlertChange, Ne107
+from edgeqc.settings import MachineSettings
+from edgeqc.watch.grid import Moment
+from edgeqc.watch.machines import Machines
 
 torch = pytest.importorskip("torch", reason="training needs the train extra")
 pytest.importorskip("onnx", reason="training needs the train extra")
@@ -165,3 +169,32 @@ def test_a_network_that_is_off_its_golden_rows_is_refused(package):
             Forecaster(package)
     finally:
         package.golden["forecast"][3] -= 1
+
+
+def test_a_machine_without_its_forecast_is_an_alarm_until_it_is_back(package, tmp_path):
+    told: list[AlertChange] = []
+    machines = Machines(
+        [MachineSettings(name="rig", model=package.folder)],
+        {name: place for place, name in enumerate(package.tags)},
+        told.append,
+        period_ns=NS_PER_S,
+        state_dir=tmp_path,
+    )
+    (group,) = machines._groups
+    step, fails = group.fleet.forecaster.step, range(100, 110)
+
+    def sometimes(rows):
+        if place in fails:
+            raise EngineError("the runtime is out of memory")
+        return step(rows)
+
+    group.fleet.forecaster.step = sometimes
+    for place, row in enumerate(waves(260, seed=6)):
+        marks = np.full(3, Mark.GOOD, np.uint8)
+        grid = GridRow(at_ns=place * NS_PER_S, values=row, marks=marks, ages_s=np.zeros(3, np.float32))
+        machines.judge(Moment(row=grid, states={}))
+    machines.close()
+    changes = [one for one in told if one.id == "machine.rig.forecast"]
+    assert [one.active for one in changes] == [False, True, False]
+    assert "out of memory" in changes[1].text
+    assert changes[1].ne107 is Ne107.FUNCTION_CHECK
