@@ -16,7 +16,6 @@ import typer
 
 from edgeqc.cli.console import talk
 from edgeqc.cli.exits import Exit
-from edgeqc.core.handshake import Form
 from edgeqc.errors import EdgeqcError
 
 if TYPE_CHECKING:
@@ -39,6 +38,14 @@ class PlcKind(StrEnum):
     MODBUS = "modbus"
     MODBUS_SERVER = "modbus-server"
     OPCUA = "opcua"
+
+
+class HandshakeKind(StrEnum):
+    """How results are handed to the PLC: edgeqc.core.handshake.Form, without what it loads."""
+
+    PULSE = "pulse"
+    ACK = "ack"
+    BUFFERED = "buffered"
 
 
 class CameraKind(StrEnum):
@@ -73,7 +80,7 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
     split: Annotated[str, typer.Option(help="Which of the index's splits is shown.")] = "test",
     engine: Annotated[Path | None, typer.Option(help="Folder of the model package.")] = None,
     plc: Annotated[PlcKind, typer.Option(help="Protocol of the PLC.")] = PlcKind.MODBUS,
-    handshake: Annotated[Form, typer.Option(help="How results are handed to the PLC.")] = Form.PULSE,
+    handshake: Annotated[HandshakeKind, typer.Option(help="How results are handed to the PLC.")] = HandshakeKind.PULSE,
     camera: Annotated[CameraKind | None, typer.Option(help="Default: gige where libaravis is installed.")] = None,
     trigger: Annotated[TriggerKind, typer.Option(help="plc: a tag counts parts; camera: free run.")] = TriggerKind.PLC,
     side_load: Annotated[int, typer.Option(metavar="TAGS", min=0, help="OPC UA tags at 10 Hz beside it.")] = 0,
@@ -89,6 +96,7 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
     Every part is judged by the PLC too. The end is a report; the exit code is 1 if a trigger is unaccounted for, a
     result contradicts its verdict, or a message is missing.
     """
+    from edgeqc.core.handshake import Form  # noqa: PLC0415 - heavy
     from edgeqc.sim.line import TRUSTED, Plan, drawn_parts, indexed_parts  # noqa: PLC0415 - heavy
 
     folder = _emptied(keep)
@@ -110,7 +118,7 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
         rate_hz=rate,
         budget_ms=budget or 0.8 * 1000 / rate,
         plc=plc.value,
-        form=handshake,
+        form=Form(handshake),
         camera=kind.value,
         trigger=trigger.value,
         side_load=side_load,

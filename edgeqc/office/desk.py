@@ -17,6 +17,7 @@ from edgeqc.office.archive import Archive
 from edgeqc.office.books import Tailed
 from edgeqc.office.commands import Commands
 from edgeqc.office.courier import Message
+from edgeqc.office.expiry import expiring
 from edgeqc.office.figures import Figures
 from edgeqc.office.images import ImageStore
 from edgeqc.office.intake import Outcome
@@ -32,6 +33,7 @@ _LAST_S: Final = 0.5
 """`verdict/last` is for panels: two a second."""
 _LOOK_S: Final = 1.0
 _CALM_S: Final = 600.0
+_CERTIFICATES_S: Final = 3600.0
 """A notice about something that happens again and again ends after this long without it."""
 _MB: Final = 1 << 20
 
@@ -160,6 +162,11 @@ class Desk:
             self.notices.clear(Notice.ARCHIVE_DAMAGED)
         self._watch(Notice.JOURNAL_LOST, self.tail.lost, "Journal records were damaged, or deleted before archiving")
         self._watch(Notice.OUTBOX_FULL, self.archive.tally.dropped, "The outbox is full: oldest messages go unsent")
+        if self._is_due("certificates", _CERTIFICATES_S):
+            if expires := expiring(self._settings, self._state_dir):
+                self.notices.raise_(Notice.CERTIFICATE_EXPIRES, expires)
+            else:
+                self.notices.clear(Notice.CERTIFICATE_EXPIRES)
         if self.outbox is not None:
             self._watch(Notice.MESSAGE_REFUSED, self.outbox.refused, "The broker refuses messages of this node")
 

@@ -24,6 +24,7 @@ class Notice(StrEnum):
     OUTBOX_FULL = "office.outbox.full"
     MESSAGE_REFUSED = "office.message.refused"
     ALARM_FLOOD = "office.alarm.flood"
+    CERTIFICATE_EXPIRES = "office.certificate.expires"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,11 @@ _ADVICE: Final[dict[Notice, _Advice]] = {
         priority="high",
         ne107=Ne107.OUT_OF_SPECIFICATION,
         action="Look at the alarm marked first_up; low and diagnostic ones are kept back until this is over",
+    ),
+    Notice.CERTIFICATE_EXPIRES: _Advice(
+        priority="medium",
+        ne107=Ne107.MAINTENANCE_REQUIRED,
+        action="Renew it, and trust the new one on the other side, too: an expired one ends the OPC UA connection",
     ),
 }
 

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgeqc.errors import PeerError, PeerTimeoutError
+from edgeqc.plc import certificates
 from edgeqc.plc.opcua_bounds import bound_decoding
 from edgeqc.settings import OpcuaEndpoint, OpcuaSecurity
 
@@ -32,7 +33,6 @@ CLOSE_S: Final = 0.5
 """How long a peer may take to say good-bye before its socket is cut."""
 _SESSION_MS: Final = 30_000  # a server forgets a dead daemon's session after this; open sessions are few in a PLC
 _VALID_DAYS: Final = 3650  # nobody renews a certificate beside a line, and a new one must be trusted in the PLC again
-_WARN_DAYS: Final = 30
 _RSA_BITS: Final = 2048  # Basic256Sha256 asks for 2048..4096; PLCs pay for each handshake
 _PRIVATE: Final = 0o600
 _MESSAGE_MOST: Final = 16 << 20
@@ -59,7 +59,7 @@ async def connect(endpoint: OpcuaEndpoint, *, peer: str, state_dir: Path, timeou
     try:
         async with asyncio.timeout(timeout_s):
             if endpoint.security is OpcuaSecurity.SIGN_ENCRYPT:
-                await _protect(client, endpoint, peer, state_dir)
+                await _protect(client, endpoint, peer, state_dir, timeout_s)
             await client.connect()
     except BaseException as exc:
         _cut(client)
@@ -148,9 +148,9 @@ def own_identity(endpoint: OpcuaEndpoint, *, peer: str, state_dir: Path) -> Iden
         with _locked(pki / ".lock"):  # stations and watch start at the same time
             if not (certificate.exists() and private_key.exists()):
                 _make_identity(certificate, private_key)
-    shown = _load(certificate, peer)
+    shown = certificates.load(certificate, peer)
     days_left = (shown.not_valid_after_utc - dt.datetime.now(dt.UTC)).days
-    if days_left < _WARN_DAYS:
+    if days_left < certificates.WARN_DAYS:
         structlog.get_logger().warning(
             "opcua_certificate_expires", peer=peer, certificate=str(certificate), days_left=days_left
         )
@@ -164,40 +164,34 @@ def own_identity(endpoint: OpcuaEndpoint, *, peer: str, state_dir: Path) -> Iden
     return Identity(certificate=certificate, private_key=private_key, application_uri=uris[0])
 
 
-async def _protect(client: Client, endpoint: OpcuaEndpoint, peer: str, state_dir: Path) -> None:
+async def _protect(client: Client, endpoint: OpcuaEndpoint, peer: str, state_dir: Path, timeout_s: float) -> None:
     """Basic256Sha256 SignAndEncrypt towards the one pinned certificate."""
-    if endpoint.server_certificate is None:
+    if endpoint.server_certificate is not None:
+        pinned = certificates.der(certificates.load(endpoint.server_certificate, peer))
+    elif endpoint.trust is not None:
+        # fetched unprotected, and so believed only for what the folder says of it
+        pinned = await server_certificate(endpoint, peer=peer, timeout_s=timeout_s)
+        certificates.check_trusted(pinned, endpoint.trust, peer)
+    else:
         raise PeerError(
             peer,
-            "security: sign_encrypt needs server_certificate, the server's certificate as a file; "
-            "`edgeqc test plc` shows and saves it, compare its fingerprint with the one on the PLC",
+            "security: sign_encrypt needs server_certificate, the server's certificate as a file, or trust, a folder of "
+            "them; `edgeqc test plc` shows and saves it, compare its fingerprint with the one on the PLC",
         )
-    pinned = _load(endpoint.server_certificate, peer)
     identity = own_identity(endpoint, peer=peer, state_dir=state_dir)
     client.application_uri = identity.application_uri
-    own = _load(identity.certificate, peer)
+    own = certificates.load(identity.certificate, peer)
     try:
         key = await asyncio.to_thread(identity.private_key.read_bytes)
     except OSError as exc:
         raise PeerError(peer, f"private key: {exc}") from exc
     await client.set_security(
         SecurityPolicyBasic256Sha256,
-        CertProperties(own.public_bytes(serialization.Encoding.DER), "der"),
+        CertProperties(certificates.der(own), "der"),
         CertProperties(key, "pem" if key.startswith(b"-----") else "der"),
-        server_certificate=CertProperties(pinned.public_bytes(serialization.Encoding.DER), "der"),
+        server_certificate=CertProperties(pinned, "der"),
         mode=ua.MessageSecurityMode.SignAndEncrypt,
     )
-
-
-def _load(path: Path, peer: str) -> x509.Certificate:
-    """Read a certificate, DER or PEM."""
-    try:
-        content = path.read_bytes()
-        if content.startswith(b"-----BEGIN"):
-            return x509.load_pem_x509_certificate(content)
-        return x509.load_der_x509_certificate(content)
-    except (OSError, ValueError) as exc:
-        raise PeerError(peer, f"certificate {path}: {exc}") from exc
 
 
 def _first(chain: bytes) -> bytes:

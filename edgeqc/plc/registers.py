@@ -79,8 +79,8 @@ class ResultImage:
     heartbeat: int
     score: float
     part_id: str
-    trigger_ack: int
-    waiting: int
+    trigger_ack: int = 0
+    waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,6 +93,9 @@ class OpcuaEndpoint(Model):
     url: str = Field(pattern=r"^opc\.tcp://.+")
     security: OpcuaSecurity = Field(OpcuaSecurity.SIGN_ENCRYPT, description="none is logged loudly at each start")
     server_certificate: Path | None = Field(None, description="the server's certificate (DER), pinned")
+    trust: Path | None = Field(
+        None, description="instead: folder of certificates (servers' or authorities'); an empty one trusts nobody"
+    )
     certificate: Path | None = Field(None, description="our own certificate; made in the state directory if null")
     private_key: Path | None = None
     user: str | None = None

@@ -469,6 +469,14 @@ def test_protected_channel_with_user_works_and_anything_less_does_not(make_plc: 
         assert plc.wait_done(10)["pass"] == 1
     own = tmp_path / "state" / "pki"
     assert (own / "own.key.pem").stat().st_mode & 0o777 == 0o600
+    trust = tmp_path / "trust"
+    trust.mkdir()
+    by_trust = {"server_certificate": None, "trust": str(trust)}
+    with pytest.raises(PeerError, match="there is no certificate in"):
+        open_link(settings(plc, **by_trust), peer="press", state_dir=tmp_path / "state")
+    shutil.copy(tmp_path / "plc" / "pki" / "own.der", trust / "plc.der")
+    with link_to(plc, tmp_path, **by_trust) as link:
+        assert link.read_trigger(within()).counter == 1
     for changes, says in (
         ({"password": "guess"}, "BadUserAccessDenied"),
         ({"user": None, "password": None}, "BadIdentityTokenRejected"),
