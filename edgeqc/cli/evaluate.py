@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -45,7 +47,14 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
     task = runs.task_of(run.package, examined.sizes, region_of(region, contrast))
     with Told(console, "score", len(examined.pictures)) as told:
         scored = runs.score_set(run, examined.pictures, task, threads=threads, told=told.at)
-    found = evaluate.evaluated(run, scored, findings=examined.findings, data=data.resolve().name, split=split)
+    found = evaluate.evaluated(
+        run,
+        scored,
+        findings=examined.findings,
+        data=data.resolve().name,
+        split=split,
+        command=shlex.join(["edgeqc", *sys.argv[1:]]),
+    )
     others = list(runs.runs_of(engine))
     with Told(console, "latency", len(others)):
         found["latency_by_run"] = evaluate.latencies(others, task, threads=threads)

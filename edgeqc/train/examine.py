@@ -90,7 +90,7 @@ _THUMB: Final = 48
 _NEAR: Final = 0.97
 """Correlation of what two pictures have beside the set's mean: pictures of one part under two exposures have .9 to .96,
 the same picture saved twice over .99."""
-_COMPARED: Final = 4000
+_AT_ONCE: Final = 1000
 _ODD: Final = 3.0
 
 
@@ -180,16 +180,17 @@ def _pairs(prints: list[tuple[str, NDArray[np.float32]]]) -> list[tuple[int, int
             pairs.append((first[digest], index, "the same as"))
         else:
             first[digest] = index
-    if len(prints) > _COMPARED or len(prints) < 3:  # noqa: PLR2004 - two pictures less their mean are always opposite
+    if len(prints) < 3:  # noqa: PLR2004 - two pictures less their mean are always opposite
         return pairs
     thumbs = np.stack([thumb for _, thumb in prints])
     thumbs -= thumbs.mean(0)
     norms = np.linalg.norm(thumbs, axis=1, keepdims=True)
     thumbs /= np.maximum(norms, 1e-6)
-    near = np.triu(thumbs @ thumbs.T, 1)
-    for one, two in np.argwhere(near > _NEAR):
-        if prints[one][0] != prints[two][0]:
-            pairs.append((int(one), int(two), "nearly the same as"))
+    for start in range(0, len(thumbs), _AT_ONCE):  # all against all at once would be gigabytes
+        near = np.triu(thumbs[start : start + _AT_ONCE] @ thumbs.T, start + 1) > _NEAR
+        for one, two in np.argwhere(near):
+            if prints[start + one][0] != prints[two][0]:
+                pairs.append((start + int(one), int(two), "nearly the same as"))
     return pairs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Final
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edgeqc.errors import EdgeqcError
 from edgeqc.train.lite0 import TAP_CHANNELS, TAP_STRIDES, Trunk
 from edgeqc.train.views import Views
 
@@ -31,13 +33,13 @@ class Pool:
             held = json.loads(self._note.read_text())
             if held["stamp"] == stamp:
                 self._state = held
-        mode = "r+" if self._state["groups"] else "w+"
+        fresh = not self._state["groups"]
         self._taps = [
-            np.lib.format.open_memmap(folder / f"stride{stride}.npy", mode, np.float16, (count, *shape))
+            _mapped(folder / f"stride{stride}.npy", np.float16, (count, *shape), fresh=fresh)
             for stride, shape in zip(TAP_STRIDES, _shapes(crop), strict=True)
         ]
         cells = (crop[0] // TAP_STRIDES[0], crop[1] // TAP_STRIDES[0])
-        self._masks = np.lib.format.open_memmap(folder / "masks.npy", mode, np.uint8, (count, *cells))
+        self._masks = _mapped(folder / "masks.npy", np.uint8, (count, *cells), fresh=fresh)
 
     @property
     def stamp(self) -> str:
@@ -118,6 +120,23 @@ class PoolBatches:
 
 
 _CHUNK: Final = 16
+
+
+def _mapped(file: Path, kind: type[np.generic], shape: tuple[int, ...], *, fresh: bool) -> Any:
+    """A file as an array. EdgeqcError where the disk has no room: found out now, a mapped hole would be a SIGBUS later."""
+    if not fresh:
+        return np.lib.format.open_memmap(file, "r+")
+    array = np.lib.format.open_memmap(file, "w+", kind, shape)
+    try:
+        with file.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+    except OSError as exc:
+        size_mb = file.stat().st_size / 1e6
+        file.unlink()
+        raise EdgeqcError(
+            f"{file}: {exc.strerror}; it takes {size_mb:.0f} MB. Name another --work folder, or fewer --views"
+        ) from exc
+    return array
 
 
 def _shapes(crop: tuple[int, int]) -> list[tuple[int, int, int]]:

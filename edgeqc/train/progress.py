@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Told:
-    """One named step of `total` pieces; used as a context manager."""
+    """One named step of `total` pieces (0: nobody knows how many); used as a context manager."""
 
     def __init__(self, console: Console, what: str, total: int) -> None:
         self._console, self._what, self._total = console, what, total
@@ -25,7 +25,7 @@ class Told:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task(what, total=total, note="")
+        self._task = self._bar.add_task(what, total=total or None, note="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -43,7 +43,8 @@ class Told:
         self._bar.update(self._task, completed=count, note=note)
         if not self._console.is_terminal and time.monotonic() - self._last >= _EVERY_S:
             self._last = time.monotonic()
-            self._line(f"{self._what}: {count} of {self._total} {note}".rstrip())
+            of = f" of {self._total}" if self._total else ""
+            self._line(f"{self._what}: {count}{of} {note}".rstrip())
 
     def trained(self, step: int, done: float, loss: float) -> None:
         """Training has taken `step` steps and is `done` (0..1) with its plan."""

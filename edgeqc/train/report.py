@@ -74,7 +74,9 @@ figcaption{font-size:.85rem;max-width:26rem;overflow-wrap:anywhere}svg{max-width
 def _origin(found: dict[str, Any]) -> str:
     return (
         f"<p class=quiet>split {escape(found['split'])}, {found['n_good']} good and {found['n_bad']} bad pictures of "
-        f"{found['n_groups']} groups; {escape(found['run'])}; model {found['model_sha256'][:16]}; {found['made']}</p>"
+        f"{found['n_groups']} groups; {escape(found['run'])}; model {found['model_sha256'][:16]}; {found['made']}<br>"
+        f"trained on {escape(found['trained']['data'])}, seed {found['trained']['seed']}; "
+        f"<code>{escape(found['command'])}</code></p>"
     )
 
 

@@ -226,8 +226,6 @@ class Curve:
         self._file = file
         self._sum = self._count = 0.0
         self.smooth = float("nan")
-        if not file.exists():
-            file.write_text("step,loss\n")
 
     def add(self, step: int, loss: float) -> None:
         """One step's loss."""
@@ -235,7 +233,9 @@ class Curve:
         if step % _CURVE_STEPS == 0:
             self.smooth = self._sum / self._count
             self._sum = self._count = 0.0
-            with self._file.open("a") as file:
+            first = step == _CURVE_STEPS
+            with self._file.open("w" if first else "a") as file:
+                file.write("step,loss\n" if first else "")
                 file.write(f"{step},{self.smooth:.5f}\n")
 
 

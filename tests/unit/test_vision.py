@@ -1,7 +1,9 @@
 """The quality engineer's whole way on a tiny set: train, calibrate, evaluate, explain, as commands."""
 
 import csv
+import errno
 import json
+import os
 
 import cv2
 import numpy as np
@@ -107,6 +109,19 @@ def test_calibration_goes_into_a_signed_copy(way, tmp_path):
     assert 0.29 < calibration.threshold < 0.51
     assert calibration.hold_threshold < calibration.threshold
     assert calibration.escape_upper95 == pytest.approx(0.0582, abs=1e-3)
+
+
+def test_each_precision_has_a_calibration_of_its_own(way, tmp_path):
+    _, data, path = way
+    assert main(["engine", "convert", str(path), "--out", str(tmp_path / "2"), "--no-int8"]) == 0
+    asked = ["calibrate", "--engine", str(tmp_path / "2"), "--data", str(data), "--precision", "fp16", "--threads", "1"]
+    assert main([*asked, "--without-promise"]) == 0
+    package = load_package(tmp_path / "2")
+    assert package.signature is not None
+    assert package.calibration.backend == "onnxruntime fp32"
+    (half,) = package.variants.values()
+    assert half.calibration.backend == "onnxruntime fp16"
+    assert half.calibration.goods + half.calibration.defects == 64
 
 
 def test_report_has_every_figure_and_the_pictures(way, tmp_path):
@@ -291,6 +306,17 @@ def test_pool_of_other_views_is_made_anew(tmp_path, trunk):
     assert _pool(tmp_path / "pool", trunk).done == 32
     assert Pool(tmp_path / "pool", 32, (64, 64), "key").done == 32
     assert Pool(tmp_path / "pool", 32, (64, 64), "another").done == 0
+
+
+def test_full_disk_is_told_before_any_work(tmp_path, trunk, monkeypatch):
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(EdgeqcError, match="No space left on device; it takes"):
+            Pool(tmp_path / "pool", 32, (64, 64), "key")
+    assert _pool(tmp_path / "pool", trunk).done == 32
 
 
 def test_promise_counts_groups_not_pictures():
