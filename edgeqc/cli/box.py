@@ -38,6 +38,25 @@ _TIMEX_STATUS_BYTES: Final = 40  # offset of `status` in struct timex, 64-bit
 _SIOCGIFADDR: Final = 0x8915  # linux/sockios.h
 
 
+def gpu(settings: Settings, state_dir: Path) -> Iterator[Finding]:
+    """TensorRT and its device, where a recipe runs on them."""
+    from edgeqc.errors import EdgeqcError  # noqa: PLC0415 - as the next
+    from edgeqc.inference.tensorrt.workshop import Workshop  # noqa: PLC0415 - for boxes with a GPU
+
+    if all(recipe.backend != "tensorrt" for station in settings.stations for recipe in station.recipes):
+        return
+    try:
+        workshop = Workshop(state_dir, settings.gpu)
+    except EdgeqcError as error:
+        mend = "README.md, Engines on a GPU"
+        yield Finding(name="gpu", state=State.FAIL, found=str(error), limit="TensorRT and a GPU", mend=mend)
+        return
+    device = workshop.device
+    found = f"{device.name}, SM {device.sm}, driver {device.driver}, TensorRT {workshop.tensorrt}, {device.mode} memory"
+    workshop.close()
+    yield Finding(name="gpu", state=State.OK, found=found, limit="TensorRT and a GPU")
+
+
 def software() -> Iterator[Finding]:
     """Python and the libraries."""
     version = ".".join(str(part) for part in sys.version_info[:3])

@@ -70,6 +70,8 @@ def examine(file: Path | None) -> Iterator[Finding]:
     yield box.clock()
     yield from packages.examine(settings)
     if settings is not None:
+        yield from box.gpu(settings, state_dir)
+    if settings is not None:
         yield from _line(settings, state_dir)
 
 

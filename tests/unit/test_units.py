@@ -101,6 +101,31 @@ def test_unit_is_hardened(tmp_path):
     assert done.returncode == 0, done.stdout
 
 
+def test_unit_that_builds_plans_has_no_typo_is_hardened_and_comes_before_the_daemon(tmp_path):
+    unit = tmp_path / "edgeqc-engines.service"
+    unit.write_text((UNITS / unit.name).read_text().replace("/opt/edgeqc/current/venv/bin/edgeqc", "/bin/true"))
+    done = systemd_analyze("verify", unit)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = systemd_analyze("security", "--offline=true", f"--threshold={EXPOSURE_LIMIT}", unit)
+    assert done.returncode == 0, done.stdout
+    text = unit.read_text()
+    assert "Before=edgeqc.service" in text
+    assert "WantedBy=edgeqc.service" in text
+
+
+def test_drop_in_for_a_gpu_has_no_typo_and_opens_only_what_it_says(tmp_path):
+    unit = installed(tmp_path)
+    folder = tmp_path / f"{unit.name}.d"
+    folder.mkdir()
+    (folder / "gpu.conf").write_text((UNITS / "edgeqc-gpu.conf").read_text())
+    done = systemd_analyze("verify", unit)
+    assert (done.returncode, done.stderr) == (0, "")
+    keys = {
+        line.split("=")[0] for line in (folder / "gpu.conf").read_text().splitlines() if "=" in line and line[0] != "#"
+    }
+    assert keys == {"PrivateDevices", "DeviceAllow", "SupplementaryGroups", "MemoryDenyWriteExecute"}
+
+
 def test_unit_never_gives_up_but_for_faults_that_stay():
     text = UNIT.read_text()
     assert "StartLimitIntervalSec=0" in text

@@ -87,7 +87,7 @@ def _parse(parser: Any, network: Any, log: Any, onnx: bytes) -> None:
 def _tell(error: Any) -> str:
     node = " ".join(part for part in (error.node_operator(), error.node_name()) if part)
     code = str(error.code()).rpartition(".")[2]
-    return f"{node + ': ' if node else ''}{code}: {(error.desc().strip().splitlines() or [''])[0][:200]}"
+    return f"{node + ': ' if node else ''}{code}: {' '.join(error.desc().split())[:300]}"
 
 
 def _profile(builder: Any, network: Any, config: Any, shapes: Mapping[str, tuple[int, ...]], log: Any) -> Any:

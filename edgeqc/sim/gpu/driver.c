@@ -342,7 +342,7 @@ static Result copy(int what, Address to, Address from, size_t size, Stream *s) {
     const void *host = what == COPY_IN ? (void *)from : (void *)to;
     if (what != COPY_WITHIN) {
         bad |= find_device((Address)host, 1) != NULL; /* a device's address where the CPU's is asked for */
-        if (!find_host(host, size)) pageable_copies++;
+        if (!bad && !find_host(host, size)) pageable_copies++;
     }
     pthread_mutex_unlock(&lock);
     return bad ? INVALID_VALUE : enqueue(s, (Step){.what = what, .to = to, .from = from, .size = size});

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,11 @@ class PretendedDriver:
     def fail(self, code: int) -> None:
         """From now on every call ends with this CUresult, as after a fault of the device; 0 mends it."""
         self._lib.fake_fail(code)
+
+    def settle(self) -> None:
+        """Give streams that nobody ended the time to finish what they have: 50 ms."""
+        self.let_go()
+        time.sleep(0.05)
 
     def forget(self) -> None:
         """Let go of everything that was not freed, as the end of a process does."""

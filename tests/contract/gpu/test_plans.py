@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from edgeqc.cli import main
+from edgeqc.cli.box import gpu
+from edgeqc.cli.findings import State
 from edgeqc.errors import EngineLostError, PackageError, PlanError
 from edgeqc.inference.engine import open_engine
 from edgeqc.inference.manifest import Backend, Precision
@@ -17,7 +19,7 @@ from edgeqc.inference.package import check_golden, load_package
 from edgeqc.inference.tensorrt import vendor
 from edgeqc.inference.tensorrt.plan import Plans
 from edgeqc.inference.tensorrt.workshop import Workshop
-from edgeqc.settings import GpuSettings
+from edgeqc.settings import GpuSettings, Settings
 from edgeqc.sim.gpu import tensorrt as double
 
 ROOT = Path(__file__).parents[3]
@@ -269,3 +271,17 @@ def test_scores_equal_the_reference_through_the_whole_package(box, package):
         slot.release()
         engine.close()
     assert found[0] == found[1]
+
+
+def test_doctor_shows_the_gpu_or_why_there_is_none(box, capsys, tmp_path, monkeypatch):
+    line = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
+    line["state_dir"] = str(box)
+    line["stations"][0]["recipe"] = {"name": "one", "engine": str(PACKAGE), "backend": "tensorrt"}
+    settings = Settings.model_validate(line)
+    assert [finding.state for finding in gpu(settings, box)] == [State.OK]
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    (finding,) = gpu(settings, box)
+    assert finding.state is State.FAIL
+    assert "python3-libnvinfer" in finding.found
+    line["stations"][0]["recipe"]["backend"] = "onnxruntime"
+    assert list(gpu(Settings.model_validate(line), box)) == []
