@@ -200,7 +200,7 @@ def _import(  # noqa: PLR0917 - each is a switch of the command
     keys = signing.keys_of(trust, allow_unsigned=unsigned)
     target = into or _state_dir() / "engines"
     talk(f"Reading {source} ...")
-    files = read_signed(source)
+    files = read_signed(source, keys)
     trials: list[Trial] = []
 
     def accept(package: Package) -> None:

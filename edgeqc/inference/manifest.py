@@ -13,6 +13,9 @@ from edgeqc.settings import RegionSettings
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Side = Annotated[int, Field(ge=1, le=16_384)]
+Line = Annotated[str, Field(pattern=r"^[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}]*$")]
+"""Text without what steers a terminal or turns the direction of writing: people read it where they decide on trust."""
+Lines = Annotated[str, Field(pattern=r"^(?:[^\p{Cc}\p{Cf}\p{Zl}\p{Zp}]|[\n\t])*$")]
 
 SCORE = "score"
 """Output (1,) float32: 0..1, higher is worse."""
@@ -57,7 +60,7 @@ class Preprocessing(_Strict):
 class Tensor(_Strict):
     """One input or output as the ONNX must have it."""
 
-    name: str = Field(min_length=1, max_length=128)
+    name: Line = Field(min_length=1, max_length=128)
     dtype: Literal["float32"] = "float32"
     shape: tuple[Side, ...] = Field(min_length=1, max_length=4)
 
@@ -106,7 +109,7 @@ class Variant(_Strict):
 class Training(_Strict):
     """Where the model came from."""
 
-    data: str
+    data: Line
     seed: int
     minutes: float = Field(ge=0)
     images: int = Field(ge=0)
@@ -118,7 +121,7 @@ class Training(_Strict):
 class Figures(_Strict):
     """What the model did on images that took no part in training."""
 
-    data: str
+    data: Line
     auroc: float = Field(ge=0, le=1)
     defects: int = Field(ge=0)
     escapes: int = Field(ge=0)
@@ -132,8 +135,8 @@ class Manifest(_Strict):
     format: Literal[1]
     name: Word
     version: Word
-    description: str = Field("", max_length=1000)
-    licence: str = Field(min_length=1, max_length=200)
+    description: Lines = Field("", max_length=1000)
+    licence: Line = Field(min_length=1, max_length=200)
     files: Files
     inputs: tuple[Tensor, ...] = Field(min_length=1, max_length=1)
     outputs: tuple[Tensor, ...] = Field(min_length=2, max_length=3)
@@ -195,9 +198,9 @@ class Calibration(_Strict):
     )
     promise: Promise | None = Field(None, description="null: too few good parts for any")
     escape_upper95: float | None = Field(None, ge=0, le=1, description="Clopper-Pearson bound of the escape")
-    backend: str = Field("", max_length=200, description="whose scores these are")
-    recipe: str = Field("", max_length=100)
-    camera: str = Field("", max_length=100)
+    backend: Line = Field("", max_length=200, description="whose scores these are")
+    recipe: Line = Field("", max_length=100)
+    camera: Line = Field("", max_length=100)
 
 
 _INPUT_LIMIT = 16_777_216  # values; 64 MiB of float32 per slot

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
-import stat
 import time
-import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
 
 from edgeqc.errors import PackageError
+from edgeqc.inference.arrays import UNPACKED_MOST_BYTES, read_arrays
+from edgeqc.inference.documents import from_json, from_yaml
+from edgeqc.inference.folder import MODEL_LIMIT_BYTES, TEXT_LIMIT_BYTES, read_file
 from edgeqc.inference.manifest import MAP, Backend, Calibration, Manifest, Precision, VariantName
 from edgeqc.inference.onnxfile import OnnxFault, survey
 from edgeqc.inference.signature import SIGNATURE, Signature, check_files, read_signature
 from edgeqc.inference.trust import Trust
 from edgeqc.ports import Engine, EngineIo, TensorSpec
-
-MODEL_LIMIT_BYTES: Final = 256 << 20
-"""Over ten times the largest model that fits a takt on such a box (12 MB); what the daemon's memory budget bears."""
-GOLDEN_LIMIT_BYTES: Final = 64 << 20
-FILES_MOST: Final = 64
-TEXT_LIMIT_BYTES: Final = 256 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -44,7 +35,7 @@ class Package:
     """The ONNX file that `digest` belongs to."""
     manifest: Manifest
     calibration: Calibration
-    golden: dict[str, NDArray[np.float32]]
+    golden: dict[str, NDArray[np.generic]]
     """`input.<name>` and `output.<name>`, each with the cases along axis 0."""
     golden_tolerance: float
     """How far the model's outputs may be from the golden ones."""
@@ -132,17 +123,17 @@ def load_package(folder: Path, *, trust: Trust | None = None) -> Package:
             raise PackageError(f"{folder / name}: SHA-256 is {found}, the manifest says {expected}")
         return content
 
-    manifest = _parse(Manifest, folder / "manifest.yaml", _yaml(folder, read("manifest.yaml", TEXT_LIMIT_BYTES)))
+    manifest = from_yaml(Manifest, folder / "manifest.yaml", read("manifest.yaml", TEXT_LIMIT_BYTES))
     model = _model(folder, "model.onnx", read, manifest.files.model)
     calibration = _calibration(folder, "calibration.json", read, manifest.files.calibration)
-    golden = read("golden.npz", GOLDEN_LIMIT_BYTES, manifest.files.golden)
+    golden = read("golden.npz", UNPACKED_MOST_BYTES, manifest.files.golden)
     package = Package(
         folder=folder,
         digest=hashlib.sha256(model).digest(),
         model=model,
         manifest=manifest,
         calibration=calibration,
-        golden=_arrays(folder / "golden.npz", golden, manifest),
+        golden=_golden(folder / "golden.npz", golden, manifest),
         golden_tolerance=manifest.golden_tolerance,
         signature=signature,
         vouched=vouched,
@@ -163,35 +154,6 @@ def load_package(folder: Path, *, trust: Trust | None = None) -> Package:
             variants={},
         )
     return package
-
-
-def read_whole(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, signature included. PackageError for folders and links in it, and for too much of it."""
-    if not folder.is_dir():
-        raise PackageError(f"{folder}: is no folder")
-    names = sorted(entry.name for entry in os.scandir(folder))
-    if len(names) > FILES_MOST:
-        raise PackageError(f"{folder}: {len(names)} files are over {FILES_MOST}")
-    return {name: read_file(folder / name, MODEL_LIMIT_BYTES) for name in names}
-
-
-def read_file(path: Path, limit: int) -> bytes:
-    """The whole of a regular file; PackageError for a link, a folder, a device, and for more than `limit` bytes."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as exc:
-        reason = "is a symbolic link" if path.is_symlink() else exc.strerror
-        raise PackageError(f"{path}: {reason}") from exc
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise PackageError(f"{path}: is not a regular file")
-        if status.st_size > limit:
-            raise PackageError(f"{path}: {status.st_size} bytes are over {limit}")
-        with open(descriptor, "rb", closefd=False) as file:
-            return file.read(limit)
-    finally:
-        os.close(descriptor)
 
 
 def check_golden(engine: Engine, package: Package) -> float:
@@ -242,7 +204,6 @@ def check_io(engine_io: EngineIo, package: Package) -> None:
 
 
 _GOLDEN_NS: Final = 30_000_000_000
-_Document = TypeVar("_Document", bound=BaseModel)
 
 
 def _tell(tensor: TensorSpec | None) -> str:
@@ -272,58 +233,13 @@ def _model(folder: Path, name: str, read: _Read, expected: str) -> bytes:
 
 
 def _calibration(folder: Path, name: str, read: _Read, expected: str) -> Calibration:
+    return from_json(Calibration, folder / name, read(name, TEXT_LIMIT_BYTES, expected))
+
+
+def _golden(path: Path, content: bytes, manifest: Manifest) -> dict[str, NDArray[np.generic]]:
+    expected = {f"input.{tensor.name}": (tensor.dtype, tensor.shape) for tensor in manifest.inputs}
+    expected |= {f"output.{tensor.name}": (tensor.dtype, tensor.shape) for tensor in manifest.outputs}
     try:
-        document = json.loads(read(name, TEXT_LIMIT_BYTES, expected))
-    except (ValueError, RecursionError) as exc:
-        raise PackageError(f"{folder / name}: {exc}") from exc
-    return _parse(Calibration, folder / name, document)
-
-
-def _yaml(folder: Path, content: bytes) -> object:
-    try:
-        document: object = yaml.safe_load(content)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as exc:
-        raise PackageError(f"{folder / 'manifest.yaml'}: {str(exc)[:500]}") from exc
-    return document
-
-
-def _parse(kind: type[_Document], path: Path, document: object) -> _Document:
-    try:
-        return kind.model_validate(document)
-    except ValidationError as exc:
-        lines = []
-        for fault in exc.errors(include_url=False):
-            where = ".".join(str(step) for step in fault["loc"]) or "whole file"
-            value = "" if fault["type"] in {"missing", "value_error"} else f"{str(fault['input'])[:80]}: "
-            lines.append(f"{path}: {where}: {value}{fault['msg']}")
-        raise PackageError("\n".join(lines)) from exc
-
-
-def _arrays(path: Path, content: bytes, manifest: Manifest) -> dict[str, NDArray[np.float32]]:
-    expected = {f"input.{tensor.name}": tensor.shape for tensor in manifest.inputs}
-    expected |= {f"output.{tensor.name}": tensor.shape for tensor in manifest.outputs}
-    try:
-        _bound(path, content)
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as exc:
+        return read_arrays(content, expected)
+    except ValueError as exc:
         raise PackageError(f"{path}: {exc}") from exc
-    if arrays.keys() != expected.keys():
-        raise PackageError(f"{path}: holds {sorted(arrays)}, must hold {sorted(expected)}")
-    cases = {len(array) if array.ndim else 0 for array in arrays.values()}
-    for name, array in arrays.items():
-        if array.dtype != np.float32 or array.shape[1:] != expected[name] or len(cases) != 1 or 0 in cases:
-            raise PackageError(
-                f"{path}: {name}: {array.dtype}{list(array.shape)}, must be float32[n, {expected[name]}]"
-            )
-        if not np.isfinite(array).all():
-            raise PackageError(f"{path}: {name}: has values that are not finite")
-    return arrays
-
-
-def _bound(path: Path, content: bytes) -> None:
-    """Refuse an archive that unpacks to more than the limit: a small file can hold gigabytes of zeros."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > GOLDEN_LIMIT_BYTES:
-        raise PackageError(f"{path}: unpacks to {unpacked} bytes, over {GOLDEN_LIMIT_BYTES}")

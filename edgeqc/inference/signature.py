@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from edgeqc.errors import PackageError
+from edgeqc.inference.documents import read_json
 
 SIGNATURE: Final = "signature.json"
 FILE_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -73,7 +74,7 @@ def sign(files: Mapping[str, bytes], key: Ed25519PrivateKey) -> bytes:
 def read_signature(path: Path, content: bytes) -> Signature:
     """Parse and check `signature.json` by itself: the signature is of the key and the hashes in it. PackageError."""
     try:
-        public, raw, hashes = _parsed(json.loads(content))
+        public, raw, hashes = _parsed(read_json(content))
         Ed25519PublicKey.from_public_bytes(public).verify(raw, _signed(hashes))
     except InvalidSignature as exc:
         raise PackageError(f"{path}: the signature is not of these hashes: it was changed after it was signed") from exc

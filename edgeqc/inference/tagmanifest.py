@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edgeqc.core.alarm import TripRule
 from edgeqc.core.deviation import DeviationModel, MonitorModel, Scale
-from edgeqc.inference.manifest import Sha256, Word
+from edgeqc.inference.manifest import Line, Lines, Sha256, Word
 
 MACHINES: Final = "machines"
 """Name of the network's batch axis, which the file leaves open."""
@@ -160,7 +160,7 @@ class Tag(_Strict):
 class TagTraining(_Strict):
     """Where the model came from."""
 
-    data: str = Field(max_length=500)
+    data: Line = Field(max_length=500)
     seed: int
     minutes: float = Field(ge=0)
     rows: int = Field(ge=0)
@@ -183,8 +183,8 @@ class TagManifest(_Strict):
     kind: Literal["tags"]
     name: Word
     version: Word
-    description: str = Field("", max_length=1000)
-    licence: str = Field(min_length=1, max_length=200)
+    description: Lines = Field("", max_length=1000)
+    licence: Line = Field(min_length=1, max_length=200)
     files: TagFiles
     tags: tuple[Tag, ...] = Field(min_length=1, max_length=MAX_TAGS)
     grid_ms: float = Field(ge=10, le=3_600_000, description="one row each; the model knows no other pace")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
 
 from edgeqc.errors import PackageError
+from edgeqc.inference.arrays import read_arrays
+from edgeqc.inference.documents import from_json, from_yaml
+from edgeqc.inference.folder import read_file
+from edgeqc.inference.onnxfile import OnnxFault, survey
 from edgeqc.inference.tagmanifest import TagCalibration, TagManifest
 
 _LIMIT_BYTES: Final = 16 << 20
@@ -31,7 +30,7 @@ class TagPackage:
     calibration: TagCalibration
     model: bytes | None
     """The ONNX file; None: the monitor alone."""
-    golden: dict[str, NDArray[np.float32]]
+    golden: dict[str, NDArray[np.generic]]
     """`tags` (rows, tags) scaled, `forecast` (rows, members, tags); empty without a network."""
 
     @property
@@ -47,13 +46,11 @@ class TagPackage:
 
 def load_tag_package(folder: Path) -> TagPackage:
     """Read and check a package folder. PackageError with file, value and limit; nothing is kept open."""
-    manifest = _parse(TagManifest, folder / "manifest.yaml", _yaml(folder / "manifest.yaml"))
+    path = folder / "manifest.yaml"
+    manifest = from_yaml(TagManifest, path, read_file(path, _LIMIT_BYTES))
     files = manifest.files
-    try:
-        text = json.loads(_verified(folder / "calibration.json", files.calibration))
-    except ValueError as exc:
-        raise PackageError(f"{folder / 'calibration.json'}: {exc}") from exc
-    calibration = _parse(TagCalibration, folder / "calibration.json", text)
+    path = folder / "calibration.json"
+    calibration = from_json(TagCalibration, path, _verified(path, files.calibration))
     count = len(manifest.tags)
     sizes = {
         len(calibration.level_usual),
@@ -62,69 +59,33 @@ def load_tag_package(folder: Path) -> TagPackage:
         len(calibration.monitor.scale.centre),
     }
     if sizes != {count}:
-        raise PackageError(f"{folder / 'calibration.json'}: is for {sorted(sizes)} tags, the manifest has {count}")
-    model = None if files.model is None else _verified(folder / "model.onnx", files.model)
-    golden = {} if files.golden is None else _arrays(folder / "golden.npz", files.golden, manifest)
+        raise PackageError(f"{path}: is for {sorted(sizes)} tags, the manifest has {count}")
+    model = None if files.model is None else _model(folder / "model.onnx", files.model)
+    golden = {} if files.golden is None else _golden(folder / "golden.npz", files.golden, manifest)
     return TagPackage(folder=folder, manifest=manifest, calibration=calibration, model=model, golden=golden)
 
 
-_Document = TypeVar("_Document", bound=BaseModel)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(_LIMIT_BYTES + 1)
-    except OSError as exc:
-        raise PackageError(f"{path}: {exc.strerror}") from exc
-    if len(content) > _LIMIT_BYTES:
-        raise PackageError(f"{path}: is over {_LIMIT_BYTES} bytes")
-    return content
-
-
 def _verified(path: Path, expected: str) -> bytes:
-    content = _read(path)
+    content = read_file(path, _LIMIT_BYTES)
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise PackageError(f"{path}: SHA-256 is {found}, the manifest says {expected}")
     return content
 
 
-def _yaml(path: Path) -> object:
-    try:
-        document: object = yaml.safe_load(_read(path))
-    except (yaml.YAMLError, UnicodeDecodeError) as exc:
-        raise PackageError(f"{path}: {str(exc)[:500]}") from exc
-    return document
-
-
-def _parse(kind: type[_Document], path: Path, document: object) -> _Document:
-    try:
-        return kind.model_validate(document)
-    except ValidationError as exc:
-        lines = []
-        for fault in exc.errors(include_url=False):
-            where = ".".join(str(step) for step in fault["loc"]) or "whole file"
-            lines.append(f"{path}: {where}: {fault['msg']}")
-        raise PackageError("\n".join(lines[:20])) from exc
-
-
-def _arrays(path: Path, digest: str, manifest: TagManifest) -> dict[str, NDArray[np.float32]]:
+def _model(path: Path, digest: str) -> bytes:
     content = _verified(path, digest)
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > _LIMIT_BYTES:
-            raise PackageError(f"{path}: unpacks to {unpacked} bytes, over {_LIMIT_BYTES}")
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            golden = {name: np.asarray(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as exc:
+        survey(content)
+    except OnnxFault as exc:
         raise PackageError(f"{path}: {exc}") from exc
-    rows = len(golden["tags"]) if "tags" in golden else 0
+    return content
+
+
+def _golden(path: Path, digest: str, manifest: TagManifest) -> dict[str, NDArray[np.generic]]:
     count = len(manifest.tags)
-    shapes = {"tags": (rows, count), "forecast": (rows, manifest.members, count)}
-    found = {name: array.shape for name, array in golden.items()}
-    finite = all(array.dtype == np.float32 and np.isfinite(array).all() for array in golden.values())
-    if found != shapes or not rows or not finite:
-        raise PackageError(f"{path}: holds {found}, must hold finite float32 {shapes}")
-    return golden
+    expected = {"tags": ("float32", (count,)), "forecast": ("float32", (manifest.members, count))}
+    try:
+        return read_arrays(_verified(path, digest), expected)
+    except ValueError as exc:
+        raise PackageError(f"{path}: {exc}") from exc

@@ -24,16 +24,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from edgeqc.errors import PackageError
+from edgeqc.inference.documents import to_yaml
+from edgeqc.inference.folder import TEXT_LIMIT_BYTES, read_file, read_files, read_whole
 from edgeqc.inference.manifest import VariantName
-from edgeqc.inference.package import (
-    FILES_MOST,
-    MODEL_LIMIT_BYTES,
-    TEXT_LIMIT_BYTES,
-    Package,
-    load_package,
-    read_file,
-    read_whole,
-)
+from edgeqc.inference.package import Package, load_package
 from edgeqc.inference.signature import SIGNATURE, public_pem, read_signature, sign
 from edgeqc.inference.trust import Trust
 
@@ -107,7 +101,7 @@ def with_variants(
     added, entries = _variants(variants)
     manifest["variants"] = {**manifest.get("variants", {}), **entries}
     files |= added
-    files["manifest.yaml"] = yaml.safe_dump(manifest, sort_keys=False, width=120).encode()
+    files["manifest.yaml"] = to_yaml(manifest)
     return replace_folder(out, files, key=key)
 
 
@@ -134,14 +128,19 @@ def read_folder(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in read_whole(folder).items() if name != SIGNATURE}
 
 
-def read_signed(folder: Path) -> dict[str, bytes]:
-    """The files that a package's signature lists, and it; all files of one that is not signed. PackageError."""
-    if not os.path.lexists(folder / SIGNATURE):
+def read_signed(folder: Path, trust: Trust) -> dict[str, bytes]:
+    """The files that a package's signature lists, and it; all files of one that is not signed. PackageError.
+
+    Whether anybody of the trust folder signed it is settled by `signature.json` alone, before the rest is read.
+    """
+    path = folder / SIGNATURE
+    if not os.path.lexists(path):
+        trust.vouch(folder, None)
         return read_whole(folder)
-    files = {SIGNATURE: read_file(folder / SIGNATURE, TEXT_LIMIT_BYTES)}
-    for name in list(read_signature(folder / SIGNATURE, files[SIGNATURE]).files)[:FILES_MOST]:
-        files[name] = read_file(folder / name, MODEL_LIMIT_BYTES)
-    return files
+    content = read_file(path, TEXT_LIMIT_BYTES)
+    signature = read_signature(path, content)
+    trust.vouch(folder, signature)
+    return {**read_files(folder, signature.files), SIGNATURE: content}
 
 
 def import_package(
@@ -201,7 +200,7 @@ def _files(contents: Contents) -> dict[str, bytes]:
         "files": {key: _sha256(files[name]) for key, name in hashes.items()},
         **({"variants": variants} if variants else {}),
     }
-    files["manifest.yaml"] = yaml.safe_dump(manifest, sort_keys=False, width=120).encode()
+    files["manifest.yaml"] = to_yaml(manifest)
     return files
 
 

@@ -168,7 +168,7 @@ def write_package(
         "classes": list(task.classes),
         "golden_tolerance": _TOLERANCE,
         "training": {
-            "data": origin.data,
+            "data": "".join(filter(str.isprintable, origin.data)),  # it holds a folder's name
             "seed": origin.seed,
             "minutes": round(origin.minutes, 1),
             "images": origin.images,

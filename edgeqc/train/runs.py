@@ -13,6 +13,7 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edgeqc.errors import EdgeqcError, PackageError
+from edgeqc.inference.documents import to_yaml
 from edgeqc.inference.engine import open_engine
 from edgeqc.inference.manifest import Backend, Calibration, Precision
 from edgeqc.inference.package import Package, check_golden, load_package
@@ -140,7 +141,7 @@ def recalibrated(run: Run, calibration: Calibration, *, out: Path, key: Ed25519P
     else:
         files[f"calibration.{variant}.json"] = document
         manifest["variants"][variant]["calibration"] = digest
-    files["manifest.yaml"] = yaml.safe_dump(manifest, sort_keys=False, width=120).encode()
+    files["manifest.yaml"] = to_yaml(manifest)
     return replace_folder(out, files, key=key)
 
 

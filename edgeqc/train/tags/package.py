@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from edgeqc.core import teach
 from edgeqc.core.deviation import DeviationModel, Floats, Scale
+from edgeqc.inference.documents import to_yaml
 from edgeqc.inference.onnxruntime import OnnxRuntimeEngine
 from edgeqc.inference.tagmanifest import FORECAST, HIDDEN, HIDDEN_NEXT, MACHINES, TAGS, AlarmNumbers, Promise
 from edgeqc.inference.tagpackage import TagPackage, load_tag_package
@@ -137,7 +137,7 @@ def write(
         "members": members,
         "hidden": hidden,
         "training": {
-            "data": draft.source[:500],
+            "data": "".join(filter(str.isprintable, draft.source))[:500],
             "seed": wishes.seed,
             "minutes": round((time.monotonic() - draft.began) / 60, 2),
             "rows": draft.rows,
@@ -145,7 +145,7 @@ def write(
             "states": list(wishes.states),
         },
     }
-    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest, sort_keys=False, width=120))
+    (folder / "manifest.yaml").write_bytes(to_yaml(manifest))
     return load_tag_package(folder)
 
 
