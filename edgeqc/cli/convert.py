@@ -84,7 +84,7 @@ def convert(  # noqa: PLR0917 - each is a switch of the command
     talk("The threshold is still the one of fp32: calibrate each precision on its own scores before it judges parts.")
 
 
-def _inputs(package: Package, images: Path | None, *, locate: bool) -> list[dict[str, NDArray[np.float32]]]:
+def _inputs(package: Package, images: Path | None, *, locate: bool) -> list[dict[str, NDArray[np.generic]]]:
     """What the engine would be given."""
     name = package.manifest.preprocess.input
     if images is None:
@@ -102,7 +102,7 @@ def _inputs(package: Package, images: Path | None, *, locate: bool) -> list[dict
     return found
 
 
-def _prepared(package: Package, images: Path, region: RegionSettings) -> Iterator[NDArray[np.float32]]:
+def _prepared(package: Package, images: Path, region: RegionSettings) -> Iterator[NDArray[np.generic]]:
     import cv2  # noqa: PLC0415 - heavy
     import numpy as np  # noqa: PLC0415 - heavy
 
@@ -119,7 +119,8 @@ def _prepared(package: Package, images: Path, region: RegionSettings) -> Iterato
         shape = (int(frame.shape[0]), int(frame.shape[1]))
         if shape not in by_shape:
             by_shape[shape] = Preprocess(package.manifest.preprocess, package.input_shape, shape, region)
-        target = np.zeros((1, 1, *package.input_shape), np.float32)
+        tensor = package.manifest.inputs[0]
+        target = np.zeros(tensor.shape, tensor.dtype)
         if by_shape[shape].into(np.asarray(frame, np.uint8), target).found:
             yield target
 

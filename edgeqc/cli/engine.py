@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from edgeqc.cli import convert, plans, signing
+from edgeqc.cli import convert, pixels, plans, signing
 from edgeqc.cli.console import emit, show, talk, tell
 from edgeqc.cli.exits import Exit
 from edgeqc.cli.signing import TrustOption
@@ -41,6 +41,7 @@ def application() -> typer.Typer:
     app.command("keygen")(signing.keygen)
     app.command("trust")(signing.trust)
     app.command("convert")(convert.convert)
+    app.command("pixels")(pixels.pixels)
     app.command("build")(plans.build)
     return app
 

@@ -27,6 +27,10 @@ class AdoptedBlocks:
         """Inputs may lie in there."""
         self._blocks.append(memory)
 
+    def forget(self) -> None:
+        """Hold none of them any more."""
+        self._blocks.clear()
+
     def check(self, name: str, array: NDArray[np.generic]) -> None:
         """EngineError where it lies elsewhere."""
         if not any(np.may_share_memory(block, array) for block in self._blocks):

@@ -61,7 +61,7 @@ class Tensor(_Strict):
     """One input or output as the ONNX must have it."""
 
     name: Line = Field(min_length=1, max_length=128)
-    dtype: Literal["float32"] = "float32"
+    dtype: Literal["float32", "uint8"] = "float32"
     shape: tuple[Side, ...] = Field(min_length=1, max_length=4)
 
 
@@ -149,16 +149,21 @@ class Manifest(_Strict):
     training: Training
     figures: Figures
 
+    @property
+    def takes_pixels(self) -> bool:
+        """Does the model read grey levels as the camera has them (uint8, [1, height, width, 1])?"""
+        return self.inputs[0].dtype == "uint8"
+
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """(height, width) of the image that the model reads."""
+        shape = self.inputs[0].shape
+        return (shape[1], shape[2]) if self.takes_pixels else (shape[2], shape[3])
+
     @model_validator(mode="after")
     def _tensors(self) -> Self:
-        faults = []
-        image = self.inputs[0]
-        if image.name != self.preprocess.input:
-            faults.append(f"preprocess.input: {self.preprocess.input} is no input; the model has {image.name}")
-        if len(image.shape) != 4 or image.shape[:2] != (1, 1):  # noqa: PLR2004 - batch, channel, height, width
-            faults.append(f"inputs[0].shape: {list(image.shape)} is not [1, 1, height, width]")
-        if prod(image.shape) > _INPUT_LIMIT:
-            faults.append(f"inputs[0].shape: {prod(image.shape)} values are over {_INPUT_LIMIT}")
+        faults = self._image_faults()
+        faults += [f"outputs.{t.name}.dtype: {t.dtype} is not float32" for t in self.outputs if t.dtype != "float32"]
         shapes = {tensor.name: tensor.shape for tensor in self.outputs}
         if len(shapes) < len(self.outputs) or not {SCORE, MAP} <= set(shapes) <= {SCORE, MAP, KIND}:
             faults.append(f"outputs: {', '.join(t.name for t in self.outputs)}; must be score, map and, at will, kind")
@@ -166,7 +171,7 @@ class Manifest(_Strict):
             cells = shapes[MAP]
             if shapes[SCORE] != (1,):
                 faults.append(f"outputs.score.shape: {list(shapes[SCORE])} is not [1]")
-            if len(cells) != 4 or cells[:2] != (1, 1):  # noqa: PLR2004 - batch, channel, height, width
+            if len(cells) != _IMAGE_RANK or cells[:2] != (1, 1):
                 faults.append(f"outputs.map.shape: {list(cells)} is not [1, 1, height, width]")
             elif KIND in shapes and shapes[KIND] != (1, len(self.classes), *cells[2:]):
                 faults.append(f"outputs.kind.shape: {list(shapes[KIND])} is not {[1, len(self.classes), *cells[2:]]}")
@@ -175,6 +180,22 @@ class Manifest(_Strict):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _image_faults(self) -> list[str]:
+        faults = []
+        image = self.inputs[0]
+        if image.name != self.preprocess.input:
+            faults.append(f"preprocess.input: {self.preprocess.input} is no input; the model has {image.name}")
+        if self.takes_pixels:
+            if len(image.shape) != _IMAGE_RANK or (image.shape[0], image.shape[-1]) != (1, 1):
+                faults.append(f"inputs[0].shape: {list(image.shape)} is not [1, height, width, 1], as uint8 has it")
+            if (self.preprocess.normalise, self.preprocess.gain, self.preprocess.offset) != (Normalise.LINEAR, 1, 0):
+                faults.append("preprocess: uint8 is given as it is: normalise must be linear, gain 1 and offset 0")
+        elif len(image.shape) != _IMAGE_RANK or image.shape[:2] != (1, 1):
+            faults.append(f"inputs[0].shape: {list(image.shape)} is not [1, 1, height, width]")
+        if prod(image.shape) > _INPUT_LIMIT:
+            faults.append(f"inputs[0].shape: {prod(image.shape)} values are over {_INPUT_LIMIT}")
+        return faults
 
 
 class Promise(_Strict):
@@ -203,4 +224,6 @@ class Calibration(_Strict):
     camera: Line = Field("", max_length=100)
 
 
+_IMAGE_RANK = 4
+"""Batch, channel, height, width."""
 _INPUT_LIMIT = 16_777_216  # values; 64 MiB of float32 per slot

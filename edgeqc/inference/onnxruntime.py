@@ -100,8 +100,11 @@ class OnnxRuntimeEngine:
 
     def close(self) -> None:
         """Free the session; the slots' views stay readable but nothing writes them any more."""
+        for slot in self._slots:
+            slot.drop()
         self._free.clear()
         self._slots.clear()
+        self._adopted.forget()
         self._session = None
 
     def _own(self, slot: EngineSlot) -> _Slot:
@@ -214,6 +217,10 @@ class _Slot:
     def _read(self, name: str, array: NDArray[np.generic]) -> None:
         for binding in {id(b): b for b in (self._binding, self._next_binding)}.values():
             binding.bind_ortvalue_input(name, self._ort.OrtValue.ortvalue_from_numpy(array))
+
+    def drop(self) -> None:
+        self._pointed.clear()
+        self._binding = self._next_binding = None
 
     def cancel(self) -> None:
         if self._running:

@@ -108,6 +108,7 @@ class OpenVinoEngine:
             slot.drop()
         self._free.clear()
         self._slots.clear()
+        self._adopted.forget()
         self._compiled = None
 
     def _own(self, slot: EngineSlot) -> _Slot:
@@ -232,6 +233,7 @@ class _Slot:
             request.set_tensor(name, self._ov.Tensor(array, shared_memory=True))
 
     def drop(self) -> None:
+        self._pointed.clear()
         self._request = self._next_request = None
 
 

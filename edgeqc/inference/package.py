@@ -91,7 +91,7 @@ class Package:
     @property
     def input_shape(self) -> tuple[int, int]:
         """(height, width) of the image that the model reads."""
-        return self.manifest.inputs[0].shape[2], self.manifest.inputs[0].shape[3]
+        return self.manifest.input_shape
 
     @property
     def map_shape(self) -> tuple[int, int]:

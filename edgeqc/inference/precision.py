@@ -60,7 +60,7 @@ def to_fp16(model: bytes) -> bytes:
 
 
 def to_int8(
-    model: bytes, inputs: Sequence[Mapping[str, NDArray[np.float32]]], *, told: Any = lambda _count: None
+    model: bytes, inputs: Sequence[Mapping[str, NDArray[np.generic]]], *, told: Any = lambda _count: None
 ) -> Quantised:
     """Calibrate on these inputs (prepared as the engine gets them), and write both Q/DQ files.
 
@@ -136,7 +136,7 @@ def _prepared(onnx: Any, model: bytes, folder: Path) -> Path:
     return out
 
 
-def _ranges(prepared: Path, inputs: Sequence[Mapping[str, NDArray[np.float32]]], folder: Path, told: Any) -> Any:
+def _ranges(prepared: Path, inputs: Sequence[Mapping[str, NDArray[np.generic]]], folder: Path, told: Any) -> Any:
     """Least and largest value of every tensor that is to be quantised: one calibration for both files."""
     from onnxruntime.quantization.calibrate import (  # noqa: PLC0415 - needs onnx
         CalibrationDataReader,
@@ -150,7 +150,7 @@ def _ranges(prepared: Path, inputs: Sequence[Mapping[str, NDArray[np.float32]]],
         def __init__(self) -> None:
             self._count = 0
 
-        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        def get_next(self) -> dict[str, NDArray[np.generic]] | None:
             if self._count == len(inputs):
                 return None
             self._count += 1

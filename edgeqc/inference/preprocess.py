@@ -74,14 +74,13 @@ class Preprocess:
         )
 
     def into(self, pixels: NDArray[np.uint8], target: NDArray[np.generic]) -> Placement:
-        """Write the region of a (height, width) Mono8 frame into `target`, (1, 1, h, w) float32.
+        """Write the region of a (height, width) Mono8 frame into `target`: (1, 1, h, w) float32, (1, h, w, 1) uint8.
 
         Returns where it went; where no part is found, `target` is left as it was. EngineError on a wrong shape.
         """
         if pixels.shape != self._frame_shape:
             raise EngineError(f"frame of {pixels.shape} where {self._frame_shape} was said")
-        if target.shape != (1, 1, *self._input_shape) or target.dtype != np.float32:
-            raise EngineError(f"engine input is {target.dtype}{target.shape}, not float32{(1, 1, *self._input_shape)}")
+        levels = self._levels_of(target)
         box = self._fixed if self._locator is None else self._locator.find(pixels)
         if box is None:
             return Placement(found=False, frame_shape=self._frame_shape)
@@ -91,12 +90,43 @@ class Preprocess:
             slice(placement.left, placement.left + placement.width),
         )
         x, y, width, height = box
-        inside = self._canvas[area]
+        canvas = self._canvas if levels is None else levels
+        inside = canvas[area]
         self._shrink(pixels[y : y + height, x : x + width], inside)
         mean = max(1.0, cv2.mean(inside)[0])
-        self._surround(area, round(mean) if self._spec.fill == "mean" else self._spec.fill)
-        cv2.LUT(self._canvas, self._lookup(mean), dst=target[0, 0])
+        fill = round(mean) if self._spec.fill == "mean" else self._spec.fill
+        if levels is not None:
+            _surround(canvas, area, fill)
+            return placement
+        if (area, fill) != self._filled:
+            _surround(canvas, area, fill)
+            self._filled = (area, fill)
+        cv2.LUT(canvas, self._lookup(mean), dst=target[0, 0])
         return placement
+
+    def in_place(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Placement] | None:
+        """The frame's own memory as a (1, h, w, 1) input, where the region is just that; else None.
+
+        That is: a fixed or whole region of the input's size, over the whole width of the frame, so that its rows follow
+        one another, and in frames as they were said.
+        """
+        if self._locator is not None or pixels.shape != self._frame_shape or not pixels.flags.c_contiguous:
+            return None
+        x, y, width, height = self._fixed
+        placement = self._place(*self._fixed)
+        if x or width != self._frame_shape[1] or (placement.height, placement.width) != (height, width):
+            return None
+        if (height, width) != self._input_shape:
+            return None
+        return pixels[y : y + height].reshape(1, height, width, 1), placement
+
+    def _levels_of(self, target: NDArray[np.generic]) -> NDArray[np.uint8] | None:
+        """The plane of a target that takes grey levels; None for one that takes numbers."""
+        if target.dtype == np.uint8 and target.shape == (1, *self._input_shape, 1):
+            return np.asarray(target[0, :, :, 0], np.uint8)
+        if target.dtype != np.float32 or target.shape != (1, 1, *self._input_shape):
+            raise EngineError(f"engine input is {target.dtype}{target.shape}, not float32{(1, 1, *self._input_shape)}")
+        return None
 
     def _place(self, x: int, y: int, width: int, height: int) -> Placement:
         rows, columns = self._input_shape
@@ -128,21 +158,20 @@ class Preprocess:
             source = smaller
         cv2.resize(source, target.shape[::-1], dst=target, interpolation=cv2.INTER_LINEAR)
 
-    def _surround(self, area: tuple[slice, slice], level: int) -> None:
-        if (area, level) == self._filled:
-            return
-        rows, columns = area
-        self._canvas[: rows.start] = level
-        self._canvas[rows.stop :] = level
-        self._canvas[rows, : columns.start] = level
-        self._canvas[rows, columns.stop :] = level
-        self._filled = (area, level)
-
     def _lookup(self, mean: float) -> NDArray[np.float32]:
         if self._spec.normalise is Normalise.MEAN:
             np.multiply(self._levels, np.float32(1 / mean), out=self._table)
             self._table += np.float32(self._spec.offset)
         return self._table
+
+
+def _surround(canvas: NDArray[np.uint8], area: tuple[slice, slice], level: int) -> None:
+    """Fill what is around the area."""
+    rows, columns = area
+    canvas[: rows.start] = level
+    canvas[rows.stop :] = level
+    canvas[rows, : columns.start] = level
+    canvas[rows, columns.stop :] = level
 
 
 class Locator:

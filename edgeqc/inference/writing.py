@@ -52,7 +52,7 @@ class Contents:
     model: bytes
     """ONNX, static shapes, all weights inside."""
     calibration: Mapping[str, Any]
-    golden: Mapping[str, NDArray[np.float32]]
+    golden: Mapping[str, NDArray[np.generic]]
     """`input.<name>` and `output.<name>`, the cases along axis 0."""
     variants: Mapping[VariantName, VariantFiles] = field(default_factory=dict)
     extra: Mapping[str, bytes] = field(default_factory=dict)

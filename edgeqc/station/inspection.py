@@ -14,8 +14,9 @@ from edgeqc.inference.choice import choose
 from edgeqc.inference.engine import open_engine
 from edgeqc.inference.judge import Judge, map_shape
 from edgeqc.inference.package import Package, check_golden, load_package
-from edgeqc.inference.preprocess import Preprocess
+from edgeqc.inference.preprocess import Placement, Preprocess
 from edgeqc.inference.trust import Trust
+from edgeqc.ports import EngineSlot
 from edgeqc.settings import CameraBase, GpuSettings, RecipeSettings
 from edgeqc.station.part import Part
 
@@ -54,6 +55,8 @@ class Inspection:
         self._preprocess = Preprocess(self.package.manifest.preprocess, self.package.input_shape, shape, recipe.region)
         self._judge = Judge(self.package)
         self._input = self.engine.io.inputs[0].name
+        self._frames: NDArray[np.uint8] | None = None
+        """The memory of all frames, where the engine may read them in it."""
         self._sample = np.zeros(shape, np.uint8)
         """A real frame, copied once, for rehearsals."""
         self._has_sample = False
@@ -72,7 +75,7 @@ class Inspection:
         """
         slot = self.engine.acquire()
         try:
-            placement = self._preprocess.into(pixels, slot.input(self._input))
+            placement = self._prepare(slot, pixels)
             part.prepared_ns = time.monotonic_ns()
             if not placement.found:
                 return False
@@ -91,6 +94,13 @@ class Inspection:
         finally:
             slot.release()
 
+    def adopt(self, memory: NDArray[np.uint8]) -> bool:
+        """Show the engine the memory that frames will lie in; False where it cannot read them in place."""
+        adopted = self.engine.adopt(memory)
+        if adopted and self.package.manifest.takes_pixels:
+            self._frames = memory
+        return adopted
+
     def take_sample(self, pixels: NDArray[np.uint8]) -> None:
         """Keep a copy of the first frame that it is given, for rehearsals."""
         if not self._has_sample:
@@ -101,6 +111,16 @@ class Inspection:
         """Do all of `inspect` on the sample, so that caches and clocks are as they are under load."""
         self.inspect(part, self._sample, self._scratch_map)
 
+    def _prepare(self, slot: EngineSlot, pixels: NDArray[np.uint8]) -> Placement:
+        """Give the engine the frame: where it is, if its model takes it as it is, else by one write."""
+        if self._frames is not None and np.may_share_memory(self._frames, pixels):
+            found = self._preprocess.in_place(pixels)
+            if found is not None:
+                slot.point(self._input, found[0])
+                return found[1]
+        return self._preprocess.into(pixels, slot.input(self._input))
+
     def close(self) -> None:
         """Free the engine."""
+        self._frames = None
         self.engine.close()

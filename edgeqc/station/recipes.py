@@ -118,7 +118,7 @@ class Recipes:
 
     def adopt(self, memory: NDArray[np.uint8]) -> bool:
         """Show all engines the memory that frames will lie in; False where one cannot read them in place."""
-        adopted = [inspection.engine.adopt(memory) for inspection in self._inspections.values()]
+        adopted = [inspection.adopt(memory) for inspection in self._inspections.values()]
         return all(adopted)
 
     def close(self) -> None:

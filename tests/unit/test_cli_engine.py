@@ -216,10 +216,30 @@ def test_convert_calibrates_on_frames(edgeqc_, site):
     assert (code == 0) == ("written" in out)
 
 
+def test_pixels_makes_a_package_that_reads_frames_as_they_are(edgeqc_, site):
+    code, _, err = edgeqc_("pixels", site, "--out", "box/pixels/1")
+    assert code == Exit.PACKAGE
+    assert "preprocess.fill: mean" in err
+    text = (site / "manifest.yaml").read_text()
+    (site / "manifest.yaml").write_text(text.replace("fill: 0", "fill: mean"))
+    edgeqc_("sign", site, "--key", "desk/quality.key")
+    code, out, err = edgeqc_("pixels", site, "--out", "box/pixels/1", "--key", "desk/quality.key")
+    assert code == 0, err
+    assert "reads 256x256 pixels, off the golden outputs by" in out
+    code, out, err = edgeqc_("convert", "box/pixels/1", "--key", "desk/quality.key")
+    assert code == 0, err
+    package = load_package(Path("box/pixels/1"))
+    assert package.manifest.takes_pixels
+    assert "fp16" in package.variants
+    assert package.variants["fp16"].io == package.io
+    code, out, err = edgeqc_("verify", "box/pixels/1", "--trust", "box/trust", "--backend", "openvino")
+    assert code == 0, err
+
+
 def test_help_reads_like_a_tool(edgeqc_):
     code, out, _ = edgeqc_("--help")
     assert code == 0
-    for command in ("list", "show", "verify", "import", "sign", "keygen", "trust", "convert"):
+    for command in ("list", "show", "verify", "import", "sign", "keygen", "trust", "convert", "pixels", "build"):
         assert command in out
         code, text, _ = edgeqc_(command, "--help")
         assert code == 0

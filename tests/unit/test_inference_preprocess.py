@@ -223,3 +223,61 @@ def test_box_of_the_input_comes_back_as_frame_pixels():
     assert placement.to_frame(18, 26, 28, 36) == (120, 60, 20, 20)
     assert placement.to_frame(0, 0, 96, 64) == (100, 40, 160, 80)
     assert placement.to_frame(0, 0, 4, 4) == (100, 40, 1, 1)
+
+
+PIXELS = Preprocessing(gain=1.0, offset=0.0)
+
+
+@pytest.mark.parametrize("region", [RegionSettings(), _box(17, 33, 201, 155), _box(3, 5, 40, 30)])
+@pytest.mark.parametrize("fill", [0, 40, "mean"])
+def test_grey_levels_are_written_as_they_are_and_the_surround_each_time(region, fill):
+    spec = Preprocessing(gain=1.0, offset=0.0, fill=fill)
+    placement, numbers = _into(_noise(FRAME), spec, region)
+    preprocess = Preprocess(spec, INPUT, FRAME, region)
+    for _slot in range(2):  # each slot's memory has another past
+        target = np.random.default_rng(_slot).integers(0, 256, (1, *INPUT, 1), dtype=np.uint8)
+        assert preprocess.into(_noise(FRAME), target) == placement
+        np.testing.assert_array_equal(target[0, :, :, 0], numbers)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, *INPUT), (1, *INPUT), (1, *INPUT[::-1], 1)])
+def test_target_of_pixels_in_another_shape_is_refused(shape):
+    with pytest.raises(EngineError, match="engine input is uint8"):
+        Preprocess(PIXELS, INPUT, FRAME, RegionSettings()).into(_noise(FRAME), np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("region", "input_shape"),
+    [(RegionSettings(), FRAME), (_box(0, 0, 320, 240), FRAME), (_box(0, 40, 320, 64), (64, 320))],
+)
+def test_region_that_is_the_input_is_found_in_place(region, input_shape):
+    pixels = _noise(FRAME)
+    preprocess = Preprocess(PIXELS, input_shape, FRAME, region)
+    view, placement = preprocess.in_place(pixels)
+    assert np.shares_memory(view, pixels)
+    assert (view.shape, view.flags.c_contiguous) == ((1, *input_shape, 1), True)
+    target = np.zeros(view.shape, np.uint8)
+    assert preprocess.into(pixels, target) == placement
+    np.testing.assert_array_equal(view, target)
+
+
+@pytest.mark.parametrize(
+    ("region", "input_shape", "spec"),
+    [
+        (RegionSettings(), INPUT, PIXELS),
+        (RegionSettings(mode=RegionMode.LOCATE), FRAME, PIXELS),
+        (_box(0, 0, 300, 240), (240, 300), PIXELS),
+        (_box(20, 0, 300, 240), (240, 300), PIXELS),
+        (RegionSettings(), FRAME, Preprocessing(gain=1.0, offset=0.0, max_scale=0.5)),
+        (_box(0, 0, 320, 120), FRAME, PIXELS),
+        (_box(0, 0, 320, 120), FRAME, Preprocessing(gain=1.0, offset=0.0, fit=Fit.STRETCH)),
+    ],
+)
+def test_region_that_has_to_be_resized_moved_or_found_is_not_in_place(region, input_shape, spec):
+    assert Preprocess(spec, input_shape, FRAME, region).in_place(_noise(FRAME)) is None
+
+
+def test_frame_with_gaps_or_of_another_size_is_not_in_place():
+    preprocess = Preprocess(PIXELS, FRAME, FRAME, RegionSettings())
+    assert preprocess.in_place(_noise((FRAME[0], 2 * FRAME[1]))[:, ::2]) is None
+    assert preprocess.in_place(_noise((FRAME[0] - 1, FRAME[1]))) is None

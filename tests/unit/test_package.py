@@ -264,6 +264,9 @@ def test_calibration_that_makes_no_sense_is_refused(folder, calibration, match):
         (lambda m: m["outputs"].pop(), "classes: 4 need an output named kind"),
         (lambda m: m["preprocess"].update(gain=float("inf")), r"preprocess\.gain: inf: .*finite"),
         (lambda m: m.update(name="../evil"), r"name: \.\./evil: "),
+        (lambda m: m["inputs"][0].update(dtype="uint8"), r"is not \[1, height, width, 1\].*gain 1 and offset 0"),
+        (lambda m: m["inputs"][0].update(shape=[256]), r"inputs\[0\]\.shape: \[256\] is not"),
+        (lambda m: m["outputs"][0].update(dtype="uint8"), r"outputs\.score\.dtype: uint8 is not float32"),
     ],
 )
 def test_manifest_that_makes_no_sense_is_refused(folder, change, match):

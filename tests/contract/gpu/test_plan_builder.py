@@ -5,6 +5,7 @@ are strongly typed, and that each mistake becomes our error with its reason.
 """
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from gpumodels import HIDDEN, WIDTH, cell, cnn, gru, mixed, unknown
 from edgeqc.errors import PackageError
 from edgeqc.inference import precision
 from edgeqc.inference.package import load_package
+from edgeqc.inference.pixels import with_pixels
 from edgeqc.inference.tensorrt.build import BuildOptions, build_plan, shapes_of
 
 # TensorRT for RTX says so of its timing cache, which it takes and does not use
@@ -53,6 +55,15 @@ def test_quantised_file_of_a_shipped_package_builds(trt):
     package = _package()
     inputs = [{"image": package.golden["input.image"][0]}]
     plan, _ = build_plan(trt, precision.to_int8(package.model, inputs).tensorrt, BuildOptions())
+    assert len(plan) > 1000
+
+
+def test_shipped_net_behind_its_own_preprocessing_builds(trt):
+    package = _package()
+    spec = package.manifest.preprocess.model_copy(update={"fill": "mean"})
+    mean = replace(package, manifest=package.manifest.model_copy(update={"preprocess": spec}))
+    contents = with_pixels(mean)
+    plan, _ = build_plan(trt, contents.model, BuildOptions(shapes={"pixels": (1, 256, 256, 1)}))
     assert len(plan) > 1000
 
 
