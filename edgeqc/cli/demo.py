@@ -16,7 +16,7 @@ import typer
 
 from edgeqc.cli.console import talk
 from edgeqc.cli.exits import Exit
-from edgeqc.errors import EdgeqcError
+from edgeqc.errors import EdgeqcError, PeerTimeoutError
 
 if TYPE_CHECKING:
     from edgeqc.cli.demomachine import DemoMachine
@@ -185,7 +185,7 @@ def _watch(plc: SimPlc, show: Callable[[], None], *, timeout_s: float) -> dict[s
         show()
         try:
             return plc.wait_done(_FRAME_S)
-        except RuntimeError:
+        except PeerTimeoutError:
             if time.monotonic() > until:
                 raise
 
@@ -208,6 +208,7 @@ def _collect(line: SimLine, row: Row, summary: dict[str, Any]) -> dict[str, Any]
         counters=counters,
         camera=line.plan.camera,
         backend=backend,
+        stalls=line.stalls(),
     )
 
 
@@ -266,6 +267,7 @@ def _show_report(found: dict[str, Any], plan: Plan) -> None:
         [
             *((name, str(found[name])) for name in ("triggers", "verdicts", "pass", "reject", "fail_safe", "late")),
             *((name, str(found[name])) for name in ("unaccounted", "duplicates", "plc_mismatch", "frames_bad")),
+            ("not judged: the box stood still", str(found["stalled"])),
             *((name, str(found[name])) for name in ("archive_rows", "mqtt_received", "mqtt_duplicates")),
             ("defects rejected / passed", f"{confusion['tp']} / {confusion['fn']}"),
             ("good parts passed / rejected", f"{confusion['tn']} / {confusion['fp']}"),

@@ -21,6 +21,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edgeqc.errors import EdgeqcError, PeerError, PeerTimeoutError
+from edgeqc.sim.peer import Peer
 
 _START_S: Final = 10.0
 _SUBSCRIBE_S: Final = 10.0
@@ -43,7 +44,7 @@ def mosquitto_path() -> str | None:
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/opt/mosquitto/sbin")
 
 
-class SimBroker:
+class SimBroker(Peer):
     """A broker of our own, on one port for its whole life; start it, kill it, hang it, start it again."""
 
     def __init__(
@@ -67,6 +68,7 @@ class SimBroker:
         Raises:
             EdgeqcError: mosquitto is not installed.
         """
+        super().__init__("the MQTT broker")
         path = mosquitto_path()
         if path is None:
             raise EdgeqcError(_HELP)
@@ -75,57 +77,41 @@ class SimBroker:
         self._folder = Path(self._temporary.name) if self._temporary is not None else folder or Path()
         self._folder.mkdir(parents=True, exist_ok=True)
         self.port = _free_port()
-        self._process: subprocess.Popen[bytes] | None = None
         self._config = self._folder / "mosquitto.conf"
         self._log = self._folder / "mosquitto.log"
         self._config.write_text("\n".join(self._lines(users, acl, tls, options)) + "\n")
 
-    def start(self) -> None:
-        """Start and wait until it listens. EdgeqcError with mosquitto's own words if it does not."""
+    def command(self) -> list[str]:
+        """Mosquitto, with a configuration of its own."""
+        return [self._program, "-c", str(self._config)]
+
+    def begin(self) -> None:
+        """Start it, its words into its log."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own configuration
-                [self._program, "-c", str(self._config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
+
+    def ready(self) -> None:
+        """Return once it listens; PeerError with mosquitto's own words if it does not."""
         until_s = time.monotonic() + _START_S
-        while time.monotonic() < until_s and self._process.poll() is None:
+        while time.monotonic() < until_s and self.process.poll() is None:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
             except OSError:
                 time.sleep(0.02)
             else:
                 return
-        words = self._log.read_text(errors="replace")[-1000:]
         self.kill()
-        raise EdgeqcError(f"mosquitto did not start: {words}")
-
-    def kill(self) -> None:
-        """Gone without a word; when it starts again it knows what `save` wrote."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> None:
-        """End it as an administrator would."""
-        self._end(signal.SIGTERM)
-
-    def freeze(self) -> None:
-        """It keeps its connections and answers nothing (SIGSTOP)."""
-        self._signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """It goes on where it hung."""
-        self._signal(signal.SIGCONT)
+        raise PeerError(self._name, f"did not start: {self._log.read_text(errors='replace')[-200:]}")
 
     def save(self) -> None:
         """Have it write sessions and retained messages to its disk, as plants' brokers do now and then."""
         before = self._saved()
-        self._signal(signal.SIGUSR1)
+        self.process.send_signal(signal.SIGUSR1)
         until_s = time.monotonic() + _START_S
         while self._saved() == before and time.monotonic() < until_s:
             time.sleep(0.02)
-
-    @property
-    def pid(self) -> int | None:
-        """Of the running broker."""
-        return self._process.pid if self._process is not None else None
 
     def close(self) -> None:
         """Kill it and delete its temporary files."""
@@ -133,38 +119,11 @@ class SimBroker:
         if self._temporary is not None:
             self._temporary.cleanup()
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except EdgeqcError:
-            self.close()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _saved(self) -> int:
         try:
             return (self._folder / "mosquitto.db").stat().st_mtime_ns
         except FileNotFoundError:
             return 0
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(number)
-
-    def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.send_signal(number)
-        process.send_signal(signal.SIGCONT)  # a stopped process does not die of SIGTERM
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(5)
 
     def _lines(
         self, users: dict[str, str] | None, acl: str | None, tls: BrokerTls | None, options: tuple[str, ...]

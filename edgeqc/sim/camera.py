@@ -6,138 +6,83 @@
 from __future__ import annotations
 
 import argparse
-import os
 import random
-import select
-import signal
-import subprocess
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import numpy as np
 
 from edgeqc.cores import real_time
-from edgeqc.errors import EdgeqcError
+from edgeqc.errors import PeerError
 from edgeqc.sim.gige import GigeServer
+from edgeqc.sim.peer import Peer
 from edgeqc.sim.stage import Stage
 
 HARDWARE_PRIORITY: Final = 10
 """SCHED_FIFO, where allowed: below the station's threads, above everything else."""
-START_S: Final = 20.0
-"""Python and numpy take a second to start on an idle core, more on a busy one."""
-STOP_S: Final = 5.0
 TRIES: Final = 20
 """Loopback addresses tried before giving up; one in 16,000 is taken per camera that runs."""
 _TAKEN: Final = 75
 """Exit code: another camera listens at this address."""
 
 
-class SimCamera:
-    """The process from outside: start, stop, kill, freeze. Picks a free loopback address of its own."""
+class SimCamera(Peer):
+    """The process from outside. Picks a free loopback address of its own, and keeps it."""
 
     def __init__(self, images: Path, stage: Path, *, address: str | None = None, first_frame_id: int = 1) -> None:
         """Prepare only; `images`: .npy, (n, height, width) uint8."""
+        super().__init__("the simulated camera")
         self._images, self._stage, self._first_id = images, stage, first_frame_id
-        self._address = address
-        self._process: subprocess.Popen[bytes] | None = None
+        self._kept = address
+        self._address = address or _some_address()
 
     @property
     def address(self) -> str:
         """Where it listens; known from the first start on."""
-        if self._address is None:
-            raise EdgeqcError("the camera has not been started")
-        return self._address
+        if self._kept is None:
+            raise PeerError(self._name, "has not been started")
+        return self._kept
 
-    @property
-    def pid(self) -> int:
-        """Of the running process."""
-        if self._process is None:
-            raise EdgeqcError("the camera does not run")
-        return self._process.pid
+    def command(self) -> list[str]:
+        """This module, at the address of the last time where there was one."""
+        words = [sys.executable, "-m", "edgeqc.sim.camera", "--address", self._address, "--with-parent"]
+        return [
+            *words,
+            "--images",
+            str(self._images),
+            "--stage",
+            str(self._stage),
+            "--first-frame-id",
+            str(self._first_id),
+        ]
 
-    def start(self) -> None:
-        """Start, or start again at the same address; returns when it answers. EdgeqcError where it does not."""
-        if self._process is not None:
-            raise EdgeqcError("the camera runs already")
-        if self._address is not None:
-            if not self._started(self._address):
-                raise EdgeqcError(f"another camera listens at {self._address}")
-            return
+    def told_ready(self, words: list[str]) -> None:
+        """It has the address."""
+        self._kept = words[0]
+
+    def ready(self) -> None:
+        """Return once it answers; where the address is taken, and nobody depends on it yet, another is tried."""
         for _ in range(TRIES):
-            # 127/8 is this box on Linux without any set-up; not 127.0.0.x, which people use by hand
-            address = f"127.{random.randrange(64, 128)}.{random.randrange(256)}.{random.randrange(1, 255)}"
-            if self._started(address):
-                self._address = address
+            process = self.process
+            try:
+                super().ready()
+            except PeerError:
+                if self._kept is not None or process.returncode != _TAKEN:
+                    raise PeerError(
+                        self._name, f"did not start at {self._address} (exit code {process.returncode})"
+                    ) from None
+                self._address = _some_address()
+                self.begin()
+            else:
                 return
-        raise EdgeqcError("no free loopback address for a camera")
+        self.kill()
+        raise PeerError(self._name, "found no free loopback address")
 
-    def kill(self) -> None:
-        """End it as a pulled plug does (SIGKILL)."""
-        if self._process is not None:
-            self._process.kill()
-            self._reap()
 
-    def freeze(self) -> None:
-        """Freeze it (SIGSTOP): silent like a pulled cable."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Let it go on."""
-        os.kill(self.pid, signal.SIGCONT)
-
-    def stop(self) -> None:
-        """End it in order; killed where it does not go."""
-        process = self._process
-        if process is None:
-            return
-        process.send_signal(signal.SIGCONT)
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        self._reap()
-
-    def __enter__(self) -> Self:
-        """Start it."""
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop it."""
-        self.stop()
-
-    def _started(self, address: str) -> bool:
-        """Start at `address`; False where it is taken."""
-        words = [sys.executable, "-m", "edgeqc.sim.camera", "--address", address, "--with-parent"]
-        words += ["--images", str(self._images), "--stage", str(self._stage), "--first-frame-id", str(self._first_id)]
-        self._process = subprocess.Popen(  # noqa: S603 - this very package
-            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert self._process.stdout is not None  # noqa: S101 - PIPE was asked for
-        ready, _, _ = select.select([self._process.stdout], [], [], START_S)
-        if ready and self._process.stdout.readline().startswith(b"READY"):
-            return True
-        self._process.kill()
-        code = self._process.returncode if self._process.poll() is not None else self._process.wait()
-        self._reap()
-        if code == _TAKEN:
-            return False
-        raise EdgeqcError(f"the simulated camera at {address} did not start (exit code {code})")
-
-    def _reap(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
+def _some_address() -> str:
+    """127/8 is this box on Linux without any set-up; not 127.0.0.x, which people use by hand."""
+    return f"127.{random.randrange(64, 128)}.{random.randrange(256)}.{random.randrange(1, 255)}"
 
 
 def main() -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TypeVar
 
 import cv2
 import numpy as np
@@ -32,8 +32,10 @@ from edgeqc.sim.camera import SimCamera
 from edgeqc.sim.images import load_grey, load_indexed, pad_onto
 from edgeqc.sim.machine import SimMachine
 from edgeqc.sim.parts import draw_set
+from edgeqc.sim.peer import Peer
 from edgeqc.sim.plc import SimPlc
 from edgeqc.sim.stage import Stage
+from edgeqc.sim.stall import Stall, StallWatch
 from edgeqc.sim.tags import SimTags, tag_settings
 
 NODE: Final = "demo"
@@ -51,6 +53,9 @@ DAEMON_READY_S: Final = 30.0
 STOP_S: Final = 15.0
 TRUSTED: Final = tuple(sorted((Path(__file__).parents[2] / "engines" / "trust").glob("*.pub")))
 """Of the packages that come with the project."""
+
+
+AnyPeer = TypeVar("AnyPeer", bound=Peer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +159,7 @@ class SimLine:
         self.tags: SimTags | None = None
         self.machine: SimMachine | None = None
         self.stage: Stage | None = None
+        self.stall_watch: StallWatch | None = None
         self.daemon: subprocess.Popen[bytes] | None = None
         self.daemon_started_ns = 0
         self._stack = contextlib.ExitStack()
@@ -241,7 +247,8 @@ class SimLine:
             self._stack.callback(os.sched_setaffinity, 0, self._cores)
         self.stage = Stage.create(plan.folder / "stage")
         self._stack.callback(self.stage.close)
-        self.plc = self._stack.enter_context(
+        self.stall_watch = self._begun(StallWatch(plan.folder / "stalls.log"))
+        self.plc = self._begun(
             SimPlc(
                 plan.plc,
                 plan.folder / "stage",
@@ -258,19 +265,29 @@ class SimLine:
             )
         )
         if plan.camera == "gige":
-            self.camera = self._stack.enter_context(SimCamera(plan.images.file, plan.folder / "stage"))
+            self.camera = self._begun(SimCamera(plan.images.file, plan.folder / "stage"))
         if plan.mqtt:
-            self.broker = self._stack.enter_context(SimBroker())
+            self.broker = self._begun(SimBroker())
+        if plan.side_load:
+            self.tags = self._begun(SimTags("opcua", tags=plan.side_load))
+        for peer in (self.stall_watch, self.plc, self.camera, self.broker, self.tags):
+            if peer is not None:
+                peer.ready()
+        if self.broker is not None:
             self.listener = self._stack.enter_context(
                 Listener("127.0.0.1", self.broker.port, f"edgeqc/{NODE}/#", client_id="watcher")
             )
-        if plan.side_load:
-            self.tags = self._stack.enter_context(SimTags("opcua", tags=plan.side_load))
         if plan.machine is not None:
             self.machine = self._stack.enter_context(plan.machine())
         if plan.trigger == "camera":
             self.stage.advance = True
         self.config.write_text(yaml.safe_dump(self.settings(), sort_keys=False))
+
+    def _begun(self, peer: AnyPeer) -> AnyPeer:
+        """Start it beside the others; it goes with the line."""
+        peer.begin()
+        self._stack.callback(peer.close)
+        return peer
 
     def settings(self) -> dict[str, Any]:
         """The configuration that reaches the peers."""
@@ -321,6 +338,10 @@ class SimLine:
     def told(self) -> list[dict[str, Any]]:
         """Every verdict message so far, as a subscriber got it."""
         return [] if self.listener is None else [message.json for message in self.listener.received("/verdict")]
+
+    def stalls(self) -> list[Stall]:
+        """When the box itself stood still."""
+        return [] if self.stall_watch is None else self.stall_watch.stalls()
 
     def judged(self) -> list[dict[str, Any]]:
         """What the PLC said of each part so far."""

@@ -11,80 +11,46 @@ import argparse
 import asyncio
 import datetime as dt
 import logging
-import select
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import numpy as np
 from asyncua import ua
 from asyncua.server.server import Server
 
-from edgeqc.sim.tags import READY_TIMEOUT_S, free_port
+from edgeqc.sim.peer import Peer
+from edgeqc.sim.tags import free_port
 
 URI: Final = "urn:edgeqc:sim:machine"
 
 
-class SimMachine:
+class SimMachine(Peer):
     """The server process. Use as a context."""
 
     def __init__(self, rows: Path, names: list[str], *, rate_hz: float, rest: tuple[int, int]) -> None:
         """`rows`: .npy, (rows, tags) float64. Nothing runs until `start`."""
+        super().__init__("the simulated machine")
         self.names = names
         self.rate_hz = rate_hz
         self.port = 0
         self._rows = rows
         self._rest = rest
-        self._process: subprocess.Popen[str] | None = None
 
-    def start(self) -> Self:
-        """Serve; return once clients can connect. RuntimeError where it does not come."""
-        self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [
-                *(
-                    sys.executable,
-                    "-m",
-                    "edgeqc.sim.machine",
-                    "--rows",
-                    str(self._rows),
-                    "--names",
-                    ",".join(self.names),
-                ),
-                *("--rate", str(self.rate_hz), "--rest", f"{self._rest[0]}:{self._rest[1]}"),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        stdout = self._process.stdout
-        line = stdout.readline() if stdout and select.select([stdout], [], [], READY_TIMEOUT_S)[0] else ""
-        if not line.startswith("READY "):
-            self.stop()
-            raise RuntimeError(f"the simulated machine did not start: {line.strip() or 'no word from it'}")
-        self.port = int(line.split()[1])
-        return self
+    def command(self) -> list[str]:
+        """This module."""
+        words = [sys.executable, "-m", "edgeqc.sim.machine", "--rows", str(self._rows), "--names", ",".join(self.names)]
+        return [*words, "--rate", str(self.rate_hz), "--rest", f"{self._rest[0]}:{self._rest[1]}"]
+
+    def told_ready(self, words: list[str]) -> None:
+        """Its port."""
+        self.port = int(words[0])
 
     def go(self) -> None:
         """Leave the rest: the recording goes on."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.write("go\n")
-            self._process.stdin.flush()
-
-    def stop(self) -> None:
-        """End it."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        with process:  # closes the pipes
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        self.tell("go")
 
     def source(self, name: str, units: dict[str, str]) -> dict[str, Any]:
         """The entry of the configuration's `tags` list that reads it."""
@@ -97,12 +63,6 @@ class SimMachine:
             "sampling_ms": 10,
             "tags": [{"name": tag, "node": f"ns=2;s={tag}", "unit": units.get(tag, "")} for tag in self.names],
         }
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ Where the PLC raises no trigger, an exposure of the camera is one. After the las
 summary and prints `DONE`, and serves on until stdin is closed or SIGTERM. A PLC started again on the same stage goes on
 with the next part. Other lines on stdin: `refuse on|off` (result writes are answered with an error), `ack on|off` (the
 program takes results and acknowledges them; it begins with `on` unless `--form pulse`), `beat on|off` (the program's own
-heartbeat), `recipe N`.
+heartbeat), `recipe N`, `end` (no further part: as if all were through).
 
 The log has one JSON line per part (edgeqc.sim.judge.PartReport), and at the end one with `summary`.
 """
@@ -25,20 +25,18 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
-import select
 import signal
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TextIO
+from typing import Any, Final, Literal, TextIO
 
 from edgeqc.core.handshake import Form
 from edgeqc.cores import real_time
+from edgeqc.errors import PeerError
 from edgeqc.sim import plc_modbus
+from edgeqc.sim.peer import Peer
 from edgeqc.sim.plc_line import Line, Server, TriggerKind, say
 from edgeqc.sim.stage import Stage
 
@@ -48,12 +46,10 @@ Start = Literal["ready", "go"]
 
 HARDWARE_PRIORITY: Final = 10
 """SCHED_FIFO, where allowed: below the station's threads, above everything else."""
-READY_TIMEOUT_S: Final = 30.0
-"""An OPC UA server takes about 3 s to start on a free core."""
 
 
-class SimPlc:
-    """The PLC process, to be started, told, frozen, killed and started again on the same port."""
+class SimPlc(Peer):
+    """The PLC process; it starts again on the same port."""
 
     def __init__(
         self,
@@ -77,6 +73,7 @@ class SimPlc:
         recipe_run: int = 20,
     ) -> None:
         """Nothing runs until `start`. `pki`: OPC UA with SignAndEncrypt only, the certificate made in that folder."""
+        super().__init__("the PLC")
         self.kind: Kind = kind
         self.port = 0
         self.log = log
@@ -93,15 +90,6 @@ class SimPlc:
         self._recipes = recipes
         if recipes:
             self._arguments += ["--recipes", ",".join(map(str, recipes)), "--recipe-run", str(recipe_run)]
-        self._process: subprocess.Popen[bytes] | None = None
-        self._said = b""
-
-    @property
-    def pid(self) -> int:
-        """Of the running PLC; RuntimeError when it does not run."""
-        if self._process is None:
-            raise RuntimeError("the PLC is not running")
-        return self._process.pid
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -128,127 +116,54 @@ class SimPlc:
             found |= {"user": self._user, "password": self._password}
         return found
 
-    def start(self) -> Self:
-        """Serve, on the port of the last time where there was one; return once clients can connect."""
-        self._said = b""
-        self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "edgeqc.sim.plc", *self._arguments, "--port", str(self.port)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        try:
-            self.port = int(self._wait("READY", READY_TIMEOUT_S).split()[1])
-        except RuntimeError:
-            self.kill()
-            raise
-        return self
+    def command(self) -> list[str]:
+        """This module, on the port of the last time where there was one."""
+        return [sys.executable, "-m", "edgeqc.sim.plc", *self._arguments, "--port", str(self.port)]
+
+    def told_ready(self, words: list[str]) -> None:
+        """Its port."""
+        self.port = int(words[0])
 
     def go(self) -> None:
         """Start with the parts now."""
-        self._tell("go")
+        self.tell("go")
+
+    def end(self) -> None:
+        """No further part: DONE comes after the window of the last one."""
+        self.tell("end")
 
     def refuse(self, on: bool) -> None:
         """Answer result writes with an error, or take them again."""
-        self._tell(f"refuse {'on' if on else 'off'}")
+        self.tell(f"refuse {'on' if on else 'off'}")
 
     def acknowledge(self, on: bool) -> None:
         """Take results and acknowledge them, or no more."""
-        self._tell(f"ack {'on' if on else 'off'}")
+        self.tell(f"ack {'on' if on else 'off'}")
 
     def beat(self, on: bool) -> None:
         """Change the program's heartbeat, or let it stand still."""
-        self._tell(f"beat {'on' if on else 'off'}")
+        self.tell(f"beat {'on' if on else 'off'}")
 
     def recipe(self, number: int) -> None:
         """Ask for this recipe from the next part on."""
-        self._tell(f"recipe {number}")
+        self.tell(f"recipe {number}")
 
     def wait_started(self, timeout_s: float) -> None:
-        """Until the first part is due; RuntimeError where it does not come to that."""
-        self._wait("STARTED", timeout_s)
+        """Until the first part is due; PeerError where it does not come to that."""
+        self.wait("STARTED", timeout_s)
 
     def wait_done(self, timeout_s: float) -> dict[str, Any]:
-        """Until all parts are through; give the summary. RuntimeError where it does not come to that."""
-        self._wait("DONE", timeout_s)
+        """Until all parts are through; give the summary. PeerError where it does not come to that."""
+        self.wait("DONE", timeout_s)
         return self.summary()
 
     def summary(self) -> dict[str, Any]:
-        """The newest summary in the log; RuntimeError where there is none."""
+        """The newest summary in the log; PeerError where there is none."""
         for line in reversed(self.log.read_text().splitlines()):
             found = json.loads(line).get("summary")
             if found is not None:
                 return dict(found)
-        raise RuntimeError(f"{self.log}: no summary")
-
-    def stop(self) -> None:
-        """Write the summary, hang up and end."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Vanish: SIGKILL."""
-        self._end(signal.SIGKILL)
-
-    def freeze(self) -> None:
-        """Hang with all connections open: SIGSTOP."""
-        self._send(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Go on after `freeze`: SIGCONT."""
-        self._send(signal.SIGCONT)
-
-    def restart(self) -> None:
-        """Stop and serve again on the same port."""
-        self.stop()
-        self.start()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
-    def _tell(self, line: str) -> None:
-        if self._process is None or self._process.stdin is None:
-            raise RuntimeError("the PLC is not running")
-        self._process.stdin.write(f"{line}\n".encode())
-        self._process.stdin.flush()
-
-    def _wait(self, word: str, timeout_s: float) -> str:
-        """Read what it says, line by line, until one begins with `word`."""
-        if self._process is None or self._process.stdout is None:
-            raise RuntimeError("the PLC is not running")
-        until = time.monotonic() + timeout_s
-        descriptor = self._process.stdout.fileno()
-        while True:
-            line, newline, rest = self._said.partition(b"\n")
-            if newline:
-                self._said = rest
-                if line.startswith(word.encode()):
-                    return line.decode()
-                continue
-            if not select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0]:
-                raise RuntimeError(f"the PLC did not say {word} within {timeout_s:g} s")
-            some = os.read(descriptor, 4096)
-            if not some:
-                raise RuntimeError(f"the PLC ended before it said {word}")
-            self._said += some
-
-    def _send(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(number)
-
-    def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        with process:  # closes the pipes
-            process.send_signal(number)
-            process.send_signal(signal.SIGCONT)  # a frozen one would not see the signal
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        raise PeerError(self._name, f"no summary in {self.log}")
 
 
 def main() -> int:
@@ -324,6 +239,8 @@ async def _listen(line: Line, server: Server, stop: asyncio.Event) -> None:
         match words:
             case ["go"]:
                 line.started.set()
+            case ["end"]:
+                line.end()
             case ["refuse", ("on" | "off") as state]:
                 await server.refuse(state == "on")
             case ["ack", ("on" | "off") as state]:

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from itertools import count
 from typing import Any, Final, Literal, Protocol, TextIO
 
 import numpy as np
@@ -139,13 +140,19 @@ class Line:
         self._log.write(json.dumps({"summary": self._judge.summary()}) + "\n")
         self._log.flush()
 
+    def end(self) -> None:
+        """No further part."""
+        self._last = min(self._last, self._stage.part)
+
     async def _timed(self, server: Server) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time()
-        for number in range(self._next, self._last + 1):
+        for number in count(self._next):
             # what was late is not made up for: a line does not run faster than its takt, whoever slept too long
             due = max(due + self._takt_s, loop.time())
             await asyncio.sleep(due - loop.time())
+            if number > self._last:
+                return
             if loop.time() - due > self._takt_s * _SLACK_RATIO:
                 due = loop.time()
             self._stage.part = number

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeqc.records import NS_PER_MS
+from edgeqc.sim.stall import Stall, stalled_ns
 
 _QUANTILES: Final = (("p50", 0.5), ("p99", 0.99), ("p999", 0.999), ("max", 1.0))
 
@@ -34,6 +35,7 @@ def build(
     counters: dict[str, int],
     camera: str,
     backend: str,
+    stalls: Sequence[Stall] = (),
 ) -> dict[str, Any]:
     """The demo's report.
 
@@ -45,7 +47,12 @@ def build(
         counters: the station's row of the status board.
         camera: gige or replay.
         backend: what the engine ran on.
+        stalls: when the box itself stood still. Parts that would have been in time but for that are counted as `stalled`,
+            not as late or unaccounted.
     """
+    limit_ns = round((summary["budget_ms"] + summary["allowance_ms"]) * NS_PER_MS)
+    excused = {part["part"] for part in judged if _stalled(part, limit_ns, stalls)}
+    charged = [part for part in judged if part["part"] not in excused]
     by_sequence = {row["sequence"]: row for row in rows}
     answered = [part for part in judged if part["result"] != "none"]
     mismatch = sum(not _agrees(part, by_sequence.get(part["sequence"])) for part in answered)
@@ -61,8 +68,13 @@ def build(
         "pass": sum(row["verdict"] == "pass" for row in rows),
         "reject": sum(row["verdict"] == "reject" for row in rows),
         "fail_safe": sum(row["code"] >= 100 for row in rows),  # noqa: PLR2004 - records.RESULT_CODE
-        "late": max(summary["late"], sum(bool(row["late"]) for row in rows)),
-        "unaccounted": sum(part["result"] == "none" or part["sequence"] not in by_sequence for part in judged),
+        "late": max(
+            sum("late" in part["faults"] for part in charged),
+            sum(row["late"] and not _row_stalled(row, stalls) for row in rows),
+        ),
+        "unaccounted": sum(part["result"] == "none" for part in charged)
+        + sum(part["sequence"] not in by_sequence for part in answered),
+        "stalled": len(excused),
         "duplicates": summary["duplicates"],
         "plc_mismatch": mismatch,
         "mqtt_received": len(told),
@@ -100,6 +112,19 @@ def faults(report: dict[str, Any]) -> list[str]:
         "mqtt_missing": "verdicts that never came over MQTT",
     }
     return [f"{report[name]} {text} ({name})" for name, text in wrong.items() if report[name]]
+
+
+def _stalled(part: dict[str, Any], limit_ns: int, stalls: Sequence[Stall]) -> bool:
+    """Would the part have been in time had the box not stood still? None at all: had it stood still for most of it."""
+    begin_ns: int = part["triggered_ns"]
+    if "late" in part["faults"]:
+        took_ns = int(part["latency_ms"] * NS_PER_MS)
+        return took_ns - stalled_ns(stalls, begin_ns, begin_ns + took_ns) <= limit_ns
+    return bool("none" in part["faults"] and stalled_ns(stalls, begin_ns, begin_ns + limit_ns) > limit_ns / 2)
+
+
+def _row_stalled(row: dict[str, Any], stalls: Sequence[Stall]) -> bool:
+    return bool(row["delivered_ns"] - stalled_ns(stalls, row["trigger_ns"], row["delivered_ns"]) <= row["deadline_ns"])
 
 
 def _agrees(part: dict[str, Any], row: dict[str, Any] | None) -> bool:

@@ -13,11 +13,10 @@ import contextlib
 import datetime as dt
 import logging
 import math
-import select
+import os
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,101 +29,42 @@ from asyncua.server.user_managers import UserManager
 from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
+from edgeqc.sim.peer import Peer
+
 Kind = Literal["opcua", "modbus"]
 
 URI: Final = "urn:edgeqc:sim:tags"
-READY_TIMEOUT_S: Final = 30.0
-"""An OPC UA server takes about 3 s to start on a free core."""
 REGISTERS_PER_TAG: Final = 2
 """Modbus: heartbeat = uint32 milliseconds of the UTC day, all others float32, ABCD, from register 0 on."""
 
 
-class SimTags:
-    """The server process, to be started, stopped, killed, frozen and started again on the same port."""
+class SimTags(Peer):
+    """The server process; it starts again on the same port."""
 
     def __init__(
         self, kind: Kind = "opcua", *, tags: int = 1000, rate_hz: float = 10, user: str = "", password: str = ""
     ) -> None:
         """Nothing runs until `start`. With `user`, OPC UA lets nobody else in."""
+        super().__init__("the tag server")
         self.kind: Kind = kind
         self.tags = tags
         self.rate_hz = rate_hz
         self.port = 0
         self._login = ["--user", user, "--password", password] if user else []
-        self._process: subprocess.Popen[str] | None = None
 
     @property
     def url(self) -> str:
         """`opc.tcp://127.0.0.1:<port>` or `127.0.0.1:<port>`."""
         return f"{'opc.tcp://' if self.kind == 'opcua' else ''}127.0.0.1:{self.port}"
 
-    @property
-    def pid(self) -> int:
-        """Of the running server; RuntimeError when it does not run."""
-        if self._process is None:
-            raise RuntimeError("the tag server is not running")
-        return self._process.pid
-
-    def start(self) -> Self:
-        """Serve, on the port of the last time where there was one; return once clients can connect."""
+    def command(self) -> list[str]:
+        """This module, on the port of the last time where there was one."""
         arguments = ["--type", self.kind, "--tags", str(self.tags), "--rate", str(self.rate_hz)]
-        self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "edgeqc.sim.tags", *arguments, "--port", str(self.port), *self._login],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        stdout = self._process.stdout
-        line = stdout.readline() if stdout and select.select([stdout], [], [], READY_TIMEOUT_S)[0] else ""
-        if not line.startswith("READY "):
-            self.kill()
-            raise RuntimeError(f"the tag server did not start: {line.strip() or 'no word from it'}")
-        self.port = int(line.split()[1])
-        return self
+        return [sys.executable, "-m", "edgeqc.sim.tags", *arguments, "--port", str(self.port), *self._login]
 
-    def stop(self) -> None:
-        """Say good-bye to the clients and end."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Vanish: SIGKILL."""
-        self._end(signal.SIGKILL)
-
-    def freeze(self) -> None:
-        """Hang with all connections open: SIGSTOP."""
-        self._send(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        """Go on after `freeze`: SIGCONT."""
-        self._send(signal.SIGCONT)
-
-    def restart(self) -> None:
-        """Stop and serve again on the same port."""
-        self.stop()
-        self.start()
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
-    def _send(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(number)
-
-    def _end(self, number: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        with process:  # closes the pipe
-            process.send_signal(number)
-            process.send_signal(signal.SIGCONT)  # a frozen one would not see the signal
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    def told_ready(self, words: list[str]) -> None:
+        """Its port."""
+        self.port = int(words[0])
 
 
 def tag_settings(tags: int, url: str, *, name: str = "sim") -> dict[str, Any]:
@@ -152,7 +92,7 @@ def tag_settings(tags: int, url: str, *, name: str = "sim") -> dict[str, Any]:
 
 
 def main() -> int:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until stdin is closed, SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m edgeqc.sim.tags", description=__doc__.splitlines()[0])
     parser.add_argument("--type", choices=("opcua", "modbus"), default="opcua")
     parser.add_argument("--tags", type=int, default=1000)
@@ -258,6 +198,7 @@ async def _run(port: int, rate_hz: float, write: Callable[[int], Any] | None) ->
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_reader(sys.stdin.fileno(), lambda: None if os.read(sys.stdin.fileno(), 4096) else stop.set())
     sys.stdout.write(f"READY {port}\n")
     sys.stdout.flush()
     due, cycle = loop.time(), 0

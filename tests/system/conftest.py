@@ -26,7 +26,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> PartImages:
 
 @pytest.fixture
 def bench(tmp_path: Path, images: PartImages) -> Iterator[Callable[..., Bench]]:
-    """Make a running line: `bench(parts=100, camera="gige", ...)`; it is torn down at the end, whatever happened."""
+    """Make a running line: `bench(parts=100, camera="gige", ...)`; it is torn down at the end, whatever happened.
+
+    Without `parts` they come until the test ends them.
+    """
     if not aravis_available() and os.environ.get("EDGEQC_REQUIRE_PEERS") != "1":
         pytest.skip("libaravis is not installed: apt-get install libaravis-0.8-0")
     lines: list[SimLine] = []
@@ -37,7 +40,7 @@ def bench(tmp_path: Path, images: PartImages) -> Iterator[Callable[..., Bench]]:
                 "folder": tmp_path,
                 "images": images,
                 "engine": ENGINE,
-                "parts": 100,
+                "parts": 100_000,
                 "rate_hz": RATE_HZ,
                 "budget_ms": BUDGET_MS,
                 "start": "go",

@@ -59,8 +59,28 @@ class Bench:
         """The PLC's judgement of parts that were triggered after a moment (written a second after their deadline)."""
         return [part for part in self.line.judged() if part["triggered_ns"] >= at_ns]
 
-    def finish(self, timeout_s: float = 40) -> dict[str, Any]:
-        """Let all parts through, stop in order, and hold the witnesses against each other."""
+    def recovered(self, parts: int = 4) -> None:
+        """Wait until so many parts were judged again (no fail-safe verdicts) and announced, from now on."""
+        self._judged_more(parts, self._judged())
+
+    def started_afresh(self, old: int, parts: int = 4) -> None:
+        """Wait until another station process than `old` has judged parts."""
+        until(lambda: self.pid("station-top") not in {0, old} and self._judged() >= parts, 20)
+
+    def _judged(self) -> int:
+        counters = self.row.counters()
+        return counters["verdicts"] - counters["fail_safe"]
+
+    def _judged_more(self, parts: int, before: int) -> None:
+        until(lambda: self._judged() >= before + parts, 20)
+
+    def finish(self) -> dict[str, Any]:
+        """Bring no further part, stop in order, and hold the witnesses against each other."""
+        self.plc.end()
+        return self.all_through(10)
+
+    def all_through(self, timeout_s: float = 40) -> dict[str, Any]:
+        """Let all parts through that were ordered, stop in order, and hold the witnesses against each other."""
         self.plc.wait_done(timeout_s)
         return self.account()
 
@@ -71,6 +91,8 @@ class Bench:
     def account(self) -> dict[str, Any]:
         """Stop in order and hold the witnesses against each other; the PLC has written its summary."""
         summary = self.plc.summary()
+        if self.line.broker is not None:
+            self.line.listener.wait(self.row.get("verdicts"), "/verdict", timeout_s=10)
         counters, backend = self.row.counters(), self.row.backend
         assert self.line.stop_daemon() == 0, self.line.log.read_text()[-3000:]
         rows = archived(self.line.state_dir)
@@ -87,6 +109,7 @@ class Bench:
             counters=counters,
             camera=self.line.plan.camera,
             backend=backend,
+            stalls=self.line.stalls(),
         )
 
 

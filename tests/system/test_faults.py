@@ -43,10 +43,10 @@ def codes(parts: list[dict[str, Any]]) -> set[int]:
 
 
 def test_a_healthy_line_accounts_for_every_part(bench: Make) -> None:
-    line = bench(parts=80)
-    report = line.finish()
+    line = bench(parts=50)
+    report = line.all_through()
     whole(report)
-    assert report["triggers"] == report["archive_rows"] == report["mqtt_received"] == 80
+    assert report["triggers"] == report["archive_rows"] == report["mqtt_received"] == 50
     assert report["mqtt_duplicates"] == 0
     assert report["zero_copy"] is True
     assert report["pass"] > 0
@@ -54,30 +54,31 @@ def test_a_healthy_line_accounts_for_every_part(bench: Make) -> None:
 
 
 def test_a_free_running_camera_is_its_own_trigger(bench: Make) -> None:
-    line = bench(parts=60, trigger="camera")
-    report = line.finish()
+    line = bench(parts=40, trigger="camera")
+    report = line.all_through()
     clean(report)
-    assert report["archive_rows"] >= 60
+    assert report["archive_rows"] >= 40
     assert report["unaccounted"] <= 1  # the exposure that was under way when the count began
 
 
 def test_an_opcua_plc_gets_the_same_verdicts(bench: Make) -> None:
-    report = bench(parts=60, plc="opcua").finish()
+    report = bench(parts=40, plc="opcua").all_through()
     whole(report)
-    assert report["archive_rows"] == 60
+    assert report["archive_rows"] == 40
 
 
 # --- camera ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_camera_means_rejects_in_time_and_comes_back(bench: Make) -> None:
-    line = bench(parts=160)
-    line.part_is(20)
+    line = bench()
+    line.part_is(10)
     assert line.line.camera is not None
     line.line.camera.kill()
-    line.part_is(60)
+    line.part_is(25)
     line.line.camera.start()
     back_ns = time.monotonic_ns()
+    line.recovered()
     report = line.finish()
     whole(report)
     assert report["late"] == 0
@@ -87,12 +88,13 @@ def test_a_killed_camera_means_rejects_in_time_and_comes_back(bench: Make) -> No
 
 
 def test_a_silent_camera_means_rejects_in_time_and_comes_back(bench: Make) -> None:
-    line = bench(parts=140)
-    line.part_is(20)
+    line = bench()
+    line.part_is(10)
     line.stage.break_camera(CameraFault.SILENT)
-    line.part_is(60)
+    line.part_is(30)
     line.stage.break_camera(CameraFault.NONE)
     back_ns = time.monotonic_ns()
+    line.recovered()
     report = line.finish()
     whole(report)
     assert report["late"] == 0
@@ -101,30 +103,32 @@ def test_a_silent_camera_means_rejects_in_time_and_comes_back(bench: Make) -> No
 
 
 def test_a_slow_camera_never_gives_a_part_the_image_of_another(bench: Make) -> None:
-    line = bench(parts=120)
-    line.part_is(20)
+    line = bench()
+    line.part_is(10)
     line.stage.break_camera(CameraFault.SLOW, 60)  # later than the takt: part n's image comes when n+1 stands there
-    line.part_is(60)
+    line.part_is(35)
     line.stage.break_camera(CameraFault.NONE)
     back_ns = time.monotonic_ns()
+    line.recovered()
     report = line.finish()
     whole(report)
-    slow = [part for part in line.line.judged() if 24 <= part["part"] <= 59]
+    slow = [part for part in line.line.judged() if 14 <= part["part"] <= 34]
     assert all(part["result"] == "reject" and part["code"] >= 100 for part in slow)
     assert first_good_after(line.line.judged(), back_ns) <= RECOVERY_S
 
 
 @pytest.mark.parametrize("fault", [CameraFault.SHORT, CameraFault.WRONG_SIZE])
 def test_a_frame_that_is_not_whole_is_never_judged(bench: Make, fault: CameraFault) -> None:
-    line = bench(parts=90)
-    line.part_is(20)
+    line = bench()
+    line.part_is(10)
     line.stage.break_camera(fault)
-    line.part_is(45)
+    line.part_is(30)
     line.stage.break_camera(CameraFault.NONE)
     back_ns = time.monotonic_ns()
+    line.recovered()
     report = line.finish()
     whole(report)
-    broken = [part for part in line.line.judged() if 23 <= part["part"] <= 43]
+    broken = [part for part in line.line.judged() if 13 <= part["part"] <= 28]
     assert all(part["result"] == "reject" for part in broken)
     assert codes(broken) <= {CODE["bad_frame"], CODE["no_frame"], CODE["late"]}
     assert report["frames_bad"] > 0
@@ -135,40 +139,42 @@ def test_a_frame_that_is_not_whole_is_never_judged(bench: Make, fault: CameraFau
 
 
 def test_a_plc_that_restarts_is_served_again(bench: Make) -> None:
-    line = bench(parts=120)
-    line.part_is(30)
+    line = bench()
+    line.part_is(10)
     line.plc.kill()
     time.sleep(1.0)  # long enough for the daemon to try in vain
     line.plc.start()
     line.plc.go()
     back_ns = time.monotonic_ns()
-    until(lambda: bool(line.row.get("plc_up")), 5)
-    report = line.finish(60)
+    line.recovered()
+    report = line.finish()
     clean(report)
     assert first_good_after(line.line.judged(), back_ns) <= RECOVERY_S
     assert len(line.logged("peer_lost", peer="plc")) == 1
 
 
 def test_a_hung_plc_is_left_and_served_again(bench: Make) -> None:
-    line = bench(parts=120)
-    line.part_is(30)
+    line = bench()
+    line.part_is(10)
     line.plc.freeze()
     time.sleep(3.0)  # a switch that reboots
     line.plc.thaw()
     back_ns = time.monotonic_ns()
-    report = line.finish(60)
+    line.recovered()
+    report = line.finish()
     clean(report)
     assert first_good_after(line.line.judged(), back_ns) <= RECOVERY_S
 
 
 def test_a_plc_that_refuses_writes_is_no_reason_to_stop(bench: Make) -> None:
-    line = bench(parts=120)
-    line.part_is(30)
+    line = bench()
+    line.part_is(10)
     line.plc.refuse(True)
-    line.part_is(60)
+    line.part_is(30)
     line.plc.refuse(False)
     back_ns = time.monotonic_ns()
-    report = line.finish(60)
+    line.recovered()
+    report = line.finish()
     clean(report)
     assert first_good_after(line.line.judged(), back_ns) <= RECOVERY_S
     assert line.logged("peer_lost", peer="plc")
@@ -178,28 +184,28 @@ def test_a_plc_that_refuses_writes_is_no_reason_to_stop(bench: Make) -> None:
 
 
 def test_a_broker_that_is_gone_costs_no_verdict_and_no_message(bench: Make) -> None:
-    line = bench(parts=140)
+    line = bench()
     broker = line.line.broker
     assert broker is not None
-    line.part_is(20)
+    line.part_is(10)
     broker.stop()
-    line.part_is(60)
+    line.part_is(35)
     broker.start()
-    until(lambda: told(line) >= 140, 40)
+    until(lambda: told(line) >= 40, 20)
     report = line.finish()
     whole(report)
     assert (report["late"], report["mqtt_missing"]) == (0, 0)
 
 
 def test_a_hung_broker_costs_no_verdict_and_no_message(bench: Make) -> None:
-    line = bench(parts=140)
+    line = bench()
     broker = line.line.broker
     assert broker is not None
-    line.part_is(20)
+    line.part_is(10)
     broker.freeze()
-    line.part_is(80)
+    line.part_is(60)
     broker.thaw()
-    until(lambda: told(line) >= 140, 60)
+    until(lambda: told(line) >= 65, 20)
     report = line.finish()
     whole(report)
     assert (report["late"], report["mqtt_missing"]) == (0, 0)
@@ -213,40 +219,39 @@ def told(line: Bench) -> int:
 
 
 def test_a_killed_office_costs_nothing(bench: Make) -> None:
-    line = bench(parts=120)
-    for at in (20, 50):
+    line = bench(parts=70)
+    for at in (10, 30):
         line.part_is(at)
         before = line.pid("office")
         os.kill(before, signal.SIGKILL)
         until(lambda old=before: line.pid("office") not in {0, old})
-    until(lambda: told(line) >= 120, 30)
-    report = line.finish()
+    report = line.all_through()
     whole(report)
-    assert (report["late"], report["mqtt_missing"], report["archive_rows"]) == (0, 0, 120)
+    assert (report["late"], report["mqtt_missing"], report["archive_rows"]) == (0, 0, 70)
 
 
 def test_a_killed_watch_costs_no_verdict_and_its_tags_come_back(bench: Make) -> None:
-    line = bench(parts=100, side_load=20)
+    line = bench(side_load=20)
     until(lambda: line.board["watch"].get("tags_good") == 20, 20)
-    line.part_is(20)
+    line.part_is(10)
     os.kill(line.pid("watch"), signal.SIGKILL)
     line.board["watch"].put("tags_good", 0)
     until(lambda: line.board["watch"].get("tags_good") == 20, 20)
     report = line.finish()
     whole(report)
-    assert (report["late"], report["archive_rows"]) == (0, 100)
+    assert (report["late"], report["archive_rows"]) == (0, report["triggers"])
 
 
 def test_a_killed_station_is_back_and_loses_nothing_that_the_plc_saw(bench: Make) -> None:
-    line = bench(parts=200)
+    line = bench()
     dice = random.Random(7)
-    for at in (20, 90):
-        line.part_is(at)
-        time.sleep(dice.random() * 0.05)  # anywhere within a part
+    for _ in range(2):
+        line.recovered(10)
+        time.sleep(dice.random() * 0.08)  # anywhere within a part
         old = line.pid("station-top")
         killed_ns = time.monotonic_ns()
         os.kill(old, signal.SIGKILL)
-        until(lambda pid=old: line.pid("station-top") not in {0, pid} and bool(line.row.get("plc_up")), 15)
+        line.started_afresh(old)
         assert (time.monotonic_ns() - killed_ns) / 1e9 < 8
     report = line.finish()
     clean(report)
@@ -256,14 +261,15 @@ def test_a_killed_station_is_back_and_loses_nothing_that_the_plc_saw(bench: Make
 
 
 def test_the_whole_daemon_killed_at_once_loses_nothing_that_the_plc_saw(bench: Make) -> None:
-    line = bench(parts=200)
+    line = bench()
     dice = random.Random(11)
-    for at in (20, 100):
-        line.part_is(at)
-        time.sleep(dice.random() * 0.05)  # anywhere within a part
+    for _ in range(2):
+        line.recovered(10)
+        time.sleep(dice.random() * 0.08)  # anywhere within a part
         line.line.kill_daemon()
         line.line.start_daemon()
         line.line.wait_ready()
+    line.recovered()
     report = line.finish()
     clean(report)
     assert report["mqtt_missing"] == 0
@@ -271,8 +277,8 @@ def test_the_whole_daemon_killed_at_once_loses_nothing_that_the_plc_saw(bench: M
 
 
 def test_a_killed_supervisor_leaves_no_process_behind(bench: Make) -> None:
-    line = bench(parts=40)
-    line.part_is(10)
+    line = bench()
+    line.part_is(5)
     pids = [line.pid(name) for name in ("station-top", "office")]
     assert line.line.daemon is not None
     line.line.daemon.kill()
@@ -283,8 +289,8 @@ def test_a_killed_supervisor_leaves_no_process_behind(bench: Make) -> None:
 
 
 def test_a_new_supervisor_ends_what_the_killed_one_left(bench: Make) -> None:
-    line = bench(parts=260)
-    line.part_is(20)
+    line = bench()
+    line.part_is(10)
     old = line.pid("station-top")
     os.kill(old, signal.SIGSTOP)  # it cannot end by itself
     assert line.line.daemon is not None
@@ -293,17 +299,18 @@ def test_a_new_supervisor_ends_what_the_killed_one_left(bench: Make) -> None:
     line.line.start_daemon()
     line.line.wait_ready()
     assert gone(old)
+    line.recovered()
     report = line.finish()
     clean(report)
     assert line.line.judged()[-1]["result"] != "none"
 
 
 def test_a_hung_station_is_killed_and_started_again(bench: Make) -> None:
-    line = bench(parts=200)
-    line.part_is(20)
+    line = bench()
+    line.part_is(10)
     old = line.pid("station-top")
     os.kill(old, signal.SIGSTOP)
-    until(lambda: line.pid("station-top") not in {0, old} and bool(line.row.get("plc_up")), 15)
+    line.started_afresh(old)
     report = line.finish()
     clean(report)
     assert line.logged("process_hung", name="station-top")
@@ -314,7 +321,7 @@ def test_a_hung_station_is_killed_and_started_again(bench: Make) -> None:
 
 
 def test_a_damaged_archive_is_set_aside_and_the_line_runs(bench: Make) -> None:
-    line = bench(parts=40)
+    line = bench(parts=30)
     line.plc.wait_done(30)
     assert line.line.stop_daemon() == 0
     archive = line.line.state_dir / "archive.db"
@@ -323,7 +330,7 @@ def test_a_damaged_archive_is_set_aside_and_the_line_runs(bench: Make) -> None:
     line.line.start_daemon()
     line.line.wait_ready()
     until(lambda: any(archive.parent.glob("archive.db.damaged-*")))
-    until(lambda: rows_in(archive) >= 40, 20)  # the journal still has them
+    until(lambda: rows_in(archive) >= 30, 20)  # the journal still has them
     assert line.line.stop_daemon() == 0
 
 

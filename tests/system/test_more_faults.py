@@ -102,9 +102,9 @@ def flat_images(folder: Path, levels: list[int]) -> PartImages:
 
 def test_a_score_that_is_no_number_is_a_reject(bench: Make, tmp_path: Path) -> None:
     line = bench(
-        parts=50, engine=package(tmp_path / "nan" / "1"), images=flat_images(tmp_path, [50, 50, 200]), changes=UNSIGNED
+        parts=40, engine=package(tmp_path / "nan" / "1"), images=flat_images(tmp_path, [50, 50, 200]), changes=UNSIGNED
     )
-    report = line.finish()
+    report = line.all_through()
     assert (report["unaccounted"], report["plc_mismatch"]) == (0, 0)
     parts = line.line.judged()
     assert {part["code"] for part in parts if part["defective"]} == {103}
@@ -115,10 +115,10 @@ def test_a_score_that_is_no_number_is_a_reject(bench: Make, tmp_path: Path) -> N
 
 
 def test_an_engine_that_fails_three_times_in_a_row_is_started_afresh(bench: Make, tmp_path: Path) -> None:
-    levels = [50] * 20 + [200] * 3 + [50] * 60
-    line = bench(
-        parts=80, engine=package(tmp_path / "nan" / "1"), images=flat_images(tmp_path, levels), changes=UNSIGNED
-    )
+    levels = [50] * 12 + [200] * 3 + [50] * 1000
+    line = bench(engine=package(tmp_path / "nan" / "1"), images=flat_images(tmp_path, levels), changes=UNSIGNED)
+    old = line.pid("station-top")
+    line.started_afresh(old)
     report = line.finish()
     assert (report["plc_mismatch"], report["duplicates"]) == (0, 0)
     assert line.logged("process_ended", name="station-top", exit_code=1)
@@ -224,7 +224,7 @@ def run_daemon(folder: Path, *, engine: str) -> tuple[int, str]:
 
 
 def test_a_second_daemon_on_the_same_state_is_refused(bench: Make) -> None:
-    line = bench(parts=20)
+    line = bench()
     done = subprocess.run(
         [sys.executable, "-m", "edgeqc", "run", str(line.line.config)],
         capture_output=True,
@@ -246,7 +246,6 @@ def test_a_full_disk_rejects_what_cannot_be_recorded_and_recovers(bench: Make, t
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
     try:
         line = bench(
-            parts=220,
             mqtt=False,
             changes={
                 "state_dir": str(disk / "state"),
@@ -256,7 +255,7 @@ def test_a_full_disk_rejects_what_cannot_be_recorded_and_recovers(bench: Make, t
             },
         )
         line.line.state_dir = disk / "state"
-        line.part_is(20)
+        line.part_is(10)
         filler = disk / "filler"
         with filler.open("wb") as file:
             try:
@@ -267,9 +266,10 @@ def test_a_full_disk_rejects_what_cannot_be_recorded_and_recovers(bench: Make, t
                 pass
         line.part_is(120)
         filler.unlink()
+        line.recovered()
         report = line.finish()
         assert (report["unaccounted"], report["plc_mismatch"], report["duplicates"]) == (0, 0, 0)
-        assert report["archive_rows"] == 220
+        assert report["archive_rows"] == report["triggers"]
         assert line.line.judged()[-1]["code"] in {1, 10}
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
@@ -284,13 +284,14 @@ def test_a_clock_that_is_stepped_changes_no_verdict(bench: Make, tmp_path: Path)
     source = Path(__file__).with_name("wallclock.c")
     subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
     offset.write_text("0")
-    line = bench(parts=100, environment={"LD_PRELOAD": str(library), "WALLCLOCK_OFFSET": str(offset)})
-    for at, seconds in ((20, 3600), (50, -3600), (80, 0)):
+    line = bench(environment={"LD_PRELOAD": str(library), "WALLCLOCK_OFFSET": str(offset)})
+    for at, seconds in ((10, 3600), (25, -3600), (40, 0)):
         line.part_is(at)
         offset.write_text(str(seconds))
+    line.part_is(50)
     report = line.finish()
     assert (report["unaccounted"], report["late"], report["plc_mismatch"]) == (0, 0, 0)
-    assert report["archive_rows"] == 100
+    assert report["archive_rows"] == report["triggers"]
     assert report["fail_safe"] <= 8
     hours = {found["ts"][:13] for found in line.line.told()}
     assert len(hours) >= 3, "the clock did step"
