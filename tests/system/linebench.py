@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgeqc.shm.board import Board, Row
+from edgeqc.shm.board import Board, Row, State
 from edgeqc.sim.line import STATION, SimLine
 from edgeqc.sim.report import archived, build
 
@@ -60,19 +60,18 @@ class Bench:
         return [part for part in self.line.judged() if part["triggered_ns"] >= at_ns]
 
     def recovered(self, parts: int = 4) -> None:
-        """Wait until so many parts were judged again (no fail-safe verdicts) and announced, from now on."""
-        self._judged_more(parts, self._judged())
+        """Wait until so many more parts were judged (no fail-safe verdicts) and announced."""
 
-    def started_afresh(self, old: int, parts: int = 4) -> None:
-        """Wait until another station process than `old` has judged parts."""
-        until(lambda: self.pid("station-top") not in {0, old} and self._judged() >= parts, 20)
+        def judged() -> int:
+            counters = self.row.counters()
+            return counters["verdicts"] - counters["fail_safe"]
 
-    def _judged(self) -> int:
-        counters = self.row.counters()
-        return counters["verdicts"] - counters["fail_safe"]
+        enough = judged() + parts
+        until(lambda: judged() >= enough, 20)
 
-    def _judged_more(self, parts: int, before: int) -> None:
-        until(lambda: self._judged() >= before + parts, 20)
+    def restarted(self, name: str, old: int) -> None:
+        """Wait until another process than `old` does this job, and is ready."""
+        until(lambda: self.pid(name) not in {0, old} and self.board[name].state is State.READY, 20)
 
     def finish(self) -> dict[str, Any]:
         """Bring no further part, stop in order, and hold the witnesses against each other."""

@@ -17,7 +17,7 @@ import onnx
 import pytest
 import yaml
 from conftest import ENGINE
-from linebench import Bench
+from linebench import Bench, until
 from onnx import TensorProto, helper
 
 from edgeqc.sim.line import PartImages
@@ -117,8 +117,9 @@ def test_a_score_that_is_no_number_is_a_reject(bench: Make, tmp_path: Path) -> N
 def test_an_engine_that_fails_three_times_in_a_row_is_started_afresh(bench: Make, tmp_path: Path) -> None:
     levels = [50] * 12 + [200] * 3 + [50] * 1000
     line = bench(engine=package(tmp_path / "nan" / "1"), images=flat_images(tmp_path, levels), changes=UNSIGNED)
-    old = line.pid("station-top")
-    line.started_afresh(old)
+    until(lambda: bool(line.logged("process_ended", name="station-top")))
+    line.restarted("station-top", 0)
+    line.recovered()
     report = line.finish()
     assert (report["plc_mismatch"], report["duplicates"]) == (0, 0)
     assert line.logged("process_ended", name="station-top", exit_code=1)
