@@ -50,8 +50,7 @@ def build_plan(
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     config.builder_optimization_level = options.level
     profile = _profile(builder, network, config, options.shapes, log)
-    cache = config.create_timing_cache(timings)
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    cache = _timings(config, timings)
     monitor = None if progress is None else _monitor(trt, progress)
     if monitor is not None:
         config.progress_monitor = monitor
@@ -71,6 +70,15 @@ def shapes_of(io: EngineIo) -> dict[str, tuple[int, ...]]:
 
 
 _ERRORS_MOST: Final = 3
+
+
+def _timings(config: Any, kept: bytes) -> Any:
+    """The last build's timings, or none where they are damaged or of another TensorRT or device: they only save time."""
+    for content in dict.fromkeys((kept, b"")):
+        cache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return cache
+    return None
 
 
 def _parse(parser: Any, network: Any, log: Any, onnx: bytes) -> None:

@@ -275,6 +275,10 @@ class IOptimizationProfile:
         self.shapes[input] = tuple(min)
 
 
+_OTHER_DEVICE: Final = b"@"
+"""A timing cache that begins so is of another device."""
+
+
 class ITimingCache:
     """Counts the builds that it has seen."""
 
@@ -304,14 +308,16 @@ class IBuilderConfig:
         self.profiles.append(profile)
         return len(self.profiles) - 1
 
-    def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
-        """From the last build's, or empty."""
-        return ITimingCache(bytes(serialized_timing_cache))
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
+        """From the last build's, or empty; None where it is damaged."""
+        content = bytes(serialized_timing_cache)
+        return None if content.strip(b"+" + _OTHER_DEVICE) else ITimingCache(content)
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
-        """Always taken."""
-        del cache, ignore_mismatch
-        return True
+        """False for one of another device; the bindings take no None for it."""
+        if not isinstance(cache, ITimingCache):
+            raise TypeError("set_timing_cache(): incompatible function arguments")
+        return ignore_mismatch or not cache.content.startswith(_OTHER_DEVICE)
 
 
 class Builder:

@@ -36,20 +36,37 @@ def driver(pretended):
     assert pretended.pageable_copies == pageable, "copied from memory that is not page-locked"
 
 
-@pytest.fixture(params=[*PRETENDED, "mapped-pycuda", "copied-pycuda", pytest.param("device", marks=pytest.mark.gpu)])
+WITH_PYCUDA = (*PRETENDED, "mapped-pycuda", "copied-pycuda")
+
+
+@pytest.fixture(params=[*WITH_PYCUDA, pytest.param("device", marks=pytest.mark.gpu)])
 def gpu(request):
     """Each kind of memory, with and without graphs, on the pretended device; the real one where asked for."""
-    if request.param == "device":
-        if os.environ.get("EDGEQC_GPU") != "1":
-            pytest.skip("EDGEQC_GPU=1 says that there is a GPU to use")
-        on = Gpu(vendor.load())
-        yield on
-        on.close()
+    if request.param != "device":
+        yield from _pretended(request)
         return
+    if os.environ.get("EDGEQC_GPU") != "1":
+        pytest.skip("EDGEQC_GPU=1 says that there is a GPU to use")
+    on = Gpu(vendor.load())
+    yield on
+    on.close()
+
+
+@pytest.fixture(params=WITH_PYCUDA)
+def pretended_gpu(request):
+    """The pretended device only: what needs one that can be held and broken."""
+    yield from _pretended(request)
+
+
+@pytest.fixture(params=PRETENDED)
+def locking_gpu(request):
+    """The same, through the adapter that page-locks foreign memory."""
+    yield from _pretended(request)
+
+
+def _pretended(request):
     driver = request.getfixturevalue("driver")
-    adapter = "cuda-bindings"
-    if request.param.endswith("pycuda"):
-        adapter = pycuda()
+    adapter = pycuda() if request.param.endswith("pycuda") else "cuda-bindings"
     driver.pretend(integrated=request.param.startswith("mapped"))
     on = Gpu(double, adapter=adapter, graphs=request.param.endswith("graph"), driver=driver)
     yield on

@@ -4,6 +4,7 @@ import ctypes
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,14 +135,15 @@ def test_thread_without_the_context_gets_an_error(driver):
     cuda.close()
 
 
-def test_device_memory_cannot_be_read_by_the_cpu(driver, tmp_path):
+def test_device_memory_cannot_be_read_by_the_cpu(driver):
     cuda = open_cuda()
     address = cuda.device_alloc(16)
-    code = f"import ctypes; ctypes.string_at({address}, 1)"
     assert driver.bytes_at(address, 16) is not None
-    with open("/proc/self/maps") as maps:  # noqa: PTH123
-        line = next(line for line in maps if int(line.split("-")[0], 16) <= address < int(line.split("-")[1][:12], 16))
-    assert "---p" in line, code
+    rights = {}
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(side, 16) for side in line.split()[0].split("-"))
+        rights[range(begin, end)] = line.split()[1]
+    assert [found for place, found in rights.items() if address in place] == ["---p"]
     cuda.device_free(address)
     cuda.close()
 
@@ -277,6 +279,40 @@ def _state_not_swapped(monkeypatch):
     _plant(monkeypatch, slot_module.Slot, "start", lambda real: lambda self: (real(self), setattr(self, "_turn", 0))[0])
 
 
+def _context_not_made_current(monkeypatch):
+    """Only on the thread that opened the device, as a program does that knows one thread only."""
+    opener = threading.get_ident()
+    _plant(
+        monkeypatch,
+        BindingsCuda,
+        "attach",
+        lambda real: lambda self: real(self) if threading.get_ident() == opener else None,
+    )
+
+
+def _graph_captured_in_the_way_that_stops_all_threads(monkeypatch):
+    def begin(self, stream):
+        mode = self._cu.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
+        self._check("cuStreamBeginCapture", self._cu.cuStreamBeginCapture(stream, mode))
+        failed = []
+
+        def work():
+            self.attach()
+            try:
+                self.device_free(self.device_alloc(16))
+            except EngineError as error:
+                failed.append(error)
+
+        other = threading.Thread(target=work)  # another station's, at its own start
+        other.start()
+        other.join()
+        if failed:
+            self._cu.cuGraphDestroy(self._cu.cuStreamEndCapture(stream)[1])
+            raise failed[0]
+
+    monkeypatch.setattr(BindingsCuda, "begin_capture", begin)
+
+
 def _event_not_freed(monkeypatch):
     monkeypatch.setattr(BindingsCuda, "event_free", lambda *_: None)
 
@@ -313,13 +349,15 @@ PLANTED = {
         _no_copy_in,
         _reused_before_its_event,
         _state_not_swapped,
+        _context_not_made_current,
+        _graph_captured_in_the_way_that_stops_all_threads,
         _event_not_freed,
         _buffers_not_freed,
         _context_not_released,
         _one_slot_s_buffers_for_all,
     )
 }
-ONLY = {"no_copy_in": "copied-plain"}
+ONLY = {"no_copy_in": "copied-plain", "graph_captured_in_the_way_that_stops_all_threads": "mapped-graph"}
 """What is no bug on the other kind of memory."""
 
 
@@ -351,6 +389,8 @@ def _acceptance(driver, mode):
             for slot, other in pairs:
                 slot.release()
                 other.release()
+            # whoever made it, the line thread is another
+            assert _run_on_another_thread(engine) == ""
             # a part whose deadline passed is given up in mid-run, and the slot lent on
             slot = engine.acquire()
             with driver.held():
@@ -365,6 +405,25 @@ def _acceptance(driver, mode):
             engine.close()
     assert driver.alive == before, "left on the device"
     assert not double.Stage.races, "written while the engine read it"
+
+
+def _run_on_another_thread(engine):
+    """What went wrong there, or nothing."""
+    told = []
+    slot = engine.acquire()
+
+    def run():
+        try:
+            engine.submit(slot)
+            engine.wait(slot, 1 << 62)
+        except EngineError as error:
+            told.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    slot.release()
+    return "; ".join(told)
 
 
 @pytest.mark.parametrize("mode", PRETENDED)

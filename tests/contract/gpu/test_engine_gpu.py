@@ -9,10 +9,10 @@ import time
 
 import numpy as np
 import pytest
+from gpubox import Gpu, pycuda
 from gpumodels import CARRY, HIDDEN, WIDTH, cell, cnn
 
 from edgeqc.errors import EngineError, EngineLostError
-from edgeqc.inference.cuda.port import MemoryMode
 from edgeqc.inference.onnxruntime import OnnxRuntimeEngine
 from edgeqc.inference.tensorrt import engine as engine_module
 from edgeqc.sim.gpu import tensorrt as double
@@ -215,22 +215,6 @@ def test_engine_works_on_another_thread_than_made_it(gpu):
 # --- what only a device that can be held and broken shows ---------------------------------------------------------------
 
 
-@pytest.fixture
-def locking_gpu(pretended_gpu):
-    if pretended_gpu.adapter == "pycuda":
-        engine = pretended_gpu.engine(cnn(uint8=True))
-        assert not engine.adopt(np.zeros(4096, np.uint8))  # its own call for it crashes
-        pytest.skip("pycuda page-locks no foreign memory, and says so")
-    return pretended_gpu
-
-
-@pytest.fixture
-def pretended_gpu(gpu):
-    if gpu.driver is None:
-        pytest.skip("plants faults that a real device does not have on request")
-    return gpu
-
-
 def test_submit_does_not_wait_and_outputs_are_not_there_before_the_event(pretended_gpu):
     engine = pretended_gpu.engine(cnn())
     slot = engine.acquire()
@@ -413,9 +397,30 @@ def test_device_that_cannot_page_lock_foreign_memory_says_so(locking_gpu):
     assert not engine.adopt(np.zeros(4096, np.uint8))
 
 
-def test_memory_mode_follows_what_the_device_says(locking_gpu):
-    integrated = "mapped" in locking_gpu.engine(cnn()).backend
-    locking_gpu.driver.pretend(integrated=1, maps=0)
-    assert "copied" in locking_gpu.engine(cnn()).backend
-    assert MemoryMode.MAPPED == "mapped"
-    assert isinstance(integrated, bool)
+@pytest.mark.parametrize(
+    ("integrated", "maps", "mode"), [(1, 1, "mapped"), (1, 0, "copied"), (0, 1, "copied"), (0, 0, "copied")]
+)
+def test_memory_mode_follows_what_the_device_says(driver, integrated, maps, mode):
+    driver.pretend(integrated=integrated, maps=maps)
+    gpu = Gpu(double, driver=driver)
+    engine = gpu.engine(cnn())
+    assert f"{mode} memory" in engine.backend
+    slot = engine.acquire()
+    assert all(driver.is_mapped(buffer.device) == (mode == "mapped") for buffer in slot._inputs.values())
+    slot.release()
+    gpu.close()
+
+
+@pytest.mark.parametrize("memory", ["mapped", "copied"])
+def test_pycuda_page_locks_no_foreign_memory_and_says_so(driver, memory):
+    driver.pretend(integrated=memory == "mapped")
+    gpu = Gpu(double, adapter=pycuda(), graphs=False, driver=driver)
+    engine = gpu.engine(cnn(uint8=True))
+    ring = np.zeros(4096, np.uint8)
+    assert not engine.adopt(ring)
+    slot = engine.acquire()
+    with pytest.raises(EngineError, match="not inside memory that the engine adopted"):
+        slot.point("image", ring[:1024].reshape(1, 32, 32, 1))
+    slot.release()
+    assert "registrations" not in driver.alive
+    gpu.close()

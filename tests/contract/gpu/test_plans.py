@@ -156,6 +156,14 @@ def test_timing_cache_goes_from_build_to_build(box, package):
     assert Plans(box).timings.read_bytes() == b"++"
 
 
+@pytest.mark.parametrize("kept", [b"of another release", b"@+++"])
+def test_timing_cache_that_is_damaged_or_of_another_device_costs_time_and_not_the_build(box, package, kept):
+    plans = Plans(box)
+    plans.keep_timings(kept)
+    assert _build(box, package).state == "built"
+    assert plans.timings.read_bytes() == b"+"
+
+
 def test_no_gpu_is_not_the_package_s_fault(box, package, driver):
     _build(box, package)
     driver.pretend(no_device=1)
