@@ -15,14 +15,14 @@ from edgeqc import loading
 from edgeqc.errors import EdgeqcError
 from edgeqc.journal import JournalReader
 from edgeqc.records import AlertChange, Quality, Started
-from edgeqc.settings import Settings
+from edgeqc.settings import GridSettings, Settings
 from edgeqc.shm.board import Board, State
 from edgeqc.shm.tagtable import FILE_NAME, TagTable, summarise
 from edgeqc.sim.tags import SimTags, tag_settings
 from edgeqc.train.tags.course import learn
 from edgeqc.train.tags.package import Wishes
 from edgeqc.train.tags.recording import Recording
-from edgeqc.watch.process import run_watch
+from edgeqc.watch.process import TICK_S, run_watch
 
 PATIENCE_S = 30.0
 
@@ -165,6 +165,40 @@ def test_a_killed_watch_process_leaves_no_good_tag_behind(tmp_path: Path):
             process.kill()
     asyncio.run(until(lambda: quality(table, "heat") is Quality.BAD, "staleness"))
     table.close()
+
+
+async def test_rows_that_pile_up_do_not_stop_its_sign_of_life(tmp_path: Path):
+    recording = tmp_path / "recording.csv"
+    recording.write_text("t,heat\n0,20\n0.1,21\n")
+    configured = settings(
+        tmp_path, {"name": "file", "type": "replay", "file": recording, "tags": [{"name": "heat"}]}
+    ).model_copy(update={"grid": GridSettings(period_ms=10)})
+    stop, rows = asyncio.Event(), [0]
+    between: list[int] = []
+
+    def judge(_: object) -> None:
+        rows[0] += 1
+        time.sleep(0.03)  # three rows come while one is judged
+
+    def beat(_: object) -> None:
+        between.append(rows[0])
+        rows[0] = 0
+
+    watch = asyncio.create_task(
+        run_watch(
+            configured,
+            state_dir=tmp_path / "state",
+            run_dir=tmp_path,
+            journal=lambda _: None,
+            beat=beat,
+            stop=stop,
+            judge=judge,
+        )
+    )
+    await until(lambda: sum(between) > 60, "rows")
+    stop.set()
+    await asyncio.wait_for(watch, PATIENCE_S)
+    assert max(between) <= TICK_S / 0.03 + 1
 
 
 async def test_a_machine_whose_tags_go_wrong_is_an_alarm_that_names_them(tmp_path: Path):
