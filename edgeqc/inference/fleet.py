@@ -139,11 +139,12 @@ class Fleet:
     def _fill(self, machine: _Machine, values: Floats) -> tuple[Floats | None, tuple[int, ...]]:
         """Give the row without holes, or None where it is too full of them; and which tags are missing."""
         away = ~np.isfinite(values)
-        machine.away = np.where(away, machine.away + 1, 0)
-        missing = tuple(int(tag) for tag in np.flatnonzero(away))
-        if not missing:
+        if not away.any():
+            machine.away[:] = 0
             machine.last = values.copy()
             return values, ()
+        machine.away = np.where(away, machine.away + 1, 0)
+        missing = tuple(int(tag) for tag in np.flatnonzero(away))
         if machine.last is None or machine.away.max() > HOLD_ROWS or 2 * len(missing) > len(values):
             return None, missing
         guess = machine.last if machine.forecast is None else self._unscaled(machine.forecast.mean(axis=0))
