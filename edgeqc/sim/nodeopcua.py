@@ -26,7 +26,7 @@ class NodeOpcua:
         self.url = ""
         self.namespace = ""
         """Of its nodes, as `ns=1`: `<namespace>;s=Tag0`, ..., and `s=Toggle`."""
-        self._folder = folder
+        self._folder = folder.absolute()
         self._arguments = [str(tags), str(period_ms)]
         self._process: subprocess.Popen[str] | None = None
 

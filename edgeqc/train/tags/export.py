@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeqc.inference.tagmanifest import FORECAST, HIDDEN, HIDDEN_NEXT, MACHINES, QUANTILE, TAGS
-from edgeqc.train.tags.network import QUANTILES, Weights
+from edgeqc.train.tags.weights import QUANTILES, Weights
 
 _OPSET = 17
 _IR = 9
