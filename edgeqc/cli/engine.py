@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 _DEPTH: Final = 3
 """Folders below the one that is searched: engines/name/version/manifest.yaml."""
 
-Backend = Annotated[str, typer.Option(help="onnxruntime, openvino, tensorrt, or auto: each that is allowed is tried.")]
-Precision = Annotated[str, typer.Option(help="fp32, bf16, fp16, int8, or auto: each that the package has.")]
+_Backends = Literal["onnxruntime", "openvino", "tensorrt", "auto"]
+_Precisions = Literal["fp32", "bf16", "fp16", "int8", "auto"]
+Backend = Annotated[_Backends, typer.Option(help="auto: each that is allowed is tried.")]
+Precision = Annotated[_Precisions, typer.Option(help="auto: each that the package has.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 Unsigned = Annotated[bool, typer.Option("--allow-unsigned", help="Take packages that nobody vouches for, too.")]
 
@@ -95,7 +97,10 @@ def _list(
 def _show(
     folder: Annotated[Path, typer.Argument(help="The package's folder.")],
     trust: TrustOption = None,
-    measure: Annotated[bool, typer.Option(help="Run it on each backend that is allowed.")] = True,
+    measure: Annotated[
+        bool | None,
+        typer.Option(help="Run it on each backend that is allowed; default: if a trusted key signed it."),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, max=64, help="As recipe.threads.")] = 1,
     as_json: AsJson = False,
 ) -> None:
@@ -129,6 +134,9 @@ def _show(
     }
     why = ""
     trials: tuple[Trial, ...] = ()
+    if measure is None and not package.trusted:
+        talk(f"Not run, since it {package.vouched}; --measure runs it all the same.", style="yellow")
+    measure = package.trusted if measure is None else measure
     if measure:
         talk("Running it on every backend that is allowed ...")
         try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -28,7 +28,7 @@ def build(  # noqa: PLR0917 - each is a switch of the command
         Path, typer.Argument(help="The line's configuration: builds what its recipes need. Or a package's folder.")
     ],
     precision: Annotated[
-        str, typer.Option(help="For a package's folder: fp32, fp16 or int8, of which it must have the file.")
+        Literal["fp32", "fp16", "int8"], typer.Option(help="For a package's folder, which must have the file.")
     ] = "fp32",
     state: Annotated[
         Path | None, typer.Option(help="For a package's folder: the state directory that gets the plan.")

@@ -4,13 +4,16 @@ import json
 import shutil
 import stat
 from pathlib import Path
+from typing import get_args
 
 import cv2
 import pytest
 
 import edgeqc
+from edgeqc.cli import engine as engine_module
 from edgeqc.cli import main
 from edgeqc.cli.exits import Exit
+from edgeqc.inference import manifest
 from edgeqc.inference.package import load_package
 from edgeqc.inference.signature import fingerprint, load_public
 from edgeqc.sim.parts import draw_set
@@ -188,6 +191,45 @@ def test_show_says_what_runs_here_and_why(edgeqc_, site):
     code, out, _ = edgeqc_("show", site, "--trust", "box/trust", "--no-measure")
     assert "signed by quality" in out
     assert "auto takes" not in out
+
+
+def test_package_that_nobody_vouches_for_is_shown_and_not_run(edgeqc_, site):
+    (site / "signature.json").unlink()
+    code, out, err = edgeqc_("show", site, "--trust", "box/trust")
+    assert code == 0
+    assert "is not signed" in out
+    assert "Not run, since it is not signed; --measure runs it all the same" in err
+    assert "auto takes" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("verify", "stick/part/1", "--backend", "tensorflow"), "'tensorflow' is not one of"),
+        (("import", "stick/part/1", "--precision", "fp8"), "'fp8' is not one of"),
+        (("build", "stick/part/1", "--precision", "auto"), "'auto' is not one of"),
+        (("pixels", "stick/part/1"), "Missing option '--out'"),
+        (("keygen", "../up"), "letters, digits"),
+        (("sign", "stick/part/1", "--key", "k", "--once", "t"), "leave --key out"),
+    ],
+)
+def test_wrong_word_is_told_with_what_there_is(edgeqc_, site, arguments, told):
+    code, _, err = edgeqc_(*arguments)
+    assert code == Exit.USAGE
+    assert told in " ".join(err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("command", ["verify", "show", "sign", "import", "convert", "build"])
+def test_folder_that_is_none_is_told_without_a_traceback(edgeqc_, site, command):
+    code, _, err = edgeqc_(command, "stick/none/1")
+    assert code in {Exit.PACKAGE, Exit.SETTINGS}
+    assert "stick/none/1" in err
+    assert "Traceback" not in err
+
+
+def test_words_of_the_command_are_those_of_the_daemon():
+    assert (*manifest.Backend, "auto") == get_args(engine_module._Backends)
+    assert (*manifest.Precision, "auto") == get_args(engine_module._Precisions)
 
 
 def test_convert_adds_what_is_near_enough_and_says_what_is_not(edgeqc_, site):
