@@ -1,7 +1,7 @@
 """The few calls of libaravis 0.8 (LGPL, the distribution's library) that a GigE Vision camera needs, through ctypes.
 
-ctypes releases the GIL around every call. No Python function is ever handed to the library, so its receive and
-heartbeat threads never wait for an interpreter.
+The GIL is released around every call that may wait or take a lock. No Python function is ever handed to the library, so
+its receive and heartbeat threads never wait for an interpreter.
 """
 
 from __future__ import annotations
@@ -62,6 +62,11 @@ _ARAVIS: Final[dict[str, tuple[Any, ...]]] = {  # name: result, arguments
     "arv_stream_get_info_name": (_text, _pointer, _uint),
     "arv_stream_get_info_uint64": (_u64, _pointer, _uint),
     "arv_buffer_new_full": (_pointer, c.c_size_t, _pointer, _pointer, _pointer),
+    "arv_fake_camera_new": (_pointer, _text),
+    "arv_fake_camera_get_genicam_xml": (_pointer, _pointer, c.POINTER(c.c_size_t)),
+    "arv_fake_camera_read_memory": (_int, _pointer, c.c_uint32, c.c_uint32, _pointer),
+}
+_READING: Final[dict[str, tuple[Any, ...]]] = {
     "arv_buffer_get_status": (_int, _pointer),
     "arv_buffer_get_data": (_pointer, _pointer, c.POINTER(c.c_size_t)),
     "arv_buffer_get_user_data": (_pointer, _pointer),
@@ -70,10 +75,9 @@ _ARAVIS: Final[dict[str, tuple[Any, ...]]] = {  # name: result, arguments
     "arv_buffer_get_image_width": (_int, _pointer),
     "arv_buffer_get_image_height": (_int, _pointer),
     "arv_buffer_get_image_pixel_format": (c.c_uint32, _pointer),
-    "arv_fake_camera_new": (_pointer, _text),
-    "arv_fake_camera_get_genicam_xml": (_pointer, _pointer, c.POINTER(c.c_size_t)),
-    "arv_fake_camera_read_memory": (_int, _pointer, c.c_uint32, c.c_uint32, _pointer),
 }
+"""They read a field of a buffer that is ours. Called with the GIL held: giving it up eight times for each frame would
+let another thread take it just when the line has a frame to judge."""
 
 
 class Aravis:
@@ -82,9 +86,10 @@ class Aravis:
     def __init__(self) -> None:
         """Load it; EdgeqcError that says how to install it."""
         try:
-            self._aravis = _bound(SONAME, _ARAVIS)
-            self._gobject = _bound("libgobject-2.0.so.0", {"g_object_unref": (None, _pointer)})
-            self._glib = _bound("libglib-2.0.so.0", {"g_error_free": (None, c.POINTER(_GError))})
+            self._aravis = _bound(c.CDLL(SONAME), _ARAVIS)
+            self._reading = _bound(c.PyDLL(SONAME), _READING)
+            self._gobject = _bound(c.CDLL("libgobject-2.0.so.0"), {"g_object_unref": (None, _pointer)})
+            self._glib = _bound(c.CDLL("libglib-2.0.so.0"), {"g_error_free": (None, c.POINTER(_GError))})
         except (OSError, AttributeError) as exc:
             raise EdgeqcError(f"GigE Vision needs {SONAME} ({exc}): {INSTALL}") from exc
         self._gobject.g_object_set.restype = None
@@ -92,9 +97,11 @@ class Aravis:
 
     def __getattr__(self, name: str) -> Any:
         """Give the library's function `arv_...` that cannot fail, or whose failure is a NULL."""
-        if name not in _ARAVIS:
+        if name not in _ARAVIS and name not in _READING:
             raise AttributeError(name)
-        return getattr(self._aravis, name)
+        function = getattr(self._aravis if name in _ARAVIS else self._reading, name)
+        setattr(self, name, function)  # found at once the next time
+        return function
 
     def call(self, peer: str, name: str, *args: Any) -> Any:
         """Call a function that ends in a GError; PeerError where it set one."""
@@ -137,8 +144,7 @@ def library_version() -> str | None:
     return ".".join(str(part) for part in parts)
 
 
-def _bound(soname: str, signatures: dict[str, tuple[Any, ...]]) -> c.CDLL:
-    library = c.CDLL(soname)
+def _bound(library: c.CDLL, signatures: dict[str, tuple[Any, ...]]) -> c.CDLL:
     for name, (result, *arguments) in signatures.items():
         function = getattr(library, name)
         function.restype = result

@@ -59,8 +59,6 @@ class Preprocess:
         self._input_shape = input_shape
         self._canvas = np.zeros(input_shape, np.uint8)
         self._filled: tuple[tuple[slice, slice], int] | None = None
-        self._levels = np.arange(256, dtype=np.float32) * np.float32(spec.gain)
-        self._table = self._levels + np.float32(spec.offset)
         height, width = frame_shape
         self._halves: list[NDArray[np.uint8]] = []
         while min(height, width) > 1:  # a third of the frame in all
@@ -101,7 +99,9 @@ class Preprocess:
         if (area, fill) != self._filled:
             _surround(canvas, area, fill)
             self._filled = (area, fill)
-        cv2.LUT(canvas, self._lookup(mean), dst=target[0, 0])
+        gain = self._spec.gain / mean if self._spec.normalise is Normalise.MEAN else self._spec.gain
+        # gain * grey + offset as float32, in one pass: half the time of a lookup table, and no table to make
+        cv2.addWeighted(canvas, gain, canvas, 0, self._spec.offset, dst=target[0, 0], dtype=cv2.CV_32F)
         return placement
 
     def in_place(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Placement] | None:
@@ -158,11 +158,6 @@ class Preprocess:
             source = smaller
         cv2.resize(source, target.shape[::-1], dst=target, interpolation=cv2.INTER_LINEAR)
 
-    def _lookup(self, mean: float) -> NDArray[np.float32]:
-        if self._spec.normalise is Normalise.MEAN:
-            np.multiply(self._levels, np.float32(1 / mean), out=self._table)
-            self._table += np.float32(self._spec.offset)
-        return self._table
 
 
 def _surround(canvas: NDArray[np.uint8], area: tuple[slice, slice], level: int) -> None:
@@ -184,17 +179,19 @@ class Locator:
         shape = (max(1, frame_shape[0] // self._step), max(1, frame_shape[1] // self._step))
         self._view = np.zeros(shape, np.uint8)
         self._binary = np.zeros(shape, np.uint8)
-        self._rim = np.zeros(2 * (shape[0] + shape[1]), np.uint8)
+        places = np.arange(shape[0] * shape[1]).reshape(shape)
+        self._rim_places = np.concatenate([places[0], places[-1], places[:, 0], places[:, -1]])
+        self._rim = np.zeros(self._rim_places.size, np.uint8)
 
     def find(self, pixels: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
         """(x, y, width, height) of the part with its margin, frame px, to within one step of the view; or None."""
         view = self._view
         rows, columns = view.shape
         cv2.resize(pixels, (columns, rows), dst=view, interpolation=cv2.INTER_NEAREST)
-        self._rim[:columns], self._rim[columns : 2 * columns] = view[0], view[-1]
-        self._rim[2 * columns : 2 * columns + rows], self._rim[2 * columns + rows :] = view[:, 0], view[:, -1]
-        self._rim.sort()
-        background = int(self._rim[self._rim.size // 2])
+        np.take(view, self._rim_places, out=self._rim, mode="clip")  # the only mode that writes straight into `out`
+        middle = self._rim.size // 2
+        self._rim.partition(middle)
+        background = int(self._rim[middle])
         if self._region.background == "dark":
             cv2.threshold(view, background + self._region.contrast, 255, cv2.THRESH_BINARY, dst=self._binary)
         else:
@@ -203,22 +200,22 @@ class Locator:
         count, _, stats, _ = cv2.connectedComponentsWithStats(self._binary, ltype=cv2.CV_16U)
         if count == 1:
             return None
-        areas = stats[1:, cv2.CC_STAT_AREA]
-        largest = int(areas.max())
+        # plain numbers: for the few pieces that there are, numpy costs more than all of the search
+        pieces: list[list[int]] = stats[1:].tolist()
+        largest = max(piece[cv2.CC_STAT_AREA] for piece in pieces)
         if largest < _LEAST_RATIO * view.size:
             return None
-        return self._box(np.asarray(stats[1:], np.int32)[areas >= _PIECE_RATIO * largest])
+        return self._box([piece for piece in pieces if piece[cv2.CC_STAT_AREA] >= _PIECE_RATIO * largest])
 
-    def _box(self, pieces: NDArray[np.int32]) -> tuple[int, int, int, int]:
+    def _box(self, pieces: list[list[int]]) -> tuple[int, int, int, int]:
+        """Round the pieces, each (left, top, width, height, area) in the view's cells."""
         height, width = self._frame_shape
         down, across = height / self._view.shape[0], width / self._view.shape[1]
         spare = self._step + self._region.margin_px  # up to one step of the part was between two samples
-        x0 = max(0, int(pieces[:, cv2.CC_STAT_LEFT].min() * across) - spare)
-        y0 = max(0, int(pieces[:, cv2.CC_STAT_TOP].min() * down) - spare)
-        right = (pieces[:, cv2.CC_STAT_LEFT] + pieces[:, cv2.CC_STAT_WIDTH]).max()
-        bottom = (pieces[:, cv2.CC_STAT_TOP] + pieces[:, cv2.CC_STAT_HEIGHT]).max()
-        x1 = min(width, int(right * across) + spare)
-        y1 = min(height, int(bottom * down) + spare)
+        x0 = max(0, int(min(left for left, _, _, _, _ in pieces) * across) - spare)
+        y0 = max(0, int(min(top for _, top, _, _, _ in pieces) * down) - spare)
+        x1 = min(width, int(max(left + wide for left, _, wide, _, _ in pieces) * across) + spare)
+        y1 = min(height, int(max(top + high for _, top, _, high, _ in pieces) * down) + spare)
         return x0, y0, x1 - x0, y1 - y0
 
 

@@ -62,6 +62,7 @@ class FrameSlots:
             self._pixels.append(whole[start : start + self.frame_bytes].reshape(height, width))
             start += _pages(self.frame_bytes)
             self._maps.append(whole[start : start + map_height * map_width].reshape(map_height, map_width))
+        self._addresses = [int(pixels.ctypes.data) for pixels in self._pixels]
         self._next_lease = int(self._leases.max(initial=0)) + 1
 
     @classmethod
@@ -92,7 +93,7 @@ class FrameSlots:
 
     def address(self, slot: int) -> int:
         """Where the frame begins: what a camera library is given."""
-        return int(self._pixels[slot].ctypes.data)
+        return self._addresses[slot]
 
     def lend(self, slot: int) -> int:
         """Lend the slot's image under a new lease number (never 0)."""
