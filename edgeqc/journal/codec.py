@@ -38,7 +38,14 @@ RECORD_BYTES: Final = 512
 _MAGIC: Final = 0x45514A31  # "EQJ1"
 _HEAD: Final = struct.Struct("<IIHHIQqq")
 _BODY_BYTES: Final = RECORD_BYTES - _HEAD.size
-_PART: Final = struct.Struct("<QQqqddq8qBBBBiQ48s32s32s")
+_PART_FORMAT: Final = "QQqqddq8qBBBBiQ48s32s32s"
+_PART: Final = struct.Struct(f"<{_PART_FORMAT}")
+_PART_RECORD: Final = struct.Struct(f"<IIHHIQqq{_PART_FORMAT}")
+"""Head and body at once: a part's record is on the way of its verdict, where each step more costs several times its usual
+time, because the engine has just emptied the caches."""
+_CRC: Final = struct.Struct("<I")
+_CRC_AT: Final = 4
+_CHECKED_AT: Final = 8
 _DEFECT: Final = struct.Struct("<16sfHHHH")
 _DELIVERY: Final = struct.Struct("<QBBBBqd96s")
 _SNAPSHOT: Final = struct.Struct("<QB")
@@ -62,6 +69,9 @@ class _Kind(IntEnum):
     EVENT = 4
     ALERT = 5
     SNAPSHOT = 6
+
+
+_PART_KIND: Final = int(_Kind.PART)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,20 +105,25 @@ class DamagedRecordError(Exception):
     """These bytes are no whole record: torn, flipped, or of another version."""
 
 
-def encode(body: Body, *, sequence: int, wall_ns: int, mono_ns: int) -> bytes:
+def encode(body: Body, *, sequence: int, wall_ns: int, mono_ns: int) -> bytearray:
     """One record, RECORD_BYTES long. Texts that do not fit are cut, never refused: the verdict must get through."""
-    kind, packed = _pack(body)
-    rest = _HEAD.pack(0, 0, kind, len(packed), 0, sequence, wall_ns, mono_ns)[8:] + packed
-    rest += bytes(RECORD_BYTES - 8 - len(rest))
-    return struct.pack("<II", _MAGIC, zlib.crc32(rest)) + rest
+    record = bytearray(RECORD_BYTES)
+    if isinstance(body, PartRecord):
+        _pack_part(record, body, sequence, wall_ns, mono_ns)
+    else:
+        kind, packed = _pack(body)
+        _HEAD.pack_into(record, 0, _MAGIC, 0, kind, len(packed), 0, sequence, wall_ns, mono_ns)
+        record[_HEAD.size : _HEAD.size + len(packed)] = packed
+    _CRC.pack_into(record, _CRC_AT, zlib.crc32(memoryview(record)[_CHECKED_AT:]))
+    return record
 
 
-def decode(data: bytes, *, writer: str) -> Entry:
+def decode(data: bytes | bytearray, *, writer: str) -> Entry:
     """The record in these RECORD_BYTES bytes; DamagedRecordError where there is none."""
     magic, crc, kind, length, _, sequence, wall_ns, mono_ns = _HEAD.unpack_from(data)
     if magic != _MAGIC or length > _BODY_BYTES or zlib.crc32(data[8:RECORD_BYTES]) != crc:
         raise DamagedRecordError
-    packed = data[_HEAD.size : _HEAD.size + length]
+    packed = bytes(data[_HEAD.size : _HEAD.size + length])
     try:
         body = _unpack(_Kind(kind), packed, writer)
     except (ValueError, KeyError, TypeError, IndexError, struct.error) as exc:
@@ -116,10 +131,8 @@ def decode(data: bytes, *, writer: str) -> Entry:
     return Entry(writer=writer, sequence=sequence, wall_ns=wall_ns, mono_ns=mono_ns, body=body)
 
 
-def _pack(body: Body) -> tuple[_Kind, bytes]:
+def _pack(body: Delivery | Snapshot | Started | Event | AlertChange) -> tuple[_Kind, bytes]:
     match body:
-        case PartRecord():
-            return _Kind.PART, _pack_part(body)
         case Delivery():
             return _Kind.DELIVERY, _pack_delivery(body)
         case Snapshot():
@@ -162,14 +175,24 @@ def _string(data: bytes) -> str:
     return data.rstrip(b"\0").decode("utf-8", "replace")
 
 
-def _pack_part(part: PartRecord) -> bytes:
-    ledger = part.ledger
-    defects = part.defects[:MAX_DEFECTS]
-    head = _PART.pack(
-        part.trigger.sequence,
+def _pack_part(record: bytearray, part: PartRecord, sequence: int, wall_ns: int, mono_ns: int) -> None:
+    """Head and body of a part, but for the CRC."""
+    trigger, ledger, defects = part.trigger, part.ledger, part.defects[:MAX_DEFECTS]
+    _PART_RECORD.pack_into(
+        record,
+        0,
+        _MAGIC,
+        0,
+        _PART_KIND,
+        _PART.size + len(defects) * _DEFECT.size,
+        0,
+        sequence,
+        wall_ns,
+        mono_ns,
+        trigger.sequence,
         part.frame_id,
-        part.trigger.at_ns,
-        part.trigger.wall_ns,
+        trigger.at_ns,
+        trigger.wall_ns,
         part.score,
         part.threshold,
         part.deadline_ns,
@@ -187,12 +210,14 @@ def _pack_part(part: PartRecord) -> bytes:
         0,
         part.slot,
         part.lease,
-        _text(part.trigger.part_id, 48),
+        _text(trigger.part_id, 48),
         _text(part.recipe, 32),
         part.model_digest,
     )
-    return head + b"".join(
-        _DEFECT.pack(
+    for index, defect in enumerate(defects):
+        _DEFECT.pack_into(
+            record,
+            _PART_RECORD.size + index * _DEFECT.size,
             _text(defect.name, 16),
             defect.score,
             min(max(defect.x_px, 0), _U16),
@@ -200,8 +225,6 @@ def _pack_part(part: PartRecord) -> bytes:
             min(max(defect.width_px, 0), _U16),
             min(max(defect.height_px, 0), _U16),
         )
-        for defect in defects
-    )
 
 
 def _unpack_part(packed: bytes, station: str) -> PartRecord:

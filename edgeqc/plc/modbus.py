@@ -14,8 +14,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
-from typing import Final
+from typing import Final, Self
 
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.plc import registers
@@ -30,7 +29,6 @@ _CLOSE_S: Final = 0.5
 _MBAP: Final = struct.Struct(">HHHB")  # transaction, protocol (0), length of what follows, unit
 _READ: Final = struct.Struct(">BHH")  # function code 3: first register, how many
 _WRITE: Final = struct.Struct(">BHHB")  # function code 16: first register, how many, bytes of the values that follow
-_BLOCK: Final = struct.Struct(f">{registers.RESULT_REGISTERS}H")
 _WRITTEN: Final = struct.Struct(">BHH")
 _READ_CODE: Final = 3
 _WRITE_CODE: Final = 16
@@ -63,6 +61,10 @@ class ModbusLink:
         self._reply = bytes(self._trigger_bytes)
         self._seen = registers.unpack_trigger(self._reply[2:])
         self._ask_result = _READ.pack(_READ_CODE, self._at.result, registers.RESULT_REGISTERS)
+        self._write_head = _WRITE.pack(
+            _WRITE_CODE, self._at.result, registers.RESULT_REGISTERS, 2 * registers.RESULT_REGISTERS
+        )
+        self._written = _WRITTEN.pack(_WRITE_CODE, self._at.result, registers.RESULT_REGISTERS)
         # another start at each connection: the first write after a reconnect moves it too
         self._heartbeat = itertools.count(time.monotonic_ns() // 1_000_000)
         self._triggers = _Connection(settings, peer)
@@ -92,15 +94,13 @@ class ModbusLink:
     def write_result(self, result: PlcResult, until_ns: int) -> None:
         """Write all 16 registers with one function code 16; never repeated by us."""
         with self._results.held(until_ns) as connection:
-            block = registers.pack_result(result, next(self._heartbeat))
-            values = _BLOCK.pack(*block)
-            request = _WRITE.pack(_WRITE_CODE, self._at.result, len(block), len(values)) + values
-            reply = connection.exchange(request, _WRITTEN.size, until_ns)
+            values = registers.pack_result(result, next(self._heartbeat))
+            reply = connection.exchange(self._write_head + values, _WRITTEN.size, until_ns)
             found = connection.exchange(self._ask_result, 2 + len(values), until_ns) if self._read_back else b""
         if self._read_back and found[2:] != values:
             raise PeerError(self._peer, _difference(values, found[2:], self._at.result))
-        _, address, count = _WRITTEN.unpack(reply)
-        if (address, count) != (self._at.result, registers.RESULT_REGISTERS):
+        if reply != self._written:
+            _, address, count = _WRITTEN.unpack(reply)
             raise PeerError(
                 self._peer,
                 f"acknowledged {count} registers at {address}, not {registers.RESULT_REGISTERS} at {self._at.result}",
@@ -141,15 +141,19 @@ class _Connection:
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
 
-    @contextlib.contextmanager
-    def held(self, until_ns: int) -> Iterator[_Connection]:
-        """Have the connection to oneself, or PeerTimeoutError at `until_ns`."""
+    def held(self, until_ns: int) -> Self:
+        """Have the connection to oneself for the length of a `with`, or PeerTimeoutError at `until_ns`."""
         if not self._lock.acquire(timeout=max(0.0, _left_ms(until_ns) / 1000)):
             raise PeerTimeoutError(self._peer, "another request holds the connection")
-        try:
-            yield self
-        finally:
-            self._lock.release()
+        return self
+
+    def __enter__(self) -> Self:
+        """Hold it already, by `held`."""
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        """Let the next one have it."""
+        self._lock.release()
 
     def exchange(self, request: bytes, reply_bytes: int, until_ns: int) -> bytes:
         """Send a PDU once and return the one that answers it, `reply_bytes` long. Hold the lock."""
@@ -217,7 +221,8 @@ class _Connection:
         if protocol != 0 or not _LENGTH_MIN <= length <= _LENGTH_MAX:
             raise self._give_up(f"not Modbus: {self._received[:16].hex()}")
         end = _MBAP.size - 1 + length
-        self._fill(end, until_ns)
+        if len(self._received) < end:
+            self._fill(end, until_ns)
         pdu = bytes(self._received[_MBAP.size : end])
         del self._received[:end]
         return transaction, unit, pdu

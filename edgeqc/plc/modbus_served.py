@@ -7,7 +7,6 @@ told so; hence nobody can fetch a PASS too late, and there is no write that coul
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -244,7 +243,7 @@ class _Blocks:
     def _put(self, result: PlcResult) -> None:
         self._heartbeat += 1
         self._result = result
-        self._image = _RESULT.pack(*registers.pack_result(result, self._heartbeat))
+        self._image = registers.pack_result(result, self._heartbeat)
 
     def _alive(self) -> bool:
         return self._asked_ns > 0 and time.monotonic_ns() - self._asked_ns < self._silence_ns
@@ -260,7 +259,6 @@ _TURN_S: Final = 1.0
 _ANSWER_S: Final = 0.005
 _WHOLE: Final = 14
 """Registers from the sequence to the end of the part id."""
-_RESULT: Final = struct.Struct(f">{registers.RESULT_REGISTERS}H")
 
 
 def _same_result(result: PlcResult, shown: PlcResult) -> bool:

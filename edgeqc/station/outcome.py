@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from edgeqc.core.handshake import Given
 from edgeqc.core.keeping import KeepRule
 from edgeqc.core.lane import DEPTH
 from edgeqc.core.stopping import StopLimits, StopReason, StopRule
@@ -248,8 +247,8 @@ class Outcome:
             # before it is shown: its turn may come, on another thread, before we are back
             self._waiting[result.sequence] = (part, verdict, cause)
             try:
-                waits = self._plc.show(result, until_ns) is Given.WAITS
-                delivered_ns = 0 if waits else time.monotonic_ns()
+                delivered_ns = self._plc.show(result, until_ns)
+                waits = not delivered_ns
                 self._row.put("last_plc_ns", time.monotonic_ns() - started_ns)
             except PeerError as exc:
                 reason = exc.reason

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -67,6 +67,7 @@ class PlcKeeper:
         self._lock = threading.Lock()
         """Held by whoever uses the handshake and writes what comes of it."""
         self._handshake = Handshake(manners.rules)
+        self._hold = _Held(self._lock, self._handshake)
         self._withdrawn: deque[int] = deque()
         """Parts that got their verdict while somebody else held the link for too long."""
         self._ack = 0
@@ -142,8 +143,8 @@ class PlcKeeper:
                     self._write(seen.read_ns + _WRITE_NS)
         return seen
 
-    def show(self, result: PlcResult, until_ns: int) -> Given:
-        """Give the PLC this result: SHOWN when it confirmed the write, WAITS where it has not taken those before it.
+    def show(self, result: PlcResult, until_ns: int) -> int:
+        """Give the PLC this result: when it confirmed the write (monotonic ns), 0 where it has not taken those before.
 
         `PlcEvents.turn` tells how the waiting ended. PeerError where the PLC does not confirm, at once without a link,
         and where its buffer is full.
@@ -151,13 +152,13 @@ class PlcKeeper:
         try:
             with self._held(until_ns) as handshake:
                 given = handshake.result(result)
-                self._write(until_ns, own=result.sequence)
+                confirmed_ns = self._write(until_ns, own=result.sequence)
         except _BusyLinkError:
             self._withdrawn.append(result.sequence)
             raise
         if given is Given.DROPPED:
             raise PeerError(self._peer, "does not acknowledge results: its buffer is full, this one is not shown")
-        return given
+        return 0 if given is Given.WAITS else confirmed_ns
 
     def show_busy(self, sequence: int, part_id: str, until_ns: int, *, unless: Callable[[], bool]) -> None:
         """A part is under way: BUSY, and TRIGGER_ACK.
@@ -190,9 +191,8 @@ class PlcKeeper:
             handshake.health(ready=ready and self._program_alive, fault=fault)
             self._write(until_ns)
 
-    @contextlib.contextmanager
-    def _held(self, until_ns: int) -> Iterator[Handshake]:
-        """Have handshake and link to oneself."""
+    def _held(self, until_ns: int) -> _Held:
+        """Have handshake and link to oneself, for the length of a `with`."""
         if not self._lock.acquire(timeout=max(0.0, (until_ns - time.monotonic_ns()) / 1e9)):
             raise _BusyLinkError(self._peer, "the link is busy with another write")
         try:
@@ -200,12 +200,13 @@ class PlcKeeper:
                 self._handshake.withdraw(self._withdrawn.popleft())
             if self._link is None and self._handshake.phase is not Phase.OFFLINE:
                 self._offline()
-            yield self._handshake
-        finally:
+        except BaseException:
             self._lock.release()
+            raise
+        return self._hold
 
-    def _write(self, until_ns: int, *, own: int = 0) -> None:
-        """Write the block. Hold the lock. `own`: the caller's result, of which nobody else need be told."""
+    def _write(self, until_ns: int, *, own: int = 0) -> int:
+        """Write the block; when the PLC confirmed it. Hold the lock. `own`: the caller's result, which nobody else is told."""
         link = self._link
         if link is None:
             raise PeerError(self._peer, self._reason)
@@ -219,6 +220,7 @@ class PlcKeeper:
         sequence = self._handshake.written(now_ns)
         if sequence is not None and sequence != own:
             self._events.turn(sequence, now_ns, "")
+        return now_ns
 
     def _offline(self, own: int = 0) -> None:
         for sequence in self._handshake.lost():
@@ -279,6 +281,20 @@ class PlcKeeper:
             link.close()
             raise
         return link
+
+
+class _Held:
+    """What `with` needs of a lock that is held already; a generator would cost 20 us more behind the engine."""
+
+    def __init__(self, lock: threading.Lock, handshake: Handshake) -> None:
+        self._lock = lock
+        self._handshake = handshake
+
+    def __enter__(self) -> Handshake:
+        return self._handshake
+
+    def __exit__(self, *_raised: object) -> None:
+        self._lock.release()
 
 
 class _BusyLinkError(PeerTimeoutError):

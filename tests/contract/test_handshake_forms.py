@@ -39,7 +39,7 @@ class Bench:
             sequence=sequence, part_id=f"P{sequence:06d}", verdict=verdict, code=1 if verdict is Verdict.PASS else 10,
             busy=False, ready=True, fault=False, score=0.1,
         )  # fmt: skip
-        return self.keeper.show(result, within())
+        return Given.SHOWN if self.keeper.show(result, within()) else Given.WAITS
 
     def poll_until(self, condition: Callable[[], bool]) -> None:
         until = time.monotonic() + PATIENCE_S

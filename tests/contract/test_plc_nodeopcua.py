@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeqc.core.handshake import Form, Given, Rules
+from edgeqc.core.handshake import Form, Rules
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.plc import open_link
 from edgeqc.plc.opcua_session import server_certificate
@@ -92,13 +92,13 @@ def test_buffered_results_are_taken_one_by_one_by_the_plcs_own_program(
         given = [keeper.show(result(first + number, verdict), within()) for number, verdict in enumerate(
             (Verdict.PASS, Verdict.REJECT, Verdict.PASS, Verdict.PASS)
         )]  # fmt: skip
-        assert given[0] is Given.SHOWN
+        assert given[0] > 0
         beats: set[int] = set()
         while keeper.shown.verdict is not None:
             assert time.monotonic() < until + PATIENCE_S
             beats.add(keeper.read_trigger(within()).heartbeat)
             time.sleep(0.005)  # the pace of a poll
-        assert turns == [first + number for number, one in enumerate(given) if one is Given.WAITS]
+        assert turns == [first + number for number, one in enumerate(given) if not one]
         assert keeper.read_trigger(within()).ack == first + 3
         assert keeper.overruns == 0
     finally:

@@ -67,7 +67,7 @@ def test_any_trigger_block_has_a_counter_and_an_id_that_echoes(block: list[int])
 
 @given(result=results, heartbeat=st.integers(0, 2**20))
 def test_result_block_round_trips(result: PlcResult, heartbeat: int) -> None:
-    block = pack_result(result, heartbeat)
+    block = list(struct.unpack(">16H", pack_result(result, heartbeat)))
     image = unpack_result(block)
     assert len(block) == RESULT_REGISTERS
     assert all(0 <= word <= 0xFFFF for word in block)
@@ -84,7 +84,7 @@ def test_result_block_round_trips(result: PlcResult, heartbeat: int) -> None:
 
 @given(result=results)
 def test_pass_and_reject_are_never_both_set_and_valid_means_one_of_them(result: PlcResult) -> None:
-    status = unpack_result(pack_result(result, 0)).status
+    status = unpack_result(struct.unpack(">16H", pack_result(result, 0))).status
     bits = status & (Status.PASS | Status.REJECT)
     assert bits != Status.PASS | Status.REJECT
     assert bool(status & Status.RESULT_VALID) is bool(bits) is (result.verdict is not None)
@@ -97,7 +97,7 @@ def test_layout_is_as_documented() -> None:
         sequence=0x0001_0002, part_id="P000042", verdict=Verdict.REJECT, code=10, busy=False, ready=True, fault=False,
         score=0.875, overrun=True, trigger_ack=0x1_0003, waiting=2,
     )  # fmt: skip
-    assert pack_result(result, 7) == [
+    assert list(struct.unpack(">16H", pack_result(result, 7))) == [
         1, 2, 0b0100_1110, 10, 7, 8750, 0x5030, 0x3030, 0x3034, 0x3200, 0, 0, 0, 0, 3, 2,
     ]  # fmt: skip
 
