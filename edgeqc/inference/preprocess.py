@@ -179,19 +179,16 @@ class Locator:
         shape = (max(1, frame_shape[0] // self._step), max(1, frame_shape[1] // self._step))
         self._view = np.zeros(shape, np.uint8)
         self._binary = np.zeros(shape, np.uint8)
-        places = np.arange(shape[0] * shape[1]).reshape(shape)
-        self._rim_places = np.concatenate([places[0], places[-1], places[:, 0], places[:, -1]])
-        self._rim = np.zeros(self._rim_places.size, np.uint8)
 
     def find(self, pixels: NDArray[np.uint8]) -> tuple[int, int, int, int] | None:
         """(x, y, width, height) of the part with its margin, frame px, to within one step of the view; or None."""
         view = self._view
         rows, columns = view.shape
         cv2.resize(pixels, (columns, rows), dst=view, interpolation=cv2.INTER_NEAREST)
-        np.take(view, self._rim_places, out=self._rim, mode="clip")  # the only mode that writes straight into `out`
-        middle = self._rim.size // 2
-        self._rim.partition(middle)
-        background = int(self._rim[middle])
+        # plain bytes and numbers from here on: for so few of them numpy's calls cost more than all of the search
+        cells = view.tobytes()
+        rim = sorted(cells[:columns] + cells[-columns:] + cells[::columns] + cells[columns - 1 :: columns])
+        background = rim[len(rim) // 2]
         if self._region.background == "dark":
             cv2.threshold(view, background + self._region.contrast, 255, cv2.THRESH_BINARY, dst=self._binary)
         else:
@@ -200,22 +197,25 @@ class Locator:
         count, _, stats, _ = cv2.connectedComponentsWithStats(self._binary, ltype=cv2.CV_16U)
         if count == 1:
             return None
-        # plain numbers: for the few pieces that there are, numpy costs more than all of the search
-        pieces: list[list[int]] = stats[1:].tolist()
-        largest = max(piece[cv2.CC_STAT_AREA] for piece in pieces)
+        pieces: list[list[int]] = stats.tolist()[1:]
+        largest = max([area for *_, area in pieces])
         if largest < _LEAST_RATIO * view.size:
             return None
-        return self._box([piece for piece in pieces if piece[cv2.CC_STAT_AREA] >= _PIECE_RATIO * largest])
+        left, top, right, bottom = columns, rows, 0, 0
+        for x, y, width, height, area in pieces:
+            if area >= _PIECE_RATIO * largest:
+                left, top, right, bottom = min(left, x), min(top, y), max(right, x + width), max(bottom, y + height)
+        return self._box(left, top, right, bottom)
 
-    def _box(self, pieces: list[list[int]]) -> tuple[int, int, int, int]:
-        """Round the pieces, each (left, top, width, height, area) in the view's cells."""
+    def _box(self, left: int, top: int, right: int, bottom: int) -> tuple[int, int, int, int]:
+        """From cells of the view to frame pixels."""
         height, width = self._frame_shape
         down, across = height / self._view.shape[0], width / self._view.shape[1]
         spare = self._step + self._region.margin_px  # up to one step of the part was between two samples
-        x0 = max(0, int(min(left for left, _, _, _, _ in pieces) * across) - spare)
-        y0 = max(0, int(min(top for _, top, _, _, _ in pieces) * down) - spare)
-        x1 = min(width, int(max(left + wide for left, _, wide, _, _ in pieces) * across) + spare)
-        y1 = min(height, int(max(top + high for _, top, _, high, _ in pieces) * down) + spare)
+        x0 = max(0, int(left * across) - spare)
+        y0 = max(0, int(top * down) - spare)
+        x1 = min(width, int(right * across) + spare)
+        y1 = min(height, int(bottom * down) + spare)
         return x0, y0, x1 - x0, y1 - y0
 
 

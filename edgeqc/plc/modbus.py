@@ -26,6 +26,9 @@ CONNECT_S: Final = 2.0
 SILENCE_S: Final = 1.0
 """A peer that owes a reply for longer is not slow but gone, or keeps silent to a unit that it does not have."""
 _CLOSE_S: Final = 0.5
+_LOOK_NS: Final = 400_000
+"""Longer than a simulated PLC on loopback takes. Sleeping for its answer and being woken costs 57 us at the median and
+110 us at p99 (600 writes at 25/s beside an evicted cache, two cores); a PLC that takes a scan is slept for as ever."""
 _MBAP: Final = struct.Struct(">HHHB")  # transaction, protocol (0), length of what follows, unit
 _READ: Final = struct.Struct(">BHH")  # function code 3: first register, how many
 _WRITE: Final = struct.Struct(">BHHB")  # function code 16: first register, how many, bytes of the values that follow
@@ -47,8 +50,8 @@ class ModbusLink:
     `SILENCE_S` without the reply that is due. Each call after that says so; open another link.
     """
 
-    def __init__(self, settings: ModbusPlcSettings, *, peer: str) -> None:
-        """Connect, within twice `CONNECT_S`. Raises PeerError."""
+    def __init__(self, settings: ModbusPlcSettings, *, peer: str, alone: int = 0) -> None:
+        """Connect, within twice `CONNECT_S`. Raises PeerError. `alone`: see `_Connection`."""
         self._peer = peer
         self._unit = settings.device_id
         self._at = settings.registers
@@ -69,7 +72,7 @@ class ModbusLink:
         self._heartbeat = itertools.count(time.monotonic_ns() // 1_000_000)
         self._triggers = _Connection(settings, peer)
         try:
-            self._results = _Connection(settings, peer)
+            self._results = _Connection(settings, peer, alone=alone)
         except PeerError:
             self._triggers.close()
             raise
@@ -115,8 +118,10 @@ class ModbusLink:
 class _Connection:
     """One socket and the requests on it, one at a time."""
 
-    def __init__(self, settings: ModbusPlcSettings, peer: str) -> None:
+    def __init__(self, settings: ModbusPlcSettings, peer: str, *, alone: int = 0) -> None:
+        """Connect. The thread `alone` has a core to itself: it looks for an answer for a while before it sleeps for it."""
         self._peer = peer
+        self._alone = alone
         self._lock = threading.Lock()
         self._transaction = 0
         self._received = bytearray()
@@ -230,7 +235,7 @@ class _Connection:
     def _fill(self, size: int, until_ns: int) -> None:
         """Receive until `size` bytes are there."""
         while len(self._received) < size:
-            if not self._poll.poll(max(0.0, _left_ms(until_ns))):
+            if not self._looked(until_ns) and not self._poll.poll(max(0.0, _left_ms(until_ns))):
                 if self._received:
                     raise self._give_up("a reply broke off", PeerTimeoutError)
                 raise PeerTimeoutError(self._peer, "no reply in time")
@@ -241,6 +246,16 @@ class _Connection:
             if not some:
                 raise self._give_up("the peer closed the connection")
             self._received += some
+
+    def _looked(self, until_ns: int) -> bool:
+        """Is there something to receive? Where the core is the thread's own, it looks on for a while."""
+        if threading.get_ident() != self._alone:
+            return False
+        until_ns = min(until_ns, self._asked_ns + _LOOK_NS)
+        while time.monotonic_ns() < until_ns:
+            if self._poll.poll(0):
+                return True
+        return False
 
     def _give_up(self, reason: str, error: type[PeerError] = PeerError) -> PeerError:
         """The stream is out of step or gone."""

@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -132,7 +133,8 @@ class Station:
         if not isinstance(station.plc, NoPlcSettings):
             plc = station.plc
             peer = f"plc {station.name}"
-            door = plc_door(plc, peer=peer, state_dir=state_dir)
+            alone = 0 if self._core is None else threading.get_ident()  # we are on the thread that will be the line's
+            door = plc_door(plc, peer=peer, state_dir=state_dir, alone=alone)
             self._close_door = door.close
             self._plc = PlcKeeper(
                 door.open,
