@@ -159,7 +159,6 @@ class Preprocess:
         cv2.resize(source, target.shape[::-1], dst=target, interpolation=cv2.INTER_LINEAR)
 
 
-
 def _surround(canvas: NDArray[np.uint8], area: tuple[slice, slice], level: int) -> None:
     """Fill what is around the area."""
     rows, columns = area
