@@ -58,7 +58,7 @@ def _watched(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Co
 
 def _present() -> set[str]:
     threads = {f"thread {thread.name} {thread.ident}" for thread in threading.enumerate() if thread.is_alive()}
-    children = {f"process {child.pid} {_name(child)}" for child in psutil.Process().children()}
+    children = {f"process {_name(child)}" for child in psutil.Process().children()}  # a peer may be started again
     return {thing for thing in threads | children | set(_open_files()) if not any(known in thing for known in _KEPT)}
 
 

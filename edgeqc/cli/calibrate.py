@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,6 @@ import typer
 
 from edgeqc.cli.console import talk
 from edgeqc.cli.exits import Exit
-from edgeqc.settings.recipe import RegionMode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from edgeqc.train.examine import Finding
 
 
-Region = Annotated[RegionMode | None, typer.Option(help="As the recipe finds the part; default: as it was trained.")]
+class RegionKind(StrEnum):
+    """Which part of the picture is judged: edgeqc.settings.RegionMode, without what it loads."""
+
+    FULL = "full"
+    FIXED = "fixed"
+    LOCATE = "locate"
+
+
+Region = Annotated[RegionKind | None, typer.Option(help="As the recipe finds the part; default: as it was trained.")]
 Contrast = Annotated[int, typer.Option(help="Of --region locate: grey levels between part and background.")]
 
 
@@ -98,11 +106,11 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
     talk(f"{package.folder}: {told(calibration)}")
 
 
-def region_of(mode: RegionMode | None, contrast: int) -> RegionSettings | None:
+def region_of(kind: RegionKind | None, contrast: int) -> RegionSettings | None:
     """As a recipe would say it; None: as the package was trained."""
-    from edgeqc.settings.recipe import RegionSettings  # noqa: PLC0415 - heavy
+    from edgeqc.settings.recipe import RegionMode, RegionSettings  # noqa: PLC0415 - heavy
 
-    return None if mode is None else RegionSettings(mode=mode, contrast=contrast)
+    return None if kind is None else RegionSettings(mode=RegionMode(kind), contrast=contrast)
 
 
 def tell_findings(findings: Sequence[Finding]) -> None:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgeqc.cli.calibrate import RegionKind, region_of
 from edgeqc.cli.console import talk
 from edgeqc.cli.traintags import train_tags
 from edgeqc.errors import EdgeqcError
-from edgeqc.settings.recipe import RegionMode
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -38,7 +38,7 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
         bool, typer.Option("--mirrored", help="Judge each part four times, mirrored: better, 4 times the engine time.")
     ] = False,
     region: Annotated[
-        RegionMode | None, typer.Option(help="Default: full; locate where the pictures are of several sizes.")
+        RegionKind | None, typer.Option(help="Default: full; locate where the pictures are of several sizes.")
     ] = None,
     contrast: Annotated[int, typer.Option(help="Of --region locate: grey levels between part and background.")] = 24,
     side: Annotated[int, typer.Option(metavar="PX", min=64, max=2048, help="Longest side that the net sees.")] = 448,
@@ -59,7 +59,6 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
     """
     from rich.console import Console  # noqa: PLC0415 - heavy
 
-    from edgeqc.settings.recipe import RegionSettings  # noqa: PLC0415
     from edgeqc.train.calibrate import Rule  # noqa: PLC0415 - heavy
 
     if not check and out is None:
@@ -79,7 +78,7 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
         one_class=one_class,
         mirrored=mirrored,
         long_side_px=side,
-        region=RegionSettings(mode=region, contrast=contrast) if region is not None else None,
+        region=region_of(region, contrast),
         views=views,
         steps=steps,
         folds=folds,
@@ -127,6 +126,6 @@ def _tell(package: Package) -> None:
         f"test: AUROC {figures.auroc:.4f}, {figures.escapes} of {figures.defects} bad parts pass, "
         f"{figures.overkills} of {figures.goods} good parts are rejected\n{told(package.calibration)}"
     )
-    if training.region is not None and training.region.mode is not RegionMode.FULL:
+    if training.region is not None and training.region.mode.value != RegionKind.FULL:
         talk(f"In the recipe: region: {{mode: {training.region.mode}, contrast: {training.region.contrast}}}")
     talk(f"Next: edgeqc eval vision --data DATA --engine {package.folder} --report report.json")

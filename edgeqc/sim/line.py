@@ -98,6 +98,8 @@ class Plan:
     """A machine beside the line whose tags are watched; `machine_changes` says what the configuration has of it."""
     machine_changes: Callable[[SimMachine], dict[str, Any]] | None = None
     mqtt: bool = True
+    broker_acl: str | None = None
+    """mosquitto's access list; None: everything is allowed."""
     start: Literal["ready", "go"] = "ready"
     environment: dict[str, str] = field(default_factory=dict)
     """Of the daemon, beside what it has anyway."""
@@ -267,7 +269,7 @@ class SimLine:
         if plan.camera == "gige":
             self.camera = self._begun(SimCamera(plan.images.file, plan.folder / "stage"))
         if plan.mqtt:
-            self.broker = self._begun(SimBroker())
+            self.broker = self._begun(SimBroker(acl=plan.broker_acl))
         if plan.side_load:
             self.tags = self._begun(SimTags("opcua", tags=plan.side_load))
         for peer in (self.stall_watch, self.plc, self.camera, self.broker, self.tags):

@@ -13,7 +13,7 @@ Where the PLC raises no trigger, an exposure of the camera is one. After the las
 summary and prints `DONE`, and serves on until stdin is closed or SIGTERM. A PLC started again on the same stage goes on
 with the next part. Other lines on stdin: `refuse on|off` (result writes are answered with an error), `ack on|off` (the
 program takes results and acknowledges them; it begins with `on` unless `--form pulse`), `beat on|off` (the program's own
-heartbeat), `recipe N`, `end` (no further part: as if all were through).
+heartbeat), `recipe N`, `end` (no further part: as if all were through), `summary` (write one now and say SUMMARY).
 
 The log has one JSON line per part (edgeqc.sim.judge.PartReport), and at the end one with `summary`.
 """
@@ -132,6 +132,12 @@ class SimPlc(Peer):
         """No further part: DONE comes after the window of the last one."""
         self.tell("end")
 
+    def so_far(self) -> dict[str, Any]:
+        """Its summary of this moment, while parts go on."""
+        self.tell("summary")
+        self.wait("SUMMARY", 5)
+        return self.summary()
+
     def refuse(self, on: bool) -> None:
         """Answer result writes with an error, or take them again."""
         self.tell(f"refuse {'on' if on else 'off'}")
@@ -241,6 +247,9 @@ async def _listen(line: Line, server: Server, stop: asyncio.Event) -> None:
                 line.started.set()
             case ["end"]:
                 line.end()
+            case ["summary"]:
+                line.summarize()
+                say("SUMMARY")
             case ["refuse", ("on" | "off") as state]:
                 await server.refuse(state == "on")
             case ["ack", ("on" | "off") as state]:

@@ -137,6 +137,10 @@ class Line:
         self._finished = True
         for report in self._judge.rest():
             self._log.write(json.dumps(dataclasses.asdict(report)) + "\n")
+        self.summarize()
+
+    def summarize(self) -> None:
+        """Write the summary of this moment."""
         self._log.write(json.dumps({"summary": self._judge.summary()}) + "\n")
         self._log.flush()
 

@@ -28,7 +28,7 @@ def _box_of_its_own() -> Iterator[None]:
     group = Path("/proc/self/autogroup")
     try:
         before = group.read_text().split()[-1]
-        group.write_text("-15")
+        group.write_text("-20")
     except (OSError, IndexError):
         yield
         return
@@ -41,21 +41,21 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> PartImages:
     return drawn_parts(tmp_path_factory.mktemp("parts"), count=16, shape=(480, 640))
 
 
-@pytest.fixture
-def bench(tmp_path: Path, images: PartImages) -> Iterator[Callable[..., Bench]]:
-    """Make a running line: `bench(parts=100, camera="gige", ...)`; it is torn down at the end, whatever happened.
+class Lines:
+    """Makes running lines, and tears them down."""
 
-    Without `parts` they come until the test ends them.
-    """
-    if not aravis_available() and os.environ.get("EDGEQC_REQUIRE_PEERS") != "1":
-        pytest.skip("libaravis is not installed: apt-get install libaravis-0.8-0")
-    lines: list[SimLine] = []
+    def __init__(self, folder: Path, images: PartImages) -> None:
+        self._folder, self._images = folder, images
+        self._lines: list[SimLine] = []
 
-    def make(*, wait: bool = True, **changes: Any) -> Bench:
+    def make(self, *, wait: bool = True, **changes: Any) -> Bench:
+        """`changes` to the plan. Without `parts` they come until the test ends them."""
+        if not aravis_available() and os.environ.get("EDGEQC_REQUIRE_PEERS") != "1":
+            pytest.skip("libaravis is not installed: apt-get install libaravis-0.8-0")
         plan = Plan(
             **{
-                "folder": tmp_path,
-                "images": images,
+                "folder": self._folder,
+                "images": self._images,
                 "engine": ENGINE,
                 "parts": 100_000,
                 "rate_hz": RATE_HZ,
@@ -66,7 +66,7 @@ def bench(tmp_path: Path, images: PartImages) -> Iterator[Callable[..., Bench]]:
         )
         line = SimLine(plan)
         line.__enter__()
-        lines.append(line)
+        self._lines.append(line)
         line.start_daemon()
         if wait:
             line.wait_ready()
@@ -74,6 +74,14 @@ def bench(tmp_path: Path, images: PartImages) -> Iterator[Callable[..., Bench]]:
             line.plc.go()
         return Bench(line)
 
-    yield make
-    while lines:
-        lines.pop().__exit__(None, None, None)
+    def close(self) -> None:
+        while self._lines:
+            self._lines.pop().__exit__(None, None, None)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, images: PartImages) -> Iterator[Callable[..., Bench]]:
+    """Make a running line: `bench(parts=100, camera="gige", ...)`; it is torn down at the end, whatever happened."""
+    lines = Lines(tmp_path, images)
+    yield lines.make
+    lines.close()

@@ -12,12 +12,20 @@ from edgeqc.shm.board import Board, Row, State
 from edgeqc.sim.line import STATION, SimLine
 from edgeqc.sim.report import archived, build
 
+_COUNTED = ("duplicates", "wrong_part", "both_bits", "valid_without_bit", "bit_without_valid")
+"""Of the PLC's summary: what happened since the section began is the difference."""
+_SINCE = ("bad_frames", "missed", "stale", "doubled", "images_given_up")
+
 
 class Bench:
     """A line under test, with what the checks need."""
 
     def __init__(self, line: SimLine) -> None:
         self.line = line
+        self.first_part = 1
+        self._events_before = 0
+        self._counters_before: dict[str, int] = {}
+        self._summary_before: dict[str, Any] = {}
 
     @property
     def board(self) -> Board:
@@ -47,7 +55,7 @@ class Bench:
     def logged(self, event: str, **facts: object) -> list[dict[str, Any]]:
         return [
             found
-            for found in self.events()
+            for found in self.events()[self._events_before :]
             if found["event"] == event and all(found.get(key) == value for key, value in facts.items())
         ]
 
@@ -61,17 +69,60 @@ class Bench:
 
     def recovered(self, parts: int = 4) -> None:
         """Wait until so many more parts were judged (no fail-safe verdicts) and announced."""
+        enough = self._judged() + parts
+        until(lambda: self._judged() >= enough, 20)
 
-        def judged() -> int:
-            counters = self.row.counters()
-            return counters["verdicts"] - counters["fail_safe"]
-
-        enough = judged() + parts
-        until(lambda: judged() >= enough, 20)
+    def _judged(self) -> int:
+        counters = self.row.counters()
+        return counters["verdicts"] - counters["fail_safe"]
 
     def restarted(self, name: str, old: int) -> None:
         """Wait until another process than `old` does this job, and is ready."""
         until(lambda: self.pid(name) not in {0, old} and self.board[name].state is State.READY, 20)
+
+    def begin_section(self) -> None:
+        """What `section` says is of the parts from here on."""
+        self.recovered(2)  # what a test before has left behind is not of this one
+        self.first_part = self.stage.part + 1
+        self._events_before = len(self.events())
+        self._counters_before = self.row.counters()
+        self._summary_before = self.plc.so_far()
+
+    def section(self) -> dict[str, Any]:
+        """Hold the witnesses against each other for the parts since `begin_section`, while the line runs on."""
+        last = self.stage.part
+        until(lambda: any(part["part"] >= last for part in self.line.judged()), 10)
+        judged = [part for part in self.line.judged() if self.first_part <= part["part"] <= last]
+        answered = {part["sequence"] for part in judged if part["result"] != "none"}
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
+            rows = [row for row in archived(self.line.state_dir) if row["trigger_ns"] >= judged[0]["triggered_ns"]]
+            rows = [row for row in rows if row["sequence"] <= max(answered, default=0)]
+            told = {message["trigger_id"] for message in self.line.told()}
+            if answered <= {row["sequence"] for row in rows} and {row["sequence"] for row in rows} <= told:
+                break
+            time.sleep(0.05)
+        now, before = self.plc.so_far(), self._summary_before
+        counters = self.row.counters()
+        mine = {row["sequence"] for row in rows}
+        return build(
+            judged=judged,
+            summary=now | {name: now[name] - before[name] for name in _COUNTED} | {"triggers": len(judged)},
+            rows=rows,
+            messages=[message for message in self.line.told() if message["trigger_id"] in mine],
+            counters=counters | {name: counters[name] - self._counters_before[name] for name in _SINCE},
+            camera=self.line.plan.camera,
+            backend=self.row.backend,
+            stalls=self.line.stalls(),
+        )
+
+    def parts(self) -> list[dict[str, Any]]:
+        """The PLC's judgement of the section's parts so far."""
+        return [part for part in self.line.judged() if part["part"] >= self.first_part]
+
+    def passes(self, parts: int) -> None:
+        """Wait until so many more parts have stood before the camera."""
+        self.part_is(self.stage.part + parts)
 
     def finish(self) -> dict[str, Any]:
         """Bring no further part, stop in order, and hold the witnesses against each other."""
@@ -90,7 +141,7 @@ class Bench:
     def account(self) -> dict[str, Any]:
         """Stop in order and hold the witnesses against each other; the PLC has written its summary."""
         summary = self.plc.summary()
-        if self.line.broker is not None:
+        if self.line.listener is not None and self.line.plan.broker_acl is None:
             self.line.listener.wait(self.row.get("verdicts"), "/verdict", timeout_s=10)
         counters, backend = self.row.counters(), self.row.backend
         assert self.line.stop_daemon() == 0, self.line.log.read_text()[-3000:]
