@@ -286,7 +286,10 @@ def test_a_broker_that_refuses_verdicts_costs_none_and_says_so(bench: Make) -> N
     report = line.all_through()
     assert (report["unaccounted"], report["late"], report["plc_mismatch"], report["duplicates"]) == (0, 0, 0, 0)
     assert report["mqtt_received"] == 0
-    assert "verdict" in listener.payloads(alert)[0]["text"]
+    refusals = [
+        event["facts"] for event in listener.payloads("edgeqc/demo/event") if event["name"] == "message_refused"
+    ]
+    assert [facts["topic"] for facts in refusals] == ["verdict"], "one event for all of them"
     assert dead_letters(line) == report["archive_rows"] == 25
     assert listener.received("/verdict/last"), "what is allowed still comes"
 
