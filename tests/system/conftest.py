@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from linebench import Bench
+from linebench import ENDLESS, Bench
 
 from edgeqc.cameras.aravis import aravis_available
 from edgeqc.sim.line import PartImages, Plan, SimLine, drawn_parts
@@ -57,7 +57,7 @@ class Lines:
                 "folder": self._folder,
                 "images": self._images,
                 "engine": ENGINE,
-                "parts": 100_000,
+                "parts": ENDLESS,
                 "rate_hz": RATE_HZ,
                 "budget_ms": BUDGET_MS,
                 "start": "go",

@@ -12,6 +12,8 @@ from edgeqc.shm.board import Board, Row, State
 from edgeqc.sim.line import STATION, SimLine
 from edgeqc.sim.report import archived, build
 
+ENDLESS = 100_000
+"""Parts of a line that a test ends."""
 _COUNTED = ("duplicates", "wrong_part", "both_bits", "valid_without_bit", "bit_without_valid")
 """Of the PLC's summary: what happened since the section began is the difference."""
 _SINCE = ("bad_frames", "missed", "stale", "doubled", "images_given_up")
@@ -124,13 +126,10 @@ class Bench:
         """Wait until so many more parts have stood before the camera."""
         self.part_is(self.stage.part + parts)
 
-    def finish(self) -> dict[str, Any]:
-        """Bring no further part, stop in order, and hold the witnesses against each other."""
-        self.plc.end()
-        return self.all_through(10)
-
-    def all_through(self, timeout_s: float = 40) -> dict[str, Any]:
-        """Let all parts through that were ordered, stop in order, and hold the witnesses against each other."""
+    def finish(self, timeout_s: float = 40) -> dict[str, Any]:
+        """Let the parts through that were ordered, no further ones where none were; stop in order; `account`."""
+        if self.line.plan.parts == ENDLESS:
+            self.plc.end()
         self.plc.wait_done(timeout_s)
         return self.account()
 

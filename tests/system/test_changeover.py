@@ -60,7 +60,7 @@ def test_changeover_at_25_per_second_leaves_no_trigger_unaccounted_or_late(
         changes=_changes(strict),
         trusted=(*TRUSTED, tmp_path / "keys" / "local.pub"),
     )
-    report = line.all_through()
+    report = line.finish()
     assert report["triggers"] == report["verdicts"] == PARTS
     assert (report["unaccounted"], report["late"], report["plc_mismatch"], report["duplicates"]) == (0, 0, 0, 0)
     digests = {
@@ -95,7 +95,7 @@ def test_a_recipe_that_the_station_does_not_have_is_a_reject_that_says_so(
         changes=_changes(strict),
         trusted=(*TRUSTED, tmp_path / "keys" / "local.pub"),
     )
-    report = line.all_through()
+    report = line.finish()
     assert (report["unaccounted"], report["late"], report["plc_mismatch"]) == (0, 0, 0)
     unknown = [row for row in line.rows() if recipe_of(int(row["part_id"][1:]), (PLAIN, UNKNOWN), 10) == UNKNOWN]
     assert len(unknown) >= 9

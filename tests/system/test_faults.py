@@ -86,7 +86,7 @@ def between(parts: list[dict[str, Any]], first: int, last: int) -> list[dict[str
 
 def test_a_healthy_line_accounts_for_every_part(bench: Make) -> None:
     line = bench(parts=50)
-    report = line.all_through()
+    report = line.finish()
     whole(report)
     assert report["triggers"] == report["archive_rows"] == report["mqtt_received"] == 50
     assert report["mqtt_duplicates"] == 0
@@ -97,7 +97,7 @@ def test_a_healthy_line_accounts_for_every_part(bench: Make) -> None:
 
 def test_a_free_running_camera_is_its_own_trigger(bench: Make) -> None:
     line = bench(parts=40, trigger="camera")
-    report = line.all_through()
+    report = line.finish()
     clean(report)
     assert report["archive_rows"] >= 40
     assert report["unaccounted"] <= 1  # the exposure that was under way when the count began
@@ -283,7 +283,7 @@ def test_a_broker_that_refuses_verdicts_costs_none_and_says_so(bench: Make) -> N
     assert listener is not None
     alert = "edgeqc/demo/alert/office.message.refused"
     until(lambda: bool(listener.payloads(alert)))
-    report = line.all_through()
+    report = line.finish()
     assert (report["unaccounted"], report["late"], report["plc_mismatch"], report["duplicates"]) == (0, 0, 0, 0)
     assert report["mqtt_received"] == 0
     refusals = [

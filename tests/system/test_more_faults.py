@@ -104,7 +104,7 @@ def test_a_score_that_is_no_number_is_a_reject(bench: Make, tmp_path: Path) -> N
     line = bench(
         parts=40, engine=package(tmp_path / "nan" / "1"), images=flat_images(tmp_path, [50, 50, 200]), changes=UNSIGNED
     )
-    report = line.all_through()
+    report = line.finish()
     assert (report["unaccounted"], report["plc_mismatch"]) == (0, 0)
     parts = line.line.judged()
     assert {part["code"] for part in parts if part["defective"]} == {103}
