@@ -14,8 +14,8 @@ from edgeqc.inference.tagpackage import load_tag_package
 from edgeqc.journal.codec import decode, encode
 from edgeqc.records import NS_PER_S, AlertChange, Ne107
 from edgeqc.settings import MachineSettings
-from edgeqc.train.tags.course import learn
-from edgeqc.train.tags.package import Wishes
+from edgeqc.train.tags.course import learn, watch
+from edgeqc.train.tags.package import LIMIT, Wishes
 from edgeqc.train.tags.recording import Recording
 from edgeqc.watch.grid import Moment
 from edgeqc.watch.machines import Machines, places
@@ -233,3 +233,17 @@ def test_a_package_is_held_against_the_lines_tags_and_pace(package, columns, per
     machine = MachineSettings(name="pump", model=package)
     with pytest.raises(PackageError, match=reason):
         places(machine, load_tag_package(package), {name: at for at, name in enumerate(columns)}, period_ns=period_ns)
+
+
+def test_a_promise_raises_the_limit_that_the_alarm_is_held_to(tmp_path):
+    """The good time that sets the limit swings more than what was learned; nothing of it is learned from."""
+    values = drawn(4000, seed=7)
+    values[3000:3500, :2] += 1.2 * np.sin(np.arange(500) / 40)[:, None] * [1, 0.05]
+    recording = Recording(source="drawn", tags=TAGS, seconds=np.arange(4000, dtype=np.float64), values=values)
+    lesson = learn(recording, [slice(0, 4000)], Wishes(name="pump", network=False, per_day=1), tmp_path)
+    calibration = lesson.package.calibration
+    assert calibration.alarm.limit > LIMIT
+    assert calibration.plain_limit == calibration.alarm.limit
+    deployed = watch(lesson.package, recording)
+    np.testing.assert_allclose([one.excess for one in lesson.seen], [one.excess for one in deployed])
+    assert any(one.by_monitor for one in deployed)

@@ -19,7 +19,7 @@ from edgeqc.errors import EdgeqcError
 from edgeqc.inference.fleet import Fleet, Seen, Sight
 from edgeqc.inference.tagmanifest import AlarmNumbers, Promise
 from edgeqc.inference.tagpackage import TagPackage
-from edgeqc.train.tags.package import GOLDEN_ROWS, Draft, Wishes, forecast_rows, write
+from edgeqc.train.tags.package import GOLDEN_ROWS, LIMIT, MONITOR_LIMIT, Draft, Wishes, forecast_rows, write
 from edgeqc.train.tags.recording import Recording
 
 LEAST_ROWS: Final = 200
@@ -95,11 +95,8 @@ def learn(
     alarm, promise = wishes.alarm, None
     if wishes.per_day is not None:
         alarm, promise = _promised(recording, held, seen, wishes, period_s=draft.grid_ms / 1000)
-    package = write(draft, alarm, promise)
-    seen = [
-        replace(one, excess=one.score / alarm.limit, limit=alarm.limit) if one.sight is Sight.MODEL else one
-        for one in seen
-    ]
+    package = write(draft, alarm, promise, plain_limit=LIMIT if model is not None else alarm.limit)
+    seen = [_limited(one, alarm.limit, wishes) for one in seen]
     alarms, _ = run_alarm(package, recording, seen)
     told(1.0, "done")
     return Lesson(
@@ -144,8 +141,8 @@ def _network(
         from edgeqc.train.tags.network import Plan, train  # noqa: PLC0415 - torch
     except ImportError as exc:
         raise EdgeqcError(
-            f"a network needs torch and onnx ({exc.name} is missing): pip install 'edgeqc[train]', "
-            "or leave it out with --no-network: T2 and Q alone then watch the machine"
+            f"a network needs torch and onnx ({exc.name} is missing): pip install 'edgeqc[train]'; "
+            "without one (--no-network) distance, T2 and Q watch the machine"
         ) from exc
     plan = Plan(seed=wishes.seed)
     total = plan.members * plan.epochs
@@ -186,9 +183,7 @@ def _promised(
     """Set the limit on the first half of what was not learned, and count on the second what it is worth."""
     per_day = wishes.per_day or 1.0
     setting, checking = _split(held, _SHARE_LIMIT)
-    scores = np.array(
-        [_usable(seen[row].excess) * seen[row].limit for part in setting for row in range(part.start, part.stop)]
-    )
+    scores = np.array([_score(seen[row], wishes) for part in setting for row in range(part.start, part.stop)])
     limit = wishes.alarm.limit
     tail = fit_tail(scores) if len(scores) >= LEAST_ROWS else None
     if tail is not None:
@@ -200,8 +195,7 @@ def _promised(
     for part in checking:
         trip = Trip(replace(alarm.rule(), limit=1.0))
         for row in range(part.start, part.stop):
-            one = seen[row]
-            excess = one.score / alarm.limit if one.sight is Sight.MODEL else one.excess
+            excess = _limited(seen[row], alarm.limit, wishes).excess
             raised += trip.update(excess, round(recording.seconds[row] * 1e9)) and trip.on
             rows += 1
     days = rows * period_s / 86_400
@@ -216,5 +210,19 @@ def _promised(
     )
 
 
-def _usable(value: float) -> float:
-    return value if np.isfinite(value) else 0.0
+def _score(one: Seen, wishes: Wishes) -> float:
+    """What the alarm's limit is for: the score, or the plain one of a package without a network; 0 where there is none."""
+    if one.deviation is None or one.sight is not (Sight.MODEL if wishes.network else Sight.PLAIN):
+        return 0.0
+    return one.deviation.score if wishes.network else one.deviation.plain
+
+
+def _limited(one: Seen, limit: float, wishes: Wishes) -> Seen:
+    """What was seen of a row, had the alarm had this limit; that of T2 and Q stays."""
+    score = _score(one, wishes)
+    if one.deviation is None or not score:
+        return one
+    by_monitor = one.deviation.monitor / MONITOR_LIMIT > score / limit
+    if by_monitor:
+        score, limit = one.deviation.monitor, MONITOR_LIMIT
+    return replace(one, excess=score / limit, score=score, limit=limit, by_monitor=by_monitor)
