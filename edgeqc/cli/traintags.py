@@ -171,27 +171,23 @@ def _tell(lesson: Lesson) -> None:
 
 
 def _show(found: dict[str, Any]) -> None:
-    rows = []
-    for name, label in (
-        ("", "this detector"),
-        ("model_free", "without forecaster, same alarm"),
-        ("plain_threshold", "plain threshold, no alarm logic"),
-        ("monitor", "T2 and Q, same alarm"),
-        ("t2q", "T2+Q as on the leaderboard"),
-        ("trivial_rows", "rows 570 to 969, no sensor read"),
-        ("trivial_all", "flag everything"),
-    ):
-        part = found if not name else found.get(name)
-        if isinstance(part, dict) and "f1" in part:
-            rows.append([label, *(f"{part[key]:g}" for key in ("f1", "far", "mar"))])
-    show(["", "F1", "FAR %", "MAR %"], rows)
-    for name in ("cross_validated", "model_free_cross_validated"):
-        for key, part in (found.get(name) or {}).items():
-            talk(f"{name} {key}: F1 {part['f1']:g}, FAR {part['far']:g}, MAR {part['mar']:g}")
+    from edgeqc.train.tags.page import compared  # noqa: PLC0415 - heavy
+
+    show(["", "F1", "FAR %", "MAR %"], compared(found))
     if "nab" in found:
-        talk(f"change points, NAB: {found['nab']}; with the alarm's own rule: {found['nab_with_alarm_rule']}")
+        show(
+            ["change points, NAB", "standard", "low FP", "low FN"],
+            [
+                [label, *(f"{found[name][key]:.1f}" for key in ("standard", "low_fp", "low_fn"))]
+                for name, label in (("nab", "rule for change points"), ("nab_with_alarm_rule", "the alarm's own rule"))
+            ],
+        )
     if "anomaly_free" in found:
-        talk(f"anomaly-free: {found['anomaly_free']}")
+        free = found["anomaly_free"]
+        talk(
+            f"Nothing wrong: FAR {free['far']:g} % of {free['rows']} rows after {free['commissioning_rows']} to learn from "
+            f"({free['far_plain_threshold']:g} % with a plain threshold)."
+        )
 
 
 def _names(text: str | None) -> list[str] | None:

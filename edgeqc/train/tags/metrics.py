@@ -92,7 +92,7 @@ def nab(files: list[tuple[NDArray[np.float64], Flags, Flags]]) -> dict[str, floa
             score += _score(edges, windows, hit, false, miss)
             perfect += len(windows) * hit
             null += len(windows) * miss
-        told[profile] = round(100 * (score - null) / (perfect - null), 2) if perfect > null else float("nan")
+        told[profile] = round(float(100 * (score - null) / (perfect - null)), 2) if perfect > null else float("nan")
     return told
 
 

@@ -18,16 +18,46 @@ _CAP: Final = 5.0
 """Times the limit that a curve shows; what is higher is cut, and its peak told in words."""
 _STYLE: Final = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1140px;margin:2em auto;padding:0 1em;color:#1b1f24;background:#fff}
-h2{font-size:1em;margin:1.6em 0 .2em} table{border-collapse:collapse} td,th{padding:.15em .8em .15em 0;text-align:left;
+h2{font-size:1em;font-weight:600;margin:1.6em 0 .2em} .compared{margin-bottom:1.5em} .compared td+td,.compared th+th{text-align:right}
+.compared tr:nth-child(2) td{font-weight:600} table{border-collapse:collapse} td,th{padding:.15em .8em .15em 0;text-align:left;
 vertical-align:top} th{font-weight:600} svg{display:block;width:100%;height:auto;border-bottom:1px solid #ccc}
 .key span{display:inline-block;margin-right:1.5em} .key i{display:inline-block;width:1em;height:.7em;margin-right:.4em}
 code{font-size:.92em}
 """
+COMPARED: Final = (
+    ((), "this detector"),
+    (("cross_validated", "leave_one_out"), "all its constants picked on the other files"),
+    (("cross_validated", "leave_one_out_limit"), "only its limit picked on the other files"),
+    (("plain_threshold",), "plain threshold, no alarm logic"),
+    (("model_free",), "without forecaster, same alarm"),
+    (("model_free_cross_validated", "leave_one_out"), "without forecaster, constants picked on the other files"),
+    (("monitor",), "T2 and Q, same alarm"),
+    (("t2q",), "T2+Q as on the leaderboard"),
+    (("trivial_rows",), "rows 570 to 969 of every file, no sensor read"),
+    (("trivial_all",), "flag everything"),
+)
+"""Where in a report F1, FAR and MAR of what was compared stand, and what it is."""
+_WORDS: Final = {
+    "auc": "AUC",
+    "nab": "change points (NAB)",
+    "nab_rule": "alarm rule for change points",
+    "nab_with_alarm_rule": "change points with the alarm's own rule",
+    "rule": "alarm rule",
+    "step_us": "microseconds a row",
+    "anomaly_free": "machine that nothing is wrong with",
+    "alarm": "alarm rule",
+    "promise": "false alarms",
+}
+"""Names of a report's figures for people; the others are their own."""
 _COLOURS: Final = {"truth": "#f3d9a4", "learned": "#dbe7f3", "alarm": "#c0392b", "score": "#1f4e79", "limit": "#7a7a7a"}
 
 
 def write(path: Path, title: str, figures: dict[str, Any], curves: Sequence[Curve]) -> None:
     """Write the page."""
+    there = {
+        "truth": any(curve.truth is not None for curve in curves),
+        "learned": any(curve.learned is not None for curve in curves),
+    }
     key = "".join(
         f'<span><i style="background:{_COLOURS[name]}"></i>{text}</span>'
         for name, text in (
@@ -37,36 +67,63 @@ def write(path: Path, title: str, figures: dict[str, Any], curves: Sequence[Curv
             ("truth", "labelled as anomalous"),
             ("learned", "learned from"),
         )
+        if there.get(name, True)
     )
-    body = "".join(_curve(curve) for curve in curves)
+    body = "".join(_curve(curve, figures.get("per_file", {}).get(curve.name, {})) for curve in curves)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>"
-        f'<table>{_table(figures)}</table><p class="key">{key}</p>{body}</html>\n',
+        f'{_comparison(figures)}<table>{_table(figures)}</table><p class="key">{key}</p>{body}</html>\n',
         encoding="utf-8",
     )
 
 
+def compared(figures: dict[str, Any]) -> list[list[str]]:
+    """Give a row of words for each thing that the report compares: what, F1, FAR and MAR in per cent."""
+    rows = []
+    for keys, label in COMPARED:
+        part: Any = figures
+        for key in keys:
+            part = (part or {}).get(key)
+        if isinstance(part, dict) and "f1" in part:
+            rows.append([label, f"{part['f1']:.3f}", f"{part['far']:.1f}", f"{part['mar']:.1f}"])
+    return rows
+
+
+def _comparison(figures: dict[str, Any]) -> str:
+    rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in compared(figures))
+    head = "<tr><th></th><th>F1</th><th>false alarms (FAR) %</th><th>missed (MAR) %</th></tr>"
+    return f'<table class="compared">{head}{rows}</table>' if rows else ""
+
+
 def _table(figures: dict[str, Any]) -> str:
+    """What is not in the comparison."""
+    elsewhere = {"per_file", "f1", "far", "mar", *(keys[0] for keys, _ in COMPARED if keys)}
     rows = []
     for name, value in figures.items():
-        if name == "per_file":
+        if name in elsewhere:
             continue
-        shown = (
-            ", ".join(f"{key} {_told(one)}" for key, one in value.items()) if isinstance(value, dict) else _told(value)
-        )
-        rows.append(f"<tr><th>{html.escape(name)}</th><td>{html.escape(shown)}</td></tr>")
+        words = _WORDS.get(name, name.replace("_", " "))
+        rows.append(f"<tr><th>{html.escape(words)}</th><td>{html.escape(_told(value))}</td></tr>")
     return "".join(rows)
 
 
 def _told(value: object) -> str:
-    if isinstance(value, dict):
-        return "(" + ", ".join(f"{key} {_told(one)}" for key, one in value.items()) + ")"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case dict():
+            return ", ".join(f"{key.replace('_', ' ')} {_told(one)}" for key, one in value.items())
+        case float():
+            return f"{value:g}"
+        case _:
+            return str(value)
 
 
-def _curve(curve: Curve) -> str:
+def _curve(curve: Curve, counted: dict[str, Any]) -> str:
     count = max(len(curve.score), 2)
     across = _WIDTH / (count - 1)
     top = _CAP * curve.limit
@@ -78,7 +135,9 @@ def _curve(curve: Curve) -> str:
     shapes.append(_line(curve.score, across, top))
     shapes.append(_bands(curve.alarm, across, "alarm", y=_HEIGHT - 6, height=6))
     finite = curve.score[np.isfinite(curve.score)]
-    peak = f"; highest {finite.max():.1f}, limit {curve.limit:g}" if len(finite) else ""
+    peak = f"; highest {finite.max():.1f}, limit {curve.limit:.3g}" if len(finite) else ""
+    if "f1" in counted:
+        peak += f"; F1 {counted['f1']:.2f}, false alarms {counted['far']:.1f} %, missed {counted['mar']:.1f} %"
     note = f"; {curve.note}" if curve.note else ""
     return (
         f"<h2>{html.escape(curve.name)}{html.escape(note + peak)}</h2>"
