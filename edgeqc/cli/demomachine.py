@@ -122,6 +122,8 @@ class DemoMachine:
 
     def _show(self, body: dict[str, Any]) -> None:
         state = body["state"]
+        if state == "normal" and not self.seen:
+            return  # of the start: the rise is still to come
         at_s = datetime.fromisoformat(body["ts"]).timestamp() - self.began_s
         if state not in self.seen[-1:]:
             colour = {"active_unacked": "bold red", "active_acked": "yellow", "normal": "green"}.get(state, "")
@@ -132,6 +134,8 @@ class DemoMachine:
                 talk(f"         cause: {shares}   do: {body['action']}")
             elif state == "active_acked":
                 talk(f"         by {body['acked_by']}: {body['note']}")
+            elif state == "normal":
+                talk(f"         {body['text']}")
             self.seen.append(state)
 
     def _acknowledge(self, line: SimLine) -> None:
@@ -190,7 +194,7 @@ def prepare(folder: Path, data: Path | None = None) -> DemoMachine | None:
         learn(train, [slice(0, LEARNED_ROWS)], wishes(True), package)
     except EdgeqcError as exc:
         network = False
-        talk(f"{exc}\nNO FORECASTER: distance, T2 and Q alone watch the machine.", style="bold yellow")
+        talk(f"No forecaster: {exc}.", style="bold yellow")
         learn(train, [slice(0, LEARNED_ROWS)], wishes(False), package)
     rows = folder / "machine" / "rows.npy"
     np.save(rows, found.values)

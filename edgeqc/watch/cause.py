@@ -44,8 +44,10 @@ def explain(package: TagPackage, seen: Seen, *, room: int = 200) -> Explanation:
         part = f"{name} {value:.4g}{' ' + unit if unit else ''}"
         if abs(level) >= 1:
             part += f", {abs(level):.1f} sd {direction} usual"
-        elif seen.low is not None and seen.high is not None:
+        elif seen.low is not None and seen.high is not None and not seen.low[tag] <= value <= seen.high[tag]:
             part += f", expected {seen.low[tag]:.4g} to {seen.high[tag]:.4g}"
+        else:
+            part += ", swings more than usual"
         parts.append(f"{part} ({shares[tag]:.0%})")
     sentence = "tags no longer go together: " if seen.by_monitor else ""
     sentence += parts[0] if parts else "many tags, each a little"
