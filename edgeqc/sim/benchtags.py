@@ -187,7 +187,17 @@ def _processes(folder: Path, settings: Settings) -> Iterator[list[subprocess.Pop
             for process in running:
                 process.terminate()
             for process in running:
-                process.wait(20)
+                _end(process)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Wait for its end, and kill it where that does not come: what was measured is kept."""
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        talk(f"did not end in order: {' '.join(str(part) for part in process.args[2:4])}", style="yellow")  # type: ignore[index]
+        process.kill()
+        process.wait()
 
 
 def _busy_s(pid: int) -> float:

@@ -14,7 +14,7 @@ USER: Final = "edge"
 PASSWORD: Final = "s3cret"  # noqa: S105 - of a server on loopback
 _PACKAGE: Final = "node-opcua@2"
 _INSTALL_S: Final = 300
-_START_S: Final = 60.0
+_START_S: Final = 120.0
 _SCRIPT: Final = Path(__file__).with_name("nodeopcua.js")
 
 
