@@ -179,6 +179,43 @@ class PartRecord:
     slot: int = -1
     """Frame slot that holds the image under `lease`; -1 = no image is kept."""
     lease: int = 0
+    view: int = 0
+    """Which of the station's cameras the verdict comes from, from 0; -1 = none in particular."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ViewRecord:
+    """What one of several cameras showed of a part, whether it came in time or not; follows the part's own record."""
+
+    sequence: int
+    """The trigger's sequence: which part."""
+    wall_ns: int
+    """The trigger's."""
+    place: int
+    """Of the camera in the configuration, from 0."""
+    camera: str
+    """Its name."""
+    verdict: Verdict
+    """By this view alone, as known when the part was settled."""
+    cause: Cause
+    frame_id: int
+    """0 where no frame came."""
+    score: float
+    """NaN where the engine gave none."""
+    threshold: float
+    model_digest: bytes
+    """SHA-256 of the model file, 32 bytes."""
+    frame_ns: int = 0
+    transfer_ns: int = 0
+    prepared_ns: int = 0
+    scored_ns: int = 0
+    """As in `Ledger`."""
+    defects: tuple[Defect, ...] = ()
+    slot: int = -1
+    """Slot of this camera that holds the image under `lease`; -1 = no image is kept."""
+    lease: int = 0
+    part_passed: bool = False
+    """The part's verdict, by which its images are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,7 @@ def gpu(settings: Settings, state_dir: Path) -> Iterator[Finding]:
     from edgeqc.errors import EdgeqcError  # noqa: PLC0415 - as the next
     from edgeqc.inference.tensorrt.workshop import Workshop  # noqa: PLC0415 - for boxes with a GPU
 
-    if all(recipe.backend != "tensorrt" for station in settings.stations for recipe in station.recipes):
+    if all(recipe.backend != "tensorrt" for station in settings.stations for recipe in station.engines):
         return
     try:
         workshop = Workshop(state_dir, settings.gpu)
@@ -88,7 +88,7 @@ def aravis(settings: Settings | None) -> Finding:
     from edgeqc.cameras.aravis import library_version  # noqa: PLC0415 - loads it
 
     version = library_version()
-    needed = settings is None or any(isinstance(station.camera, GigeCameraSettings) for station in settings.stations)
+    needed = settings is None or bool(_gige(settings))
     state = State.OK if version or not needed else State.WARN if settings is None else State.FAIL
     return Finding(
         name="libaravis",
@@ -312,14 +312,20 @@ def frame_bytes(settings: Settings | None) -> int:
     if settings is None:
         return 16 * 1280 * 1024
     return sum(
-        2 * station.camera.slots * (station.camera.width_px * station.camera.height_px + 2 * _PAGE)
+        2 * camera.slots * (camera.width_px * camera.height_px + 2 * _PAGE)
         for station in settings.stations
+        for camera in station.all_cameras
     )
 
 
 def _gige(settings: Settings | None) -> list[tuple[StationSettings, GigeCameraSettings]]:
     stations = settings.stations if settings else []
-    return [(station, station.camera) for station in stations if isinstance(station.camera, GigeCameraSettings)]
+    return [
+        (station, camera)
+        for station in stations
+        for camera in station.all_cameras
+        if isinstance(camera, GigeCameraSettings)
+    ]
 
 
 def _route(address: str) -> tuple[str, int]:

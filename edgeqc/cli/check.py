@@ -77,9 +77,11 @@ def warnings(settings: Settings) -> list[str]:
 
 def _of_station(station: StationSettings) -> list[str]:
     said: list[str] = []
-    folder: Path | None = getattr(station.camera, "folder", None)
-    if folder is not None and not folder.is_dir():
-        said.append(f"camera.folder: {folder} is no folder")
+    for index, camera in enumerate(station.all_cameras):
+        folder: Path | None = getattr(camera, "folder", None)
+        if folder is not None and not folder.is_dir():
+            place = "camera" if station.camera is not None else f"cameras[{index}]"
+            said.append(f"{place}.folder: {folder} is no folder")
     if station.budget_ms > station.takt_ms * FLIGHT_LIMIT:
         said.append(f"budget_ms: {station.budget_ms:g} is over {FLIGHT_LIMIT} takts of {station.takt_ms:g} ms")
     if station.plc.type == "none":
@@ -105,7 +107,7 @@ def _packages(settings: Settings) -> list[dict[str, str]]:
     from edgeqc.inference.trust import trust_of  # noqa: PLC0415 - heavy
 
     trust = trust_of(settings.engines)
-    folders = sorted({recipe.engine for station in settings.stations for recipe in station.recipes})
+    folders = sorted({recipe.engine for station in settings.stations for recipe in station.engines})
     found = [
         {
             "folder": str(package.folder),

@@ -29,10 +29,13 @@ def application() -> typer.Typer:
     return app
 
 
-def camera(
+def camera(  # noqa: PLR0917 - each is a switch of the command
     file: File,
     station: Station = None,
     frames: Annotated[int, typer.Option(min=1, max=10_000, help="How many to take.")] = 20,
+    name: Annotated[
+        str | None, typer.Option("--camera", help="Which of the station's cameras; needed where there are several.")
+    ] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write the last good frame to this PNG.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -40,7 +43,11 @@ def camera(
     from edgeqc.cli.peers import look_at_camera  # noqa: PLC0415 - heavy
 
     _, chosen = _station(file, station)
-    report = look_at_camera(chosen, frames=frames)
+    names = [camera.name for camera in chosen.all_cameras]
+    if (name is None and len(names) > 1) or (name is not None and name not in names):
+        raise typer.BadParameter(f"one of {', '.join(names)}", param_hint="--camera")
+    seen = chosen.all_cameras[names.index(name) if name is not None else 0]
+    report = look_at_camera(chosen, seen, frames=frames)
     good = report.image is not None
     if save is not None and report.image is not None:
         import cv2  # noqa: PLC0415 - heavy
@@ -56,7 +63,9 @@ def camera(
             "frame ids": f"{report.first_id}..{report.last_id}",
         }
         _tell(
-            f"camera {chosen.name} ({report.kind})", told | report.as_dict(), skip=("frames", "size", "kind", "station")
+            f"camera {chosen.name}/{report.camera} ({report.kind})",
+            told | report.as_dict(),
+            skip=("frames", "size", "kind", "station", "camera"),
         )
         if save is not None and good:
             talk(f"Wrote {save}.")

@@ -35,8 +35,8 @@ def examine(settings: Settings | None) -> Iterator[Finding]:
     yield _trusted(engines, trust)
     if settings is not None:
         for station in settings.stations:
-            for recipe in station.recipes:
-                yield _package(f"engine {station.name}/{recipe.name}", recipe.engine, trust)
+            for name, folder in {(recipe.name, recipe.engine): None for recipe in station.engines}:
+                yield _package(f"engine {station.name}/{name}", folder, trust)
 
 
 def _backends(settings: Settings | None) -> Finding:
@@ -46,7 +46,7 @@ def _backends(settings: Settings | None) -> Finding:
             found[backend] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             continue
-    named = {recipe.backend for station in settings.stations for recipe in station.recipes} if settings else set()
+    named = {recipe.backend for station in settings.stations for recipe in station.engines} if settings else set()
     missing = [backend for backend in Backend if backend in named and backend not in found]
     shown = ", ".join(f"{backend} {version}" for backend, version in found.items())
     mend = "pip install 'edgeqc[openvino]'" if Backend.OPENVINO in missing else ""

@@ -25,6 +25,7 @@ from edgeqc.errors import EdgeqcError, PeerError
 from edgeqc.plc import open_link
 from edgeqc.records import NS_PER_MS, NS_PER_S, FrameStatus, PlcResult
 from edgeqc.settings import (
+    CameraSettings,
     NoPlcSettings,
     OpcuaPlcSettings,
     OpcuaSecurity,
@@ -47,6 +48,7 @@ class CameraReport:
     """What a camera said in one look."""
 
     station: str
+    camera: str
     kind: str
     frames: int = 0
     status: dict[str, int] = field(default_factory=dict)
@@ -78,11 +80,10 @@ class PlcReport:
     write_ms: float | None
 
 
-def look_at_camera(station: StationSettings, *, frames: int) -> CameraReport:
-    """Open the station's camera, take `frames` frames and close it. PeerError where it won't."""
-    camera = station.camera
+def look_at_camera(station: StationSettings, camera: CameraSettings, *, frames: int) -> CameraReport:
+    """Open this camera of the station, take `frames` frames and close it. PeerError where it won't."""
     by_software = station.trigger.source is TriggerSource.PLC
-    report = CameraReport(station=station.name, kind=camera.type)
+    report = CameraReport(station=station.name, camera=camera.name, kind=camera.type)
     moments: list[float] = []
     transfers: list[float] = []
     with tempfile.TemporaryDirectory(prefix="edgeqc-", dir=_shared_memory()) as folder:
@@ -97,7 +98,7 @@ def look_at_camera(station: StationSettings, *, frames: int) -> CameraReport:
                     source.trigger()
                 frame = source.next_frame(asked_ns + int(FIRST_FRAME_S * NS_PER_S))
                 if frame is None:
-                    raise PeerError(station.name, _silent(station, number))
+                    raise PeerError(station.name, _silent(station, camera, number))
                 status = str(frame.status)
                 report.status[status] = report.status.get(status, 0) + 1
                 since_ns = asked_ns if by_software else last_ns
@@ -172,18 +173,20 @@ def reach(settings: Settings) -> list[Finding]:
     state_dir, _ = loading.paths(settings)
     found: list[Finding] = []
     for station in settings.stations:
-        found.append(camera_finding(station))
+        found += [camera_finding(station, camera) for camera in station.all_cameras]
         found.append(plc_finding(station, state_dir=state_dir))
     found.append(broker_finding(settings))
     return found
 
 
-def camera_finding(station: StationSettings) -> Finding:
+def camera_finding(station: StationSettings, camera: CameraSettings) -> Finding:
     """Does the camera send frames?"""
     name = f"camera {station.name}"
     mend = f"edgeqc test camera FILE --station {station.name}"
+    if len(station.all_cameras) > 1:
+        name, mend = f"{name}/{camera.name}", f"{mend} --camera {camera.name}"
     try:
-        report = look_at_camera(station, frames=1 if station.trigger.source is TriggerSource.CAMERA else 3)
+        report = look_at_camera(station, camera, frames=1 if station.trigger.source is TriggerSource.CAMERA else 3)
     except EdgeqcError as error:
         return Finding(name=name, state=State.FAIL, found=str(error), limit="a frame", mend=mend)
     if report.image is None:
@@ -238,10 +241,10 @@ def figures(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _silent(station: StationSettings, number: int) -> str:
+def _silent(station: StationSettings, camera: CameraSettings, number: int) -> str:
     if station.trigger.source is TriggerSource.PLC:
         return f"no frame within {FIRST_FRAME_S:g} s of the software trigger, {number} came before"
-    if getattr(station.camera, "trigger_line", None):
+    if getattr(camera, "trigger_line", None):
         return f"no frame within {FIRST_FRAME_S:g} s, {number} came before; it waits for its trigger_line: move a part"
     return f"no frame within {FIRST_FRAME_S:g} s, {number} came before"
 

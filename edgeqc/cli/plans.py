@@ -97,7 +97,7 @@ def _asked(settings: Settings | None, target: Path, precision: str) -> Iterator[
         wanted[target, precision, True] = None
     else:
         trust = trust_of(settings.engines)
-        for recipe in (recipe for station in settings.stations for recipe in station.recipes):
+        for recipe in (recipe for station in settings.stations for recipe in station.engines):
             if recipe.backend in {"tensorrt", AUTO}:
                 wanted[recipe.engine, recipe.precision, recipe.backend == "tensorrt"] = None
     seen: set[bytes] = set()

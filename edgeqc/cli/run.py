@@ -23,6 +23,6 @@ def run(
     settings = loading.load(file)
     loading.resolved(settings)
     trust = trust_of(settings.engines)
-    for folder in {recipe.engine for station in settings.stations for recipe in station.recipes}:
+    for folder in {recipe.engine for station in settings.stations for recipe in station.engines}:
         load_package(folder, trust=trust)
     raise typer.Exit(supervise(settings, config_path=file))

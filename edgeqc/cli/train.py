@@ -48,6 +48,9 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
     folds: Annotated[
         int, typer.Option(min=0, max=20, help="Of the cross-validation that the threshold is from; 0: one held back.")
     ] = 5,
+    cross_validate: Annotated[
+        bool, typer.Option("--cross-validate", help="Also score the test's pictures out of fold; as long again.")
+    ] = False,
     seed: Annotated[int, typer.Option()] = 1,
     threads: Annotated[int, typer.Option(min=1, max=64)] = 2,
     key: Annotated[Path | None, typer.Option(help="Private key that signs it; default: this box's own.")] = None,
@@ -83,6 +86,7 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
         steps=steps,
         folds=folds,
         rule=Rule(overkill=overkill),
+        cross_validate=cross_validate,
         seed=seed,
         threads=threads,
         key=None if check else signing_key(key),

@@ -13,7 +13,7 @@ from edgeqc.core.decide import last_word
 from edgeqc.core.exposure import Claim, Exposures, Match
 from edgeqc.core.flight import Flight, Flying
 from edgeqc.core.invariant import announcement
-from edgeqc.core.views import Ruling, View, rule
+from edgeqc.core.views import Ruling, View, rule, without
 from edgeqc.records import Cause, Verdict
 
 DEPTH: Final = 8
@@ -80,7 +80,7 @@ class Lane(Generic[PartT]):
             return Cause.IDENTITY
         if not fresh or now_ns - trigger_ns > self._expose_within_ns:
             return Cause.NO_FRAME
-        if not all(camera.ready(now_ns) for camera in self.cameras):
+        if self.unready(now_ns) >= 0:
             return Cause.NO_FRAME
         return None
 
@@ -131,6 +131,14 @@ class Lane(Generic[PartT]):
             now_ns=now_ns,
             fail_safe_at_ns=part.fail_safe_at_ns,
         )
+
+    def unready(self, now_ns: int) -> int:
+        """The first camera that may not be triggered now, by its index; -1: all may."""
+        return next((index for index, camera in enumerate(self.cameras) if not camera.ready(now_ns)), -1)
+
+    def without_view(self, part: PartT, cause: Cause, view: int) -> Ruling:
+        """The verdict on a part that will not have this view in time, by those that it has."""
+        return without(part.views, sequence=part.sequence, cause=cause, view=view)
 
     def settle(self, part: PartT) -> bool:
         """The part has a verdict now; False if it has one already: the first one counts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -33,7 +34,9 @@ class Ruling:
     verdict: Verdict
     cause: Cause
     view: int = -1
-    """Index of the deciding view; -1 where one is missing."""
+    """Index of the view that it comes from, which may be one that did not come; -1: of none in particular."""
+    margin: float = -math.inf
+    """By how much that view's score is over its threshold; below 0 it is under it."""
 
 
 _BADNESS: Final = {Cause.OK: 0, Cause.ANOMALY: 2, Cause.DEFECT: 3}
@@ -51,11 +54,12 @@ def rule(
 ) -> Ruling:
     """The verdict on the part `sequence` from all of its views, None for each that did not come.
 
-    A view that belongs to another part makes it a reject that says so (cause identity). No views at all is no pass.
+    A view that belongs to another part makes it a reject that says so (cause identity). No views at all is no pass. Of
+    views that are equally bad the one decides that is furthest over its threshold, else the first.
     """
     worst: Ruling | None = None
     for index, view in enumerate(views):
-        ruling = Ruling(verdict=Verdict.REJECT, cause=Cause.NO_FRAME)
+        ruling = Ruling(verdict=Verdict.REJECT, cause=Cause.NO_FRAME, view=index)
         if view is not None and view.sequence != sequence:
             ruling = Ruling(verdict=Verdict.REJECT, cause=Cause.IDENTITY, view=index)
         elif view is not None:
@@ -69,7 +73,29 @@ def rule(
                 now_ns=now_ns,
                 fail_safe_at_ns=fail_safe_at_ns,
             )
-            ruling = Ruling(verdict=verdict, cause=cause, view=index)
-        if worst is None or _BADNESS.get(ruling.cause, 1) > _BADNESS.get(worst.cause, 1):
+            ruling = Ruling(verdict=verdict, cause=cause, view=index, margin=_margin(view))
+        if worst is None or _badness(ruling) > _badness(worst):
             worst = ruling
     return worst or Ruling(verdict=Verdict.REJECT, cause=Cause.NO_FRAME)
+
+
+def without(views: Sequence[View | None], *, sequence: int, cause: Cause, view: int) -> Ruling:
+    """The verdict on a part that will not have all of its views in time: reject, whatever the others say.
+
+    Where one of them has shown a defect, that is the cause; otherwise it is `cause`, and `view` is what is missing.
+    """
+    known = rule([one for one in views if one is not None], sequence=sequence, now_ns=0, fail_safe_at_ns=1)
+    if known.cause in {Cause.DEFECT, Cause.ANOMALY}:
+        came = [index for index, one in enumerate(views) if one is not None]
+        return Ruling(verdict=Verdict.REJECT, cause=known.cause, view=came[known.view], margin=known.margin)
+    return Ruling(verdict=Verdict.REJECT, cause=cause, view=view)
+
+
+def _badness(ruling: Ruling) -> tuple[int, float]:
+    return _BADNESS.get(ruling.cause, 1), ruling.margin
+
+
+def _margin(view: View) -> float:
+    """-inf where the view has no score: it says nothing of how bad the part is."""
+    margin = view.score - view.threshold
+    return margin if math.isfinite(margin) else -math.inf

@@ -3,7 +3,7 @@
     0  magic u32 | 4 crc u32 | 8 kind u16 | 10 length u16 | 12 zero u32 | 16 sequence u64 | 24 wall_ns i64 |
     32 mono_ns i64 | 40 body (length bytes), zeros to the end
 
-Parts, their snapshots and deliveries have a binary body (they come with every part); what is rare is JSON.
+Parts, their views, snapshots and deliveries have a binary body (they come with every part); what is rare is JSON.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from edgeqc.records import (
     Started,
     Trigger,
     Verdict,
+    ViewRecord,
 )
 
-Body = PartRecord | Delivery | Snapshot | Started | Event | AlertChange
+Body = PartRecord | ViewRecord | Delivery | Snapshot | Started | Event | AlertChange
 
 RECORD_BYTES: Final = 512
 _MAGIC: Final = 0x45514A31  # "EQJ1"
@@ -46,6 +47,7 @@ time, because the engine has just emptied the caches."""
 _CRC: Final = struct.Struct("<I")
 _CRC_AT: Final = 4
 _CHECKED_AT: Final = 8
+_VIEW: Final = struct.Struct("<QqQdd4qBBBBBxxxiQ32s32s")
 _DEFECT: Final = struct.Struct("<16sfHHHH")
 _DELIVERY: Final = struct.Struct("<QBBBBqd96s")
 _SNAPSHOT: Final = struct.Struct("<QB")
@@ -56,6 +58,7 @@ MAX_DEFECTS: Final = (_BODY_BYTES - _PART.size) // _DEFECT.size
 _VERDICTS: Final = tuple(Verdict)
 _CAUSES: Final = tuple(Cause)  # the order is the file format: append only
 _U16: Final = 0xFFFF
+_NO_VIEW: Final = 0xFF
 _NEEDED: Final = frozenset({"id", "active", "priority", "ne107", "text", "action", "value", "limit"})
 """Of an alert, even where empty or zero; the rest is left out then: the texts need the room."""
 _SHORT: Final = 16
@@ -69,6 +72,7 @@ class _Kind(IntEnum):
     EVENT = 4
     ALERT = 5
     SNAPSHOT = 6
+    VIEW = 7
 
 
 _PART_KIND: Final = int(_Kind.PART)
@@ -131,8 +135,10 @@ def decode(data: bytes | bytearray, *, writer: str) -> Entry:
     return Entry(writer=writer, sequence=sequence, wall_ns=wall_ns, mono_ns=mono_ns, body=body)
 
 
-def _pack(body: Delivery | Snapshot | Started | Event | AlertChange) -> tuple[_Kind, bytes]:
+def _pack(body: ViewRecord | Delivery | Snapshot | Started | Event | AlertChange) -> tuple[_Kind, bytes | bytearray]:
     match body:
+        case ViewRecord():
+            return _Kind.VIEW, _pack_view(body)
         case Delivery():
             return _Kind.DELIVERY, _pack_delivery(body)
         case Snapshot():
@@ -147,10 +153,12 @@ def _pack(body: Delivery | Snapshot | Started | Event | AlertChange) -> tuple[_K
             )
 
 
-def _unpack(kind: _Kind, packed: bytes, writer: str) -> Body:
+def _unpack(kind: _Kind, packed: bytes, writer: str) -> Body:  # noqa: PLR0911 - a table
     match kind:
         case _Kind.PART:
             return _unpack_part(packed, writer.removeprefix("station-"))
+        case _Kind.VIEW:
+            return _unpack_view(packed)
         case _Kind.DELIVERY:
             return _unpack_delivery(packed)
         case _Kind.SNAPSHOT:
@@ -207,17 +215,21 @@ def _pack_part(record: bytearray, part: PartRecord, sequence: int, wall_ns: int,
         _VERDICTS.index(part.verdict),
         _CAUSES.index(part.cause),
         len(defects),
-        0,
+        _NO_VIEW if part.view < 0 else part.view,
         part.slot,
         part.lease,
         _text(trigger.part_id, 48),
         _text(part.recipe, 32),
         part.model_digest,
     )
+    _put_defects(record, _PART_RECORD.size, defects)
+
+
+def _put_defects(record: bytearray, at: int, defects: tuple[Defect, ...]) -> None:
     for index, defect in enumerate(defects):
         _DEFECT.pack_into(
             record,
-            _PART_RECORD.size + index * _DEFECT.size,
+            at + index * _DEFECT.size,
             _text(defect.name, 16),
             defect.score,
             min(max(defect.x_px, 0), _U16),
@@ -227,17 +239,21 @@ def _pack_part(record: bytearray, part: PartRecord, sequence: int, wall_ns: int,
         )
 
 
+def _unpack_defects(packed: bytes, count: int) -> tuple[Defect, ...]:
+    defects = []
+    for index in range(count):
+        name, value, x_px, y_px, width_px, height_px = _DEFECT.unpack_from(packed, index * _DEFECT.size)
+        defects.append(
+            Defect(name=_string(name), score=value, x_px=x_px, y_px=y_px, width_px=width_px, height_px=height_px)
+        )
+    return tuple(defects)
+
+
 def _unpack_part(packed: bytes, station: str) -> PartRecord:
     fields = _PART.unpack_from(packed)
     (sequence, frame_id, at_ns, wall_ns, score, threshold, deadline_ns) = fields[:7]
     times = fields[7:15]
-    verdict, cause, count, _, slot, lease, part_id, recipe, digest = fields[15:]
-    defects = []
-    for index in range(count):
-        name, value, x_px, y_px, width_px, height_px = _DEFECT.unpack_from(packed, _PART.size + index * _DEFECT.size)
-        defects.append(
-            Defect(name=_string(name), score=value, x_px=x_px, y_px=y_px, width_px=width_px, height_px=height_px)
-        )
+    verdict, cause, count, view, slot, lease, part_id, recipe, digest = fields[15:]
     return PartRecord(
         station=station,
         trigger=Trigger(sequence=sequence, part_id=_string(part_id), at_ns=at_ns, wall_ns=wall_ns),
@@ -259,9 +275,65 @@ def _unpack_part(packed: bytes, station: str) -> PartRecord:
         deadline_ns=deadline_ns,
         recipe=_string(recipe),
         model_digest=digest,
-        defects=tuple(defects),
+        defects=_unpack_defects(packed[_PART.size :], count),
         slot=slot,
         lease=lease,
+        view=-1 if view == _NO_VIEW else view,
+    )
+
+
+def _pack_view(view: ViewRecord) -> bytearray:
+    defects = view.defects[:MAX_DEFECTS]
+    packed = bytearray(_VIEW.size + len(defects) * _DEFECT.size)
+    _VIEW.pack_into(
+        packed,
+        0,
+        view.sequence,
+        view.wall_ns,
+        view.frame_id,
+        view.score,
+        view.threshold,
+        view.frame_ns,
+        view.transfer_ns,
+        view.prepared_ns,
+        view.scored_ns,
+        view.place,
+        _VERDICTS.index(view.verdict),
+        _CAUSES.index(view.cause),
+        len(defects),
+        view.part_passed,
+        view.slot,
+        view.lease,
+        _text(view.camera, 32),
+        view.model_digest,
+    )
+    _put_defects(packed, _VIEW.size, defects)
+    return packed
+
+
+def _unpack_view(packed: bytes) -> ViewRecord:
+    fields = _VIEW.unpack_from(packed)
+    sequence, wall_ns, frame_id, score, threshold = fields[:5]
+    place, verdict, cause, count, passed, slot, lease, camera, digest = fields[9:]
+    return ViewRecord(
+        sequence=sequence,
+        wall_ns=wall_ns,
+        place=place,
+        camera=_string(camera),
+        verdict=_VERDICTS[verdict],
+        cause=_CAUSES[cause],
+        frame_id=frame_id,
+        score=score,
+        threshold=threshold,
+        model_digest=digest,
+        frame_ns=fields[5],
+        transfer_ns=fields[6],
+        prepared_ns=fields[7],
+        scored_ns=fields[8],
+        defects=_unpack_defects(packed[_VIEW.size :], count),
+        slot=slot,
+        lease=lease,
+        part_passed=bool(passed),
     )
 
 

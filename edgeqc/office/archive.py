@@ -48,7 +48,7 @@ class Archive:
         settings: ArchiveSettings,
         *,
         node: str,
-        cameras: dict[str, str],
+        cameras: dict[str, tuple[str, ...]],
         boot: str,
         outbox_bytes: int | None,
         on_commit: Callable[[Outcome, list[Tailed]], None],
@@ -60,7 +60,7 @@ class Archive:
             path: the file; its folder exists.
             settings: how long rows are kept.
             node: this box's name in payloads.
-            cameras: camera name by station.
+            cameras: camera names by station.
             boot: the kernel's boot id.
             outbox_bytes: budget of undelivered messages; None: there is no broker, none are made.
             on_commit: told, on the archive's thread, what is now on the disk.

@@ -30,7 +30,7 @@ class Tailed:
     entries: list[Entry]
     cursor: Cursor
     images: dict[int, str]
-    """Files promised, by part sequence."""
+    """Files promised, by the sequence of the record that has the image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

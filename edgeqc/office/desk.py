@@ -60,7 +60,9 @@ class Desk:
             state_dir / tables.FILE_NAME,
             settings.archive,
             node=settings.node,
-            cameras={station.name: station.camera.name for station in settings.stations},
+            cameras={
+                station.name: tuple(camera.name for camera in station.all_cameras) for station in settings.stations
+            },
             boot=boot,
             outbox_bytes=mqtt.outbox_mb * _MB if mqtt is not None else None,
             on_commit=self._on_commit,
@@ -73,8 +75,9 @@ class Desk:
             settings.archive,
             {station.name: station.images for station in settings.stations},
             self.archive.put,
+            cameras={station.name: len(station.all_cameras) for station in settings.stations},
         )
-        self.tail = Tail(state_dir, self.archive, self.images.take)
+        self.tail = Tail(state_dir, self.archive, self.images.image_of)
         self.outbox: Outbox | None = None
         self.commands = Commands(
             self.archive.put,
@@ -250,7 +253,7 @@ class Desk:
             stations.append(
                 payloads.station_info(
                     station.name,
-                    camera=station.camera.name,
+                    camera=", ".join(camera.name for camera in station.all_cameras),
                     backend=run.backend if run is not None else "",
                     run_id=run.run_id if run is not None else "",
                     recipes=[recipe for recipe in recipes if recipe.writer == f"station-{station.name}"],

@@ -1,6 +1,6 @@
 """Images of parts: borrowed from the station's slots, written by a thread of their own, within a budget.
 
-`state_dir/images/YYYY-MM-DD/<station>-<sequence>.png`, beside it `.map.png` with the defect map where there is one, and
+`state_dir/images/YYYY-MM-DD/<station>-<sequence>.png`, with several cameras `<station>-<sequence>.<camera>.png`; beside it `.map.png` with the defect map where there is one, and
 with parts that were judged bad `.overlay.png`, the picture with map and defects drawn in.
 """
 
@@ -12,7 +12,7 @@ import queue
 import shutil
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,12 +23,13 @@ import structlog
 from numpy.typing import NDArray
 
 from edgeqc.errors import EdgeqcError
+from edgeqc.journal import Entry
 from edgeqc.office.books import ImagesGone, ImageStored
 from edgeqc.office.overlay import BESIDE, overlay, palette
 from edgeqc.office.png import encode_png
-from edgeqc.records import JUDGED, NS_PER_S, Defect, PartRecord, Verdict
+from edgeqc.records import JUDGED, NS_PER_S, Defect, PartRecord, Verdict, ViewRecord
 from edgeqc.settings import ArchiveSettings, ImageRules
-from edgeqc.shm.slots import FrameSlots
+from edgeqc.shm.slots import FrameSlots, file_name
 
 FOLDER: Final = "images"
 _MB: Final = 1 << 20
@@ -78,8 +79,10 @@ class ImageStore:
         settings: ArchiveSettings,
         rules: dict[str, ImageRules],
         report: Callable[[ImageStored | ImagesGone], None],
+        *,
+        cameras: Mapping[str, int] | None = None,
     ) -> None:
-        """Nothing happens before `start`; `report` is called on the thread."""
+        """Nothing happens before `start`; `report` is called on the thread. `cameras`: how many, where not one."""
         self.counts = ImageCounts()
         self.bytes = 0
         self._state_dir = state_dir
@@ -87,6 +90,9 @@ class ImageStore:
         self._settings = settings
         self._rules = rules
         self._report = report
+        self._cameras = cameras or {}
+        self._last_view: tuple[str, int, bool] | None = None
+        """Station and sequence of the part whose views come, and whether it is only among the newest."""
         self._slots: dict[str, tuple[int, FrameSlots]] = {}
         self._passes: dict[str, int] = {}
         self._jobs: queue.SimpleQueue[_Job | dict[str, bool] | None] = queue.SimpleQueue()
@@ -129,6 +135,16 @@ class ImageStore:
         """False once the thread ended for a reason that nobody thought of."""
         return self._thread.is_alive()
 
+    def image_of(self, entry: Entry) -> str | None:
+        """Take the image of a journal's record, where it has one."""
+        match entry.body:
+            case PartRecord() as record:
+                return self.take(record)
+            case ViewRecord() as view:
+                return self.take_view(entry.writer.removeprefix("station-"), view)
+            case _:
+                return None
+
     def take(self, record: PartRecord) -> str | None:
         """Copy the part's image out of its slot and give the slot back; the file it will be in, None if given up.
 
@@ -136,8 +152,23 @@ class ImageStore:
         """
         if record.slot < 0:
             return None
-        path = path_of(record)
-        slots = self._attached(record.station)
+        ring = self._only_newest(record.station, passed=record.verdict is Verdict.PASS)
+        return self._take(record.station, "", record, record.trigger.sequence, record.trigger.wall_ns, ring=ring)
+
+    def take_view(self, station: str, view: ViewRecord) -> str | None:
+        """Take the image of one of several views, as `take`."""
+        if view.slot < 0:
+            return None
+        if self._last_view is None or self._last_view[:2] != (station, view.sequence):
+            ring = self._only_newest(station, passed=view.part_passed)
+            self._last_view = (station, view.sequence, ring)
+        return self._take(station, view.camera, view, view.sequence, view.wall_ns, ring=self._last_view[2])
+
+    def _take(
+        self, station: str, camera: str, record: PartRecord | ViewRecord, sequence: int, wall_ns: int, *, ring: bool
+    ) -> str | None:
+        path = _path(station, camera, sequence, wall_ns)
+        slots = self._attached(file_name(station, camera))
         if slots is None:
             return self._given_up(path)
         size = slots.frame_bytes
@@ -151,9 +182,9 @@ class ImageStore:
             return self._given_up(path)
         job = _Job(
             path=path,
-            station=record.station,
-            sequence=record.trigger.sequence,
-            ring=self._only_newest(record),
+            station=station,
+            sequence=sequence,
+            ring=ring,
             pixels=copies[0],
             defect_map=copies[1] if slots.map_shape != (1, 1) else None,
             overlaid=record.defects if record.verdict is Verdict.REJECT and record.cause in JUDGED else None,
@@ -170,30 +201,30 @@ class ImageStore:
         self.counts.given_up += 1
         return None
 
-    def _only_newest(self, record: PartRecord) -> bool:
-        """Is this image wanted only for being among the newest? The station lends what any rule wants."""
-        rules = self._rules.get(record.station, ImageRules())
+    def _only_newest(self, station: str, *, passed: bool) -> bool:
+        """Are this part's images wanted only for being among the newest? The station lends what any rule wants."""
+        rules = self._rules.get(station, ImageRules())
         if rules.newest == 0:
             return False
-        if record.verdict is Verdict.REJECT:
+        if not passed:
             return not rules.rejects
-        passes = self._passes.get(record.station, 0)
-        self._passes[record.station] = passes + 1
+        passes = self._passes.get(station, 0)
+        self._passes[station] = passes + 1
         return rules.every_nth_pass == 0 or passes % rules.every_nth_pass != 0
 
-    def _attached(self, station: str) -> FrameSlots | None:
-        """The station's slots; a station that came back with other frames has made another file."""
-        path = self._run_dir / f"slots-{station}"
+    def _attached(self, file: str) -> FrameSlots | None:
+        """A camera's slots; a station that came back with other frames has made another file."""
+        path = self._run_dir / file
         try:
             inode = path.stat().st_ino
-            held = self._slots.get(station)
+            held = self._slots.get(file)
             if held is None or held[0] != inode:
                 if held is not None:
                     held[1].close()
-                    del self._slots[station]
-                held = self._slots[station] = (inode, FrameSlots.attach(path))
+                    del self._slots[file]
+                held = self._slots[file] = (inode, FrameSlots.attach(path))
         except (OSError, EdgeqcError) as exc:
-            self._log.warning("slots_unavailable", station=station, reason=str(exc)[:255])
+            self._log.warning("slots_unavailable", file=file, reason=str(exc)[:255])
             return None
         return held[1]
 
@@ -238,7 +269,7 @@ class ImageStore:
         if gone:
             self._report(ImagesGone(paths=gone))
         for path, size in self._files.items():
-            station, _, sequence = Path(path).stem.rpartition("-")
+            station, _, sequence = Path(path).stem.partition(".")[0].rpartition("-")
             if path in known:
                 if known[path] and path not in self._ring.setdefault(station, deque()):
                     self._ring[station].append(path)
@@ -270,7 +301,7 @@ class ImageStore:
         if job.ring:
             ring = self._ring.setdefault(job.station, deque())
             ring.append(job.path)
-            while len(ring) > self._rules[job.station].newest:
+            while len(ring) > self._rules[job.station].newest * self._cameras.get(job.station, 1):
                 self._delete([ring.popleft()])
 
     def _keep_budget(self) -> None:
@@ -308,8 +339,12 @@ class ImageStore:
 
 def path_of(record: PartRecord) -> str:
     """Where the part's image is, below the state directory."""
-    day = datetime.fromtimestamp(record.trigger.wall_ns // NS_PER_S, UTC)
-    return f"{FOLDER}/{day:%Y-%m-%d}/{record.station}-{record.trigger.sequence}.png"
+    return _path(record.station, "", record.trigger.sequence, record.trigger.wall_ns)
+
+
+def _path(station: str, camera: str, sequence: int, wall_ns: int) -> str:
+    day = datetime.fromtimestamp(wall_ns // NS_PER_S, UTC)
+    return f"{FOLDER}/{day:%Y-%m-%d}/{station}-{sequence}{camera and f'.{camera}'}.png"
 
 
 def _write(target: Path, data: bytes) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from edgeqc.journal import Cursor, Entry
 from edgeqc.office import payloads, tables
 from edgeqc.office.alarms import QUIET_PRIORITIES, AlarmBook, AlarmCommand, RefusedCommandError, told
-from edgeqc.office.payloads import AlertState, Model, Payload
+from edgeqc.office.payloads import AlertState, Model, Payload, Seen
 from edgeqc.records import (
     NS_PER_S,
     RECIPE_READY,
@@ -23,6 +23,7 @@ from edgeqc.records import (
     PartRecord,
     Snapshot,
     Started,
+    ViewRecord,
 )
 
 DELIVERY_WAIT_NS: Final = 2 * NS_PER_S
@@ -49,6 +50,7 @@ class _Open:
     model: Model
     image: str | None
     process: dict[str, Payload] = field(default_factory=dict)
+    views: list[Seen] = field(default_factory=list)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,14 +75,21 @@ class Intake:
     """One connection's way in. Used by the archive's thread only, inside its transactions."""
 
     def __init__(
-        self, database: sqlite3.Connection, *, node: str, cameras: dict[str, str], boot: str, publish: bool, now_ns: int
+        self,
+        database: sqlite3.Connection,
+        *,
+        node: str,
+        cameras: dict[str, tuple[str, ...]],
+        boot: str,
+        publish: bool,
+        now_ns: int,
     ) -> None:
         """Begin with what is open in the archive.
 
         Args:
             database: the archive's writing connection.
             node: this box's name in payloads.
-            cameras: camera name by station.
+            cameras: camera names by station.
             boot: the kernel's boot id: monotonic times of another boot mean nothing.
             publish: False where no broker is configured: no messages are made.
             now_ns: monotonic.
@@ -100,10 +109,11 @@ class Intake:
         self._runs: dict[str, sqlite3.Row] = {
             row["writer"]: row for row in self._database.execute("SELECT * FROM journals")
         }
-        self._models: dict[tuple[str, str], str] = {
-            (row["writer"], row["recipe"]): row["model"] for row in self._database.execute("SELECT * FROM recipes")
+        self._models: dict[tuple[str, str, str], str] = {
+            (row["writer"], row["recipe"], row["camera"]): row["model"]
+            for row in self._database.execute("SELECT * FROM recipes")
         }
-        """Writer and recipe to the model, as name@version."""
+        """Writer, recipe and camera (empty where there is one) to the model, as name@version."""
         for row in self._database.execute(
             "SELECT parts.*, tags FROM parts LEFT JOIN snapshots ON part = id WHERE open ORDER BY id"
         ):
@@ -116,10 +126,14 @@ class Intake:
                 model=Model.parse(row["model"]),
                 image=row["image"],
                 process=json.loads(row["tags"] or "{}"),
+                views=[
+                    Seen(record=tables.view_of(view, record), model=Model.parse(view["model"]), image=view["image"])
+                    for view in self._database.execute("SELECT * FROM views WHERE part=? ORDER BY place", (row["id"],))
+                ],
             )
 
     def take(self, entries: list[Entry], images: dict[int, str], outcome: Outcome, *, now_ns: int) -> None:
-        """Enter the entries of one journal, in order; `images` are the files promised, by part sequence."""
+        """Enter the entries of one journal, in order; `images` are the files promised, by the record's sequence."""
         for entry in entries:
             try:
                 self._enter(entry, images, outcome, now_ns)
@@ -200,7 +214,9 @@ class Intake:
     def _enter(self, entry: Entry, images: dict[int, str], outcome: Outcome, now_ns: int) -> None:
         match entry.body:
             case PartRecord() as record:
-                self._enter_part(entry, record, images.get(record.trigger.sequence), outcome, now_ns)
+                self._enter_part(entry, record, images.get(entry.sequence), outcome, now_ns)
+            case ViewRecord() as view:
+                self._enter_view(entry, view, images.get(entry.sequence))
             case Snapshot() as snapshot:
                 self._enter_snapshot(entry, snapshot)
             case Delivery() as delivery:
@@ -214,7 +230,9 @@ class Intake:
 
     def _enter_part(self, entry: Entry, record: PartRecord, image: str | None, outcome: Outcome, now_ns: int) -> None:
         run = self._runs.get(entry.writer)
-        model = self._models.get((entry.writer, record.recipe)) or (run["model"] if run is not None else "")
+        names = self._cameras.get(record.station, ())
+        camera = names[record.view] if 0 <= record.view < len(names) and len(names) > 1 else ""
+        model = self._models.get((entry.writer, record.recipe, camera)) or (run["model"] if run is not None else "")
         row = tables.part_row(
             record,
             run_id=run["run_id"] if run is not None else "",
@@ -237,6 +255,26 @@ class Intake:
             model=Model.parse(model),
             image=image,
         )
+
+    def _enter_view(self, entry: Entry, view: ViewRecord, image: str | None) -> None:
+        """Keep it for the part's message, and in the archive at once. The part's image is that of the deciding view."""
+        part = self._open.get(entry.writer, {}).get(view.sequence)
+        found = self._database.execute(
+            "SELECT id, recipe, view FROM parts WHERE station=? AND sequence=? ORDER BY id DESC LIMIT 1",
+            (entry.writer.removeprefix("station-"), view.sequence),
+        ).fetchone()
+        if found is None:
+            return
+        model = self._models.get((entry.writer, found["recipe"], view.camera), "")
+        row = tables.view_row(found["id"], view, model=model, image=image)
+        if not self._database.execute(tables.INSERT_VIEW, row).rowcount:
+            return
+        decides = view.place == found["view"]
+        if decides:
+            self._database.execute("UPDATE parts SET image=? WHERE id=?", (image, found["id"]))
+        if part is not None:
+            part.views.append(Seen(record=view, model=Model.parse(model), image=image))
+            part.image = image if decides else part.image
 
     def _enter_snapshot(self, entry: Entry, snapshot: Snapshot) -> None:
         """Keep it for the part's message, and in the archive at once."""
@@ -308,7 +346,7 @@ class Intake:
             f"INSERT OR REPLACE INTO recipes({', '.join(row)}) VALUES({', '.join('?' * len(row))})",
             tuple(row.values()),
         )
-        self._models[entry.writer, row["recipe"]] = row["model"]
+        self._models[entry.writer, row["recipe"], row["camera"]] = row["model"]
         outcome.started = True
 
     def _enter_event(self, entry: Entry, name: str, facts: dict[str, Any], outcome: Outcome) -> None:
@@ -345,9 +383,10 @@ class Intake:
             delivery,
             node=self._node,
             model=part.model,
-            camera=self._cameras.get(part.record.station, ""),
+            cameras=self._cameras.get(part.record.station, ()),
             image=part.image,
             snapshot=part.process,
+            views=part.views,
         )
         body = payloads.encode(payload)
         if delivery is not None:
@@ -371,7 +410,7 @@ class Intake:
         outcome.message_bytes += len(topic) + len(body)
 
 
-_RECIPE: Final = ("recipe", "model", "model_digest", "backend", "why", "vouched")
+_RECIPE: Final = ("recipe", "camera", "model", "model_digest", "backend", "why", "vouched")
 _MANY: Final = 10_000
 """Numbers set aside where it is not known how many alarms will be told."""
 _LATE_SCORE: Final = "UPDATE parts SET late_score=? WHERE id=(SELECT max(id) FROM parts WHERE station=? AND sequence=?)"

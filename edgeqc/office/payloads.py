@@ -17,11 +17,13 @@ from edgeqc.records import (
     RESULT_CODE,
     AlertChange,
     Cause,
+    Defect,
     Delivery,
     Ne107,
     PartRecord,
     SnapshotTag,
     Verdict,
+    ViewRecord,
 )
 
 Payload = dict[str, Any]
@@ -94,6 +96,18 @@ class RecipeState:
     """Why this backend."""
     vouched: str
     """Who signed the package."""
+    camera: str = ""
+    """Whose frames it judges; empty where the station has one camera."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One of several views of a part, as it is told."""
+
+    record: ViewRecord
+    model: Model
+    image: str | None
+    """Its file in the state directory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,14 +178,22 @@ def verdict(
     *,
     node: str,
     model: Model,
-    camera: str,
+    cameras: Sequence[str],
     image: str | None,
     snapshot: Mapping[str, Payload] | None = None,
+    views: Sequence[Seen] = (),
 ) -> Payload:
     """One part.
 
-    `delivery` None: the station ended before it could tell; `image`: its file in the state directory; `snapshot`: what
-    `process` gave.
+    Args:
+        record: the part's.
+        delivery: None: the station ended before it could tell.
+        node: this box's name.
+        model: that judged it; of several views' the one that decided.
+        cameras: the station's, by name.
+        image: its file in the state directory.
+        snapshot: what `process` gave.
+        views: of each camera, where there are several.
     """
     if delivery is not None:
         announced, cause = delivery.verdict, delivery.cause
@@ -184,7 +206,11 @@ def verdict(
         met = None
         late_score = math.nan
     score, threshold = _number(record.score), _number(record.threshold)
-    digest = record.model_digest.hex() if any(record.model_digest) else ""
+    digest = _sha256(record.model_digest)
+    camera = cameras[0] if len(cameras) == 1 else cameras[record.view] if 0 <= record.view < len(cameras) else ""
+    found = [_defect(defect, camera) for defect in record.defects]
+    if views:
+        found = [_defect(defect, seen.record.camera) for seen in views for defect in seen.record.defects]
     return {
         "schema": "edgeqc.verdict/1",
         "ts": rfc3339(record.trigger.wall_ns),
@@ -200,15 +226,9 @@ def verdict(
         "reason": REASON[cause],
         "cause": cause.value,
         "result_code": RESULT_CODE[cause],
-        "defects": [
-            {
-                "class": defect.name,
-                "score": _number(defect.score),
-                "bbox": [defect.x_px, defect.y_px, defect.width_px, defect.height_px],
-                "camera": camera,
-            }
-            for defect in record.defects
-        ],
+        "camera": camera,
+        "views": [_view(seen, record) for seen in views],
+        "defects": found,
         "score": score,
         "threshold": threshold,
         "margin": None if score is None or threshold is None else round(score - threshold, _DIGITS),
@@ -226,23 +246,52 @@ def verdict(
     }
 
 
+def _defect(defect: Defect, camera: str) -> Payload:
+    return {
+        "class": defect.name,
+        "score": _number(defect.score),
+        "bbox": [defect.x_px, defect.y_px, defect.width_px, defect.height_px],
+        "camera": camera,
+    }
+
+
+def _view(seen: Seen, part: PartRecord) -> Payload:
+    view = seen.record
+    score, threshold = _number(view.score), _number(view.threshold)
+    return {
+        "camera": view.camera,
+        "result": view.verdict.value,
+        "evaluation": _evaluation(view.verdict, view.cause),
+        "cause": view.cause.value,
+        "frame_id": view.frame_id,
+        "score": score,
+        "threshold": threshold,
+        "margin": None if score is None or threshold is None else round(score - threshold, _DIGITS),
+        "model": {"name": seen.model.name, "version": seen.model.version, "sha256": _sha256(view.model_digest)},
+        "latency_ms": {
+            "acquire": _between_ms(part.ledger.trigger_ns, view.frame_ns),
+            "transfer": round(view.transfer_ns / NS_PER_MS, 3) if view.frame_ns else None,
+            "preprocess": _between_ms(view.frame_ns, view.prepared_ns),
+            "infer": _between_ms(view.prepared_ns, view.scored_ns),
+        },
+        "image": None if seen.image is None else {"file": seen.image},
+    }
+
+
 def latencies_ms(record: PartRecord, delivery: Delivery | None) -> dict[str, float | None]:
     """Where the part's time went; None for a stage it never reached. `total` is trigger to PLC acknowledgement."""
     ledger = record.ledger
     delivered_ns = delivery.delivered_ns if delivery is not None else 0
 
-    def between(start_ns: int, end_ns: int) -> float | None:
-        return round((end_ns - start_ns) / NS_PER_MS, 3) if start_ns and end_ns else None
-
     return {
-        "acquire": between(ledger.trigger_ns, ledger.frame_ns),
+        "acquire": _between_ms(ledger.trigger_ns, ledger.frame_ns),
         "transfer": round(ledger.transfer_ns / NS_PER_MS, 3) if ledger.frame_ns else None,
-        "preprocess": between(ledger.frame_ns, ledger.prepared_ns),
-        "infer": between(ledger.prepared_ns, ledger.scored_ns),
-        "decide": between(ledger.scored_ns or ledger.trigger_ns, ledger.decided_ns),
-        "journal": between(ledger.decided_ns, ledger.journaled_ns),
-        "plc_write": between(ledger.journaled_ns or ledger.decided_ns, delivered_ns),
-        "total": between(ledger.trigger_ns, delivered_ns),
+        "preprocess": _between_ms(ledger.frame_ns, ledger.prepared_ns),
+        "infer": _between_ms(ledger.prepared_ns, ledger.scored_ns),
+        "decide": _between_ms(ledger.scored_ns or ledger.trigger_ns, ledger.decided_ns),
+        "journal": _between_ms(ledger.decided_ns, ledger.journaled_ns),
+        "plc_write": _between_ms(ledger.journaled_ns or ledger.decided_ns, delivered_ns),
+        "total": _between_ms(ledger.trigger_ns, delivered_ns),
     }
 
 
@@ -337,6 +386,7 @@ def station_info(station: str, *, camera: str, backend: str, run_id: str, recipe
                 "backend": recipe.backend,
                 "why": recipe.why,
                 "vouched": recipe.vouched,
+                "camera": recipe.camera,
             }
         )
     return {"station": station, "camera": camera, "backend": backend, "run_id": run_id, "models": models}
@@ -371,6 +421,15 @@ def health(
 def _number(value: float | None) -> float | None:
     """JSON has no NaN and no infinity."""
     return None if value is None or not math.isfinite(value) else round(value, _DIGITS)
+
+
+def _sha256(digest: bytes) -> str:
+    """In hex; empty where no model was asked."""
+    return digest.hex() if any(digest) else ""
+
+
+def _between_ms(start_ns: int, end_ns: int) -> float | None:
+    return round((end_ns - start_ns) / NS_PER_MS, 3) if start_ns and end_ns else None
 
 
 def _evaluation(announced: Verdict, cause: Cause) -> str:

@@ -29,6 +29,7 @@ COLUMNS: Final = (
     "recipe",
     "model",
     "model_sha256",
+    "camera",
     "frame_id",
     "trigger_ns",
     "frame_ns",
@@ -45,13 +46,22 @@ COLUMNS: Final = (
     "plc_reason",
     "defects",
     "image",
+    "views",
     "process",
     "run_id",
 )
 """Of a row as `query` gives it, in the order of the CSV."""
 
 _QUERY: Final = """
-SELECT parts.*, images.path AS stored, snapshots.tags AS tags FROM parts
+SELECT parts.*, images.path AS stored, snapshots.tags AS tags,
+(SELECT camera FROM views WHERE part = parts.id AND place = parts.view) AS camera,
+(SELECT json_group_array(json_object(
+    'camera', camera, 'verdict', verdict, 'cause', cause, 'score', score, 'threshold', threshold, 'model', model,
+    'model_sha256', lower(hex(model_digest)), 'frame_id', frame_id, 'frame_ns', frame_ns, 'transfer_ns', transfer_ns,
+    'prepared_ns', prepared_ns, 'scored_ns', scored_ns, 'defects', json(defects),
+    'image', (SELECT path FROM images WHERE path = image)))
+    FROM (SELECT * FROM views WHERE part = parts.id ORDER BY place)) AS views
+FROM parts
 LEFT JOIN images ON images.path = parts.image LEFT JOIN snapshots ON snapshots.part = parts.id
 WHERE (:since IS NULL OR trigger_wall_ns >= :since) AND (:until IS NULL OR trigger_wall_ns < :until)
 AND (:station IS NULL OR parts.station = :station) AND (:verdict IS NULL OR verdict = :verdict)
@@ -105,12 +115,12 @@ def query(
 
 
 def export_csv(rows: Iterable[dict[str, Any]], out: TextIO) -> int:
-    """Write a header and the rows; returns how many. Defects and the machine's tags are JSON in their columns."""
+    """Write a header and the rows; returns how many. Defects, views and the machine's tags are JSON in their columns."""
     writer = csv.DictWriter(out, COLUMNS)
     writer.writeheader()
     count = 0
     for row in rows:
-        texts = {name: json.dumps(row[name], ensure_ascii=False) for name in ("defects", "process")}
+        texts = {name: json.dumps(row[name], ensure_ascii=False) for name in ("defects", "views", "process")}
         writer.writerow({**row, **texts})
         count += 1
     return count
@@ -130,19 +140,25 @@ def export_images(state_dir: Path, rows: Iterable[dict[str, Any]], folder: Path)
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     for row in rows:
-        if row["image"] is None:
-            continue
-        source = state_dir / row["image"]
         name = f"{row['station']}-{row['sequence']:08d}-{row['verdict']}-{row['cause']}"
-        try:
-            shutil.copyfile(source, folder / f"{name}.png")
-        except FileNotFoundError:
-            continue  # deleted for its age or the budget since the rows were read
-        count += 1
-        for suffix in BESIDE:
-            if source.with_suffix(suffix).exists():
-                shutil.copyfile(source.with_suffix(suffix), folder / f"{name}{suffix}")
+        images = {f"-{view['camera']}": view["image"] for view in row["views"]} or {"": row["image"]}
+        copied = [
+            _copied(state_dir / path, folder / f"{name}{camera}") for camera, path in images.items() if path is not None
+        ]
+        count += any(copied)
     return count
+
+
+def _copied(source: Path, target: Path) -> bool:
+    """Copy an image and what is beside it; False where it was deleted since the rows were read."""
+    try:
+        shutil.copyfile(source, f"{target}.png")
+    except FileNotFoundError:
+        return False
+    for suffix in BESIDE:
+        if source.with_suffix(suffix).exists():
+            shutil.copyfile(source.with_suffix(suffix), f"{target}{suffix}")
+    return True
 
 
 def _facts(row: sqlite3.Row) -> dict[str, Any]:
@@ -159,6 +175,8 @@ def _facts(row: sqlite3.Row) -> dict[str, Any]:
         "defects": json.loads(row["defects"]),
         "image": row["stored"],
         "process": json.loads(row["tags"] or "{}"),
+        "camera": row["camera"],
+        "views": json.loads(row["views"]),
     }
     return {name: facts[name] for name in COLUMNS}
 

@@ -17,6 +17,7 @@ from edgeqc.records import (
     PartRecord,
     Trigger,
     Verdict,
+    ViewRecord,
 )
 
 FILE_NAME: Final = "archive.db"
@@ -92,6 +93,22 @@ CREATE TABLE IF NOT EXISTS recipes(
 CREATE TABLE snapshots(part INTEGER PRIMARY KEY, tags TEXT NOT NULL);
 CREATE TRIGGER part_gone AFTER DELETE ON parts BEGIN DELETE FROM snapshots WHERE part = OLD.id; END;
 """,
+    """
+ALTER TABLE parts ADD COLUMN view INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE views(
+    part INTEGER NOT NULL, place INTEGER NOT NULL, camera TEXT NOT NULL, verdict TEXT NOT NULL, cause TEXT NOT NULL,
+    score REAL, threshold REAL, model TEXT NOT NULL, model_digest BLOB NOT NULL, frame_id INTEGER NOT NULL,
+    frame_ns INTEGER NOT NULL, transfer_ns INTEGER NOT NULL, prepared_ns INTEGER NOT NULL, scored_ns INTEGER NOT NULL,
+    defects TEXT NOT NULL, image TEXT, PRIMARY KEY(part, place)) WITHOUT ROWID;
+CREATE TRIGGER part_gone_with_views AFTER DELETE ON parts BEGIN DELETE FROM views WHERE part = OLD.id; END;
+ALTER TABLE recipes RENAME TO recipes_before;
+CREATE TABLE recipes(
+    writer TEXT NOT NULL, recipe TEXT NOT NULL, camera TEXT NOT NULL, model TEXT NOT NULL, model_digest TEXT NOT NULL,
+    backend TEXT NOT NULL, why TEXT NOT NULL, vouched TEXT NOT NULL, PRIMARY KEY(writer, recipe, camera));
+INSERT INTO recipes SELECT writer, recipe, '', model, model_digest, backend, why, vouched FROM recipes_before
+    ORDER BY rowid;
+DROP TABLE recipes_before;
+""",
 )
 """What each version of the layout added to the one before it; append only: archives of every age are on boxes."""
 SCHEMA_VERSION: Final = 1 + len(_MIGRATIONS)
@@ -124,6 +141,7 @@ PART_COLUMNS: Final = (
     "defects",
     "image",
     "open",
+    "view",
 )
 INSERT_PART: Final = (
     f"INSERT INTO parts({', '.join(PART_COLUMNS)}) VALUES({', '.join('?' * len(PART_COLUMNS))}) ON CONFLICT DO NOTHING"
@@ -207,6 +225,7 @@ def part_row(
         json.dumps([_defect_facts(defect) for defect in record.defects]),
         image,
         1,
+        record.view,
     )
 
 
@@ -238,17 +257,69 @@ def part_of(row: sqlite3.Row) -> PartRecord:
         deadline_ns=row["deadline_ns"],
         recipe=row["recipe"],
         model_digest=row["model_digest"],
-        defects=tuple(
-            Defect(
-                name=facts["class"],
-                score=facts["score"],
-                x_px=facts["bbox"][0],
-                y_px=facts["bbox"][1],
-                width_px=facts["bbox"][2],
-                height_px=facts["bbox"][3],
-            )
-            for facts in json.loads(row["defects"])
-        ),
+        defects=_defects(row["defects"]),
+        view=row["view"],
+    )
+
+
+INSERT_VIEW: Final = f"INSERT INTO views VALUES({', '.join('?' * 16)}) ON CONFLICT DO NOTHING"
+
+
+def view_row(part: int, view: ViewRecord, *, model: str, image: str | None) -> tuple[object, ...]:
+    """Values for INSERT_VIEW; `part`: the row of the part."""
+    return (
+        part,
+        view.place,
+        view.camera,
+        view.verdict.value,
+        view.cause.value,
+        view.score,
+        view.threshold,
+        model,
+        view.model_digest,
+        view.frame_id,
+        view.frame_ns,
+        view.transfer_ns,
+        view.prepared_ns,
+        view.scored_ns,
+        json.dumps([_defect_facts(defect) for defect in view.defects]),
+        image,
+    )
+
+
+def view_of(row: sqlite3.Row, part: PartRecord) -> ViewRecord:
+    """The view as its journal record told it; its image's lease is gone."""
+    return ViewRecord(
+        sequence=part.trigger.sequence,
+        wall_ns=part.trigger.wall_ns,
+        place=row["place"],
+        camera=row["camera"],
+        verdict=Verdict(row["verdict"]),
+        cause=Cause(row["cause"]),
+        frame_id=row["frame_id"],
+        score=math.nan if row["score"] is None else row["score"],
+        threshold=math.nan if row["threshold"] is None else row["threshold"],
+        model_digest=row["model_digest"],
+        frame_ns=row["frame_ns"],
+        transfer_ns=row["transfer_ns"],
+        prepared_ns=row["prepared_ns"],
+        scored_ns=row["scored_ns"],
+        defects=_defects(row["defects"]),
+        part_passed=part.verdict is Verdict.PASS,
+    )
+
+
+def _defects(text: str) -> tuple[Defect, ...]:
+    return tuple(
+        Defect(
+            name=facts["class"],
+            score=facts["score"],
+            x_px=facts["bbox"][0],
+            y_px=facts["bbox"][1],
+            width_px=facts["bbox"][2],
+            height_px=facts["bbox"][3],
+        )
+        for facts in json.loads(text)
     )
 
 

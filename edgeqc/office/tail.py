@@ -9,11 +9,11 @@ from typing import Final
 
 import structlog
 
-from edgeqc.journal import JournalReader, list_journals
+from edgeqc.journal import Entry, JournalReader, list_journals
 from edgeqc.office.archive import Archive
 from edgeqc.office.books import Tailed
 from edgeqc.office.view import ArchiveView
-from edgeqc.records import NS_PER_S, PartRecord
+from edgeqc.records import NS_PER_S
 
 _ENTRIES: Final = 500
 _LOOK_NS: Final = NS_PER_S
@@ -23,8 +23,8 @@ _LOOK_NS: Final = NS_PER_S
 class Tail:
     """Reads on from where the archive is. Used by one thread."""
 
-    def __init__(self, state_dir: Path, archive: Archive, take_image: Callable[[PartRecord], str | None]) -> None:
-        """`take_image` is asked once for every part read; it returns the file that the image will be in."""
+    def __init__(self, state_dir: Path, archive: Archive, take_image: Callable[[Entry], str | None]) -> None:
+        """`take_image` is asked once for every record read; it returns the file that its image will be in, if any."""
         self._state_dir = state_dir
         self._archive = archive
         self._take_image = take_image
@@ -99,6 +99,6 @@ class Tail:
             return None
         images: dict[int, str] = {}
         for entry in entries:
-            if isinstance(entry.body, PartRecord) and (path := self._take_image(entry.body)) is not None:
-                images[entry.body.trigger.sequence] = path
+            if (path := self._take_image(entry)) is not None:
+                images[entry.sequence] = path
         return Tailed(folder=reader.folder, entries=entries, cursor=reader.cursor, images=images)

@@ -30,7 +30,14 @@ from edgeqc.settings.plc import (
     OpcuaSecurity,
     PlcSettings,
 )
-from edgeqc.settings.recipe import ChangeoverSettings, EngineSettings, RecipeSettings, RegionMode, RegionSettings
+from edgeqc.settings.recipe import (
+    ChangeoverSettings,
+    EngineSettings,
+    RecipeSettings,
+    RegionMode,
+    RegionSettings,
+    ViewSettings,
+)
 from edgeqc.settings.server import (
     Command,
     ModbusServerSettings,
@@ -112,4 +119,5 @@ __all__ = [
     "TlsSettings",
     "TriggerSettings",
     "TriggerSource",
+    "ViewSettings",
 ]

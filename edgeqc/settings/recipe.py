@@ -32,6 +32,20 @@ class RegionSettings(Model):
     margin_px: int = Field(0, ge=0, le=512)
 
 
+class ViewSettings(Model):
+    """How one of several cameras' frames are judged; what is left out is as the recipe says."""
+
+    engine: Path | None = Field(
+        None, description="a model package of its own: views that differ need models that differ"
+    )
+    backend: Literal["onnxruntime", "openvino", "tensorrt", "auto"] | None = None
+    precision: Literal["fp32", "bf16", "fp16", "int8", "auto"] | None = None
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="null: the recipe's, or with an engine of its own that package's calibration"
+    )
+    region: RegionSettings | None = None
+
+
 class RecipeSettings(Model):
     """What is looked for on this product."""
 
@@ -53,6 +67,19 @@ class RecipeSettings(Model):
         le=10_000,
         description="an idle engine runs a blank part this often, and once just before a part is due; 0 = never",
     )
+    views: dict[Name, ViewSettings] = Field(
+        default_factory=dict, description="with several cameras: by camera name, what is judged otherwise there"
+    )
+
+    def seen_by(self, camera: str) -> RecipeSettings:
+        """The recipe for one camera's frames: with what its view has of its own."""
+        view = self.views.get(camera)
+        if view is None:
+            return self
+        own = {name: value for name in ViewSettings.model_fields if (value := getattr(view, name)) is not None}
+        if view.engine is not None:
+            own["threshold"] = view.threshold  # never that of another engine
+        return self.model_copy(update=own)
 
 
 class ChangeoverSettings(Model):

@@ -1,4 +1,4 @@
-"""One camera, one engine, one PLC link, and what does not go together among them."""
+"""Cameras, engines, one PLC link, and what does not go together among them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgeqc.settings.base import Model, Name
 from edgeqc.settings.camera import CameraSettings, GigeCameraSettings, TriggerSettings, TriggerSource
 from edgeqc.settings.gate import DelayGate, GateSettings, PartIdGate
 from edgeqc.settings.plc import ModbusPlcSettings, ModbusServerPlcSettings, NoPlcSettings, OpcuaPlcSettings, PlcSettings
-from edgeqc.settings.recipe import ChangeoverSettings, RecipeSettings, RegionMode
+from edgeqc.settings.recipe import ChangeoverSettings, RecipeSettings, RegionMode, RegionSettings
 
 
 class ImageRules(Model):
@@ -17,7 +17,9 @@ class ImageRules(Model):
 
     rejects: bool = True
     every_nth_pass: int = Field(0, ge=0, description="0 = no image of a passed part")
-    newest: int = Field(0, ge=0, description="keep this many newest images whatever their verdict; 0 = none")
+    newest: int = Field(
+        0, ge=0, description="keep the images of this many newest parts whatever their verdict; 0 = none"
+    )
 
 
 class StopSettings(Model):
@@ -33,7 +35,7 @@ class StopSettings(Model):
 
 
 class StationSettings(Model):
-    """One camera, one engine, one PLC link: what judges a part."""
+    """One camera or several that look at each part, their engines, one PLC link: what judges a part."""
 
     name: Name
     takt_ms: float = Field(gt=0, le=3_600_000, description="planned time per part")
@@ -49,7 +51,12 @@ class StationSettings(Model):
     )
     heartbeat_ms: float = Field(200, ge=20, le=10_000)
     trigger: TriggerSettings = TriggerSettings()
-    camera: CameraSettings
+    camera: CameraSettings | None = Field(None, description="that looks at each part; several: `cameras` instead")
+    cameras: list[CameraSettings] = Field(
+        default_factory=list,
+        max_length=8,
+        description="several cameras that look at each part: it passes if all of them say so in time",
+    )
     recipe: RecipeSettings
     changeover: ChangeoverSettings | None = None
     plc: PlcSettings
@@ -70,6 +77,16 @@ class StationSettings(Model):
     )
 
     @property
+    def all_cameras(self) -> tuple[CameraSettings, ...]:
+        """Every camera that looks at each part, in the order of the configuration."""
+        return (self.camera,) if self.camera is not None else tuple(self.cameras)
+
+    @property
+    def engines(self) -> tuple[RecipeSettings, ...]:
+        """What is to be loaded: each recipe as each camera's frames are judged by it."""
+        return tuple(recipe.seen_by(camera.name) for recipe in self.recipes for camera in self.all_cameras)
+
+    @property
     def recipes(self) -> tuple[RecipeSettings, ...]:
         """All that may judge a part; the first is the one that runs where the PLC has no say."""
         return (self.recipe, *(self.changeover.recipes if self.changeover is not None else ()))
@@ -84,12 +101,14 @@ class StationSettings(Model):
         takt = f"(takt {self.takt_ms:g} ms)"
         faults += self._plc_misfits()
         faults += self._gate_misfits()
-        exposure_us = getattr(self.camera, "exposure_us", None)
-        if exposure_us is not None and exposure_us > self.takt_ms * 1000:
-            faults.append(f"camera.exposure_us: {exposure_us:g} is over {self.takt_ms * 1000:g} {takt}")
-        rate_hz = getattr(self.camera, "rate_hz", None)
-        if rate_hz is not None and isinstance(self.camera, GigeCameraSettings) and rate_hz * self.takt_ms > 1000 * 1.2:
-            faults.append(f"camera.rate_hz: {rate_hz:g} is over {1000 / self.takt_ms:g} {takt}")
+        faults += self._cameras_misfits()
+        for place, camera in self._camera_paths().items():
+            exposure_us = getattr(camera, "exposure_us", None)
+            if exposure_us is not None and exposure_us > self.takt_ms * 1000:
+                faults.append(f"{place}.exposure_us: {exposure_us:g} is over {self.takt_ms * 1000:g} {takt}")
+            rate_hz = getattr(camera, "rate_hz", None)
+            if rate_hz is not None and isinstance(camera, GigeCameraSettings) and rate_hz * self.takt_ms > 1000 * 1.2:
+                faults.append(f"{place}.rate_hz: {rate_hz:g} is over {1000 / self.takt_ms:g} {takt}")
         for path, recipe in zip(self._recipe_paths(), self.recipes, strict=True):
             faults += [f"{path}.{fault}" for fault in self._misfits_of(recipe)]
         return faults + self._changeover_misfits()
@@ -97,17 +116,39 @@ class StationSettings(Model):
     def _recipe_paths(self) -> list[str]:
         return ["recipe", *(f"changeover.recipes[{index}]" for index in range(len(self.recipes) - 1))]
 
+    def _camera_paths(self) -> dict[str, CameraSettings]:
+        if self.camera is not None:
+            return {"camera": self.camera}
+        return {f"cameras[{index}]": camera for index, camera in enumerate(self.cameras)}
+
+    def _cameras_misfits(self) -> list[str]:
+        if self.camera is not None:
+            return ["cameras: stands beside camera; name all cameras here, or the one there"] if self.cameras else []
+        if not self.cameras:
+            return ["camera: is missing"]
+        faults = []
+        if len(self.cameras) > 1 and self.trigger.source is not TriggerSource.PLC:
+            faults.append(
+                f"trigger.source: {self.trigger.source} goes with one camera, cameras has {len(self.cameras)}: "
+                "only with source: plc is it known which frames are of the same part"
+            )
+        first: dict[str, str] = {}
+        for path, camera in self._camera_paths().items():
+            if first.setdefault(camera.name, path) != path:
+                faults.append(f"{path}.name: {camera.name} is the name of {first[camera.name]} already")
+        return faults
+
     def _misfits_of(self, recipe: RecipeSettings) -> list[str]:
-        region, camera = recipe.region, self.camera
-        right, bottom = region.x_px + region.width_px, region.y_px + region.height_px
-        if region.mode is not RegionMode.FIXED:
-            return []
-        if not (region.width_px and region.height_px):
-            return ["region: width_px and height_px must be over 0 with mode: fixed"]
-        if right > camera.width_px or bottom > camera.height_px:
-            sensor = f"({camera.width_px}x{camera.height_px})"
-            return [f"region: box ends at {right}x{bottom}, outside camera.width_px x height_px {sensor}"]
-        return []
+        names = {camera.name for camera in self.all_cameras}
+        faults = [f"views.{name}: is no camera of this station" for name in recipe.views if name not in names]
+        told: set[str] = set()
+        for place, camera in self._camera_paths().items():
+            own = recipe.views.get(camera.name)
+            path = f"views.{camera.name}.region" if own is not None and own.region is not None else "region"
+            found = _region_misfits(recipe.seen_by(camera.name).region, camera, f"{path}: ", place)
+            faults += [fault for fault in found if fault not in told]
+            told.update(found)
+        return faults
 
     def _changeover_misfits(self) -> list[str]:
         if self.changeover is None:
@@ -156,3 +197,15 @@ class StationSettings(Model):
             case NoPlcSettings():
                 pass
         return faults
+
+
+def _region_misfits(region: RegionSettings, camera: CameraSettings, path: str, place: str) -> list[str]:
+    if region.mode is not RegionMode.FIXED:
+        return []
+    if not (region.width_px and region.height_px):
+        return [f"{path}width_px and height_px must be over 0 with mode: fixed"]
+    right, bottom = region.x_px + region.width_px, region.y_px + region.height_px
+    if right > camera.width_px or bottom > camera.height_px:
+        sensor = f"({camera.width_px}x{camera.height_px})"
+        return [f"{path}box ends at {right}x{bottom}, outside {place}.width_px x height_px {sensor}"]
+    return []

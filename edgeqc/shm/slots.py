@@ -30,6 +30,11 @@ def _pages(size: int) -> int:
     return -(-size // PAGE) * PAGE
 
 
+def file_name(station: str, camera: str = "") -> str:
+    """Of the slots in the run directory; `camera`: where the station has several."""
+    return f"slots-{station}.{camera}" if camera else f"slots-{station}"
+
+
 class FrameSlots:
     """All frame slots of one camera of one station. One writer (the station), any number of borrowers."""
 

@@ -287,10 +287,10 @@ def plain_loop(folder: Path, images: PartImages) -> dict[str, float]:
         folder=place, images=images, engine=_ENGINE, rate_hz=RATE_HZ, budget_ms=BUDGET_MS, trigger="camera", mqtt=False
     )
     with SimLine(plan) as line:
-        assert line.camera is not None  # noqa: S101 - SimLine started them
+        assert line.cameras  # noqa: S101 - SimLine started them
         assert line.plc is not None  # noqa: S101
         height, width = images.shape
-        return _child("plain", line.camera.address, str(line.plc.port), str(height), str(width), str(RATE_HZ))
+        return _child("plain", line.cameras[0].address, str(line.plc.port), str(height), str(width), str(RATE_HZ))
 
 
 def _memory_mb(pid: int, field: str) -> float:

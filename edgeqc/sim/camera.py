@@ -30,10 +30,13 @@ _TAKEN: Final = 75
 class SimCamera(Peer):
     """The process from outside. Picks a free loopback address of its own, and keeps it."""
 
-    def __init__(self, images: Path, stage: Path, *, address: str | None = None, first_frame_id: int = 1) -> None:
-        """Prepare only; `images`: .npy, (n, height, width) uint8."""
+    def __init__(
+        self, images: Path, stage: Path, *, address: str | None = None, first_frame_id: int = 1, camera: int = 0
+    ) -> None:
+        """Prepare only; `images`: .npy, (n, height, width) uint8; `camera`: which of those at the stage it is."""
         super().__init__("the simulated camera")
         self._images, self._stage, self._first_id = images, stage, first_frame_id
+        self._camera = camera
         self._kept = address
         self._address = address or _some_address()
 
@@ -55,6 +58,8 @@ class SimCamera(Peer):
             str(self._stage),
             "--first-frame-id",
             str(self._first_id),
+            "--camera",
+            str(self._camera),
         ]
 
     def told_ready(self, words: list[str]) -> None:
@@ -91,6 +96,7 @@ def main() -> int:
     parser.add_argument("--address", required=True, help="loopback address to listen on (GVCP port 3956)")
     parser.add_argument("--images", required=True, type=Path, help=".npy file, (n, height, width) uint8")
     parser.add_argument("--stage", required=True, type=Path, help="shared memory of the simulated line")
+    parser.add_argument("--camera", type=int, default=0, help="which of the cameras at the stage it is")
     parser.add_argument("--first-frame-id", type=int, default=1, help="frame id after each start of acquisition")
     parser.add_argument("--with-parent", action="store_true", help="end when stdin ends")
     words = parser.parse_args()
@@ -99,7 +105,8 @@ def main() -> int:
         sys.stderr.write(f"{words.images}: {images.dtype}{images.shape} is not uint8 (n, height, width)\n")
         return 2
     try:
-        server = GigeServer(words.address, images, Stage.attach(words.stage), first_frame_id=words.first_frame_id)
+        stage = Stage.attach(words.stage, words.camera)
+        server = GigeServer(words.address, images, stage, first_frame_id=words.first_frame_id)
     except OSError as exc:
         sys.stderr.write(f"{words.address}: {exc}\n")
         return _TAKEN

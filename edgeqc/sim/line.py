@@ -40,6 +40,8 @@ from edgeqc.sim.tags import SimTags, tag_settings
 
 NODE: Final = "demo"
 STATION: Final = "top"
+VIEWS: Final = ("front", "back", "left", "right", "above", "below", "inside", "outside")
+"""Names of the cameras where there are several."""
 SENSOR: Final = (1024, 1280)
 """(height, width) of the simulated camera with drawn parts."""
 DISTINCT: Final = 48
@@ -79,6 +81,8 @@ class Plan:
     """Everything is kept in here; must exist."""
     images: PartImages
     engine: Path
+    views: tuple[PartImages, ...] = ()
+    """What further cameras see of the same parts, one each: as many images as `images` has."""
     recipes: tuple[int, ...] = ()
     """Numbers that the PLC asks for in turn; `changes` says what they are."""
     recipe_run: int = 20
@@ -154,13 +158,14 @@ class SimLine:
         self.state_dir = plan.folder / "state"
         self.run_dir = Path("/dev/shm") / f"edgeqc-sim-{os.getpid()}-{abs(hash(str(plan.folder))) % 10**8}"  # noqa: S108 - ours, by pid
         self.log = plan.folder / "daemon.log"
-        self.camera: SimCamera | None = None
+        self.cameras: list[SimCamera] = []
         self.plc: SimPlc | None = None
         self.broker: SimBroker | None = None
         self.listener: Listener | None = None
         self.tags: SimTags | None = None
         self.machine: SimMachine | None = None
         self.stage: Stage | None = None
+        """As the first camera sees it; `stage_of` for the others."""
         self.stall_watch: StallWatch | None = None
         self.daemon: subprocess.Popen[bytes] | None = None
         self.daemon_started_ns = 0
@@ -260,19 +265,22 @@ class SimLine:
                 budget_ms=plan.budget_ms,
                 trigger=plan.trigger,
                 start=plan.start,
-                truth=plan.images.truth,
+                truth=_truth(plan),
                 form=plan.form,
                 recipes=plan.recipes,
                 recipe_run=plan.recipe_run,
             )
         )
         if plan.camera == "gige":
-            self.camera = self._begun(SimCamera(plan.images.file, plan.folder / "stage"))
+            self.cameras = [
+                self._begun(SimCamera(seen.file, plan.folder / "stage", camera=index))
+                for index, seen in enumerate((plan.images, *plan.views))
+            ]
         if plan.mqtt:
             self.broker = self._begun(SimBroker(acl=plan.broker_acl))
         if plan.side_load:
             self.tags = self._begun(SimTags("opcua", tags=plan.side_load))
-        for peer in (self.stall_watch, self.plc, self.camera, self.broker, self.tags):
+        for peer in (self.stall_watch, self.plc, *self.cameras, self.broker, self.tags):
             if peer is not None:
                 peer.ready()
         if self.broker is not None:
@@ -294,22 +302,15 @@ class SimLine:
     def settings(self) -> dict[str, Any]:
         """The configuration that reaches the peers."""
         plan = self.plan
-        height, width = plan.images.shape
         takt_ms = 1000 / plan.rate_hz
-        camera: dict[str, Any]
-        if self.camera is not None:
-            camera = {"type": "gige", "address": self.camera.address, "packet_bytes": 8000}
-            if plan.trigger == "camera":
-                camera["rate_hz"] = plan.rate_hz
-        else:
-            camera = {"type": "replay", "folder": str(_replay_folder(plan)), "rate_hz": plan.rate_hz}
+        cameras = [self._camera(index, seen) for index, seen in enumerate((plan.images, *plan.views))]
         assert self.plc is not None  # noqa: S101 - _start_peers made it
         station: dict[str, Any] = {
             "name": STATION,
             "takt_ms": takt_ms,
             "budget_ms": plan.budget_ms,
             "trigger": {"source": plan.trigger},
-            "camera": {**camera, "width_px": width, "height_px": height},
+            **({"cameras": cameras} if plan.views else {"camera": cameras[0]}),
             "recipe": {
                 "engine": str(plan.engine),
                 "region": {"mode": "full"}
@@ -337,6 +338,23 @@ class SimLine:
         merged: dict[str, Any] = _merged(settings, plan.changes)
         return merged
 
+    def stage_of(self, camera: int) -> Stage:
+        """The stage with the faults, triggers and exposures of this camera; the caller closes it."""
+        return Stage.attach(self.plan.folder / "stage", camera)
+
+    def _camera(self, index: int, seen: PartImages) -> dict[str, Any]:
+        """The configuration of a camera."""
+        plan, (height, width) = self.plan, seen.shape
+        camera: dict[str, Any] = {"width_px": width, "height_px": height}
+        if plan.views:
+            camera["name"] = VIEWS[index]
+        if not self.cameras:
+            folder = _replay_folder(plan.folder / f"frames{index or ''}", seen)
+            return {**camera, "type": "replay", "folder": str(folder), "rate_hz": plan.rate_hz}
+        if plan.trigger == "camera":
+            camera["rate_hz"] = plan.rate_hz
+        return {**camera, "type": "gige", "address": self.cameras[index].address, "packet_bytes": 8000}
+
     def told(self) -> list[dict[str, Any]]:
         """Every verdict message so far, as a subscriber got it."""
         return [] if self.listener is None else [message.json for message in self.listener.received("/verdict")]
@@ -359,11 +377,19 @@ def _trust_folder(plan: Plan) -> Path:
     return folder
 
 
-def _replay_folder(plan: Plan) -> Path:
+def _truth(plan: Plan) -> Path:
+    """A part is defective if any camera can see that it is."""
+    if not plan.views:
+        return plan.images.truth
+    path = plan.folder / "truth.npy"
+    np.save(path, np.any([np.load(seen.truth) for seen in (plan.images, *plan.views)], axis=0))
+    return path
+
+
+def _replay_folder(folder: Path, seen: PartImages) -> Path:
     """The images as files, in the order in which the line shows them: part n is image n modulo their number."""
-    folder = plan.folder / "frames"
     folder.mkdir(exist_ok=True)
-    images = np.load(plan.images.file, mmap_mode="r")
+    images = np.load(seen.file, mmap_mode="r")
     for index in range(len(images)):
         cv2.imwrite(str(folder / f"{index:06d}.png"), images[(index + 1) % len(images)])
     return folder

@@ -17,12 +17,17 @@ import numpy as np
 from edgeqc.errors import EdgeqcError
 from edgeqc.shm.block import Block
 
+CAMERAS: Final = 8
+"""That can look at the parts."""
 RING: Final = 4096
-"""Exposures remembered: 40 s at 100 parts/s."""
-_MAGIC: Final = int.from_bytes(b"EQCSTAG1", "little")
+"""Exposures remembered of each: 40 s at 100 parts/s."""
+_MAGIC: Final = int.from_bytes(b"EQCSTAG2", "little")
 _WORDS: Final = 16
 _ENTRY: Final = 4
-_PART, _EXPOSURES, _FAULT, _ADVANCE, _PULSES, _TRIGGERS = range(1, 7)
+_PART, _ADVANCE, _PULSES = range(1, 4)
+_EXPOSURES, _FAULT, _TRIGGERS = range(3)
+"""Of each camera."""
+_SIZE: Final = 8 * (_WORDS + CAMERAS * (_WORDS + RING * _ENTRY))
 
 
 class CameraFault(IntEnum):
@@ -57,16 +62,21 @@ class Exposure:
 
 
 class Stage:
-    """The shared words. `part` has one writer at a time: the line, or the camera while `advance` is on."""
+    """The shared words. `part` has one writer at a time: the line, or the camera while `advance` is on.
 
-    def __init__(self, path: Path) -> None:
-        """Attach; EdgeqcError where the file is no stage."""
+    Faults, triggers and exposures are those of one camera.
+    """
+
+    def __init__(self, path: Path, camera: int = 0) -> None:
+        """Attach, with the eyes of this camera; EdgeqcError where the file is no stage."""
         self._block = Block(path)
-        if self._block.size != 8 * (_WORDS + RING * _ENTRY):
+        if self._block.size != _SIZE:
             raise EdgeqcError(f"{path}: not a stage")
         words = np.frombuffer(self._block.memory, np.uint64)
         self._words = words[:_WORDS]
-        self._ring = words[_WORDS:].reshape(RING, _ENTRY)
+        own = words[_WORDS:].reshape(CAMERAS, -1)[camera]
+        self._own = own[:_WORDS]
+        self._ring = own[_WORDS:].reshape(RING, _ENTRY)
         if int(self._words[0]) != _MAGIC:
             raise EdgeqcError(f"{path}: not a stage of this version")
         self.path = path
@@ -75,15 +85,15 @@ class Stage:
     def create(cls, path: Path) -> Stage:
         """Make an empty stage, in place of any that was there."""
         path.unlink(missing_ok=True)
-        block = Block(path, size=8 * (_WORDS + RING * _ENTRY))
+        block = Block(path, size=_SIZE)
         block.memory[:8] = _MAGIC.to_bytes(8, "little")
         block.close()
         return cls(path)
 
     @classmethod
-    def attach(cls, path: Path) -> Stage:
+    def attach(cls, path: Path, camera: int = 0) -> Stage:
         """Join an existing one."""
-        return cls(path)
+        return cls(path, camera)
 
     @property
     def part(self) -> int:
@@ -106,12 +116,12 @@ class Stage:
     @property
     def fault(self) -> tuple[CameraFault, int]:
         """What is broken now, and its value."""
-        word = int(self._words[_FAULT])
+        word = int(self._own[_FAULT])
         return CameraFault(word >> 32), word & 0xFFFF_FFFF
 
     def break_camera(self, fault: CameraFault, value: int = 0) -> None:
         """Break it (or mend it: NONE) from the next exposure on."""
-        self._words[_FAULT] = int(fault) << 32 | value
+        self._own[_FAULT] = int(fault) << 32 | value
 
     def pulse(self) -> None:
         """Raise the camera's input line once: what a light barrier does."""
@@ -125,16 +135,16 @@ class Stage:
     @property
     def triggers(self) -> int:
         """Software triggers that the camera took."""
-        return int(self._words[_TRIGGERS])
+        return int(self._own[_TRIGGERS])
 
     def triggered(self) -> None:
         """Count a software trigger (the camera does)."""
-        self._words[_TRIGGERS] += np.uint64(1)
+        self._own[_TRIGGERS] += np.uint64(1)
 
     @property
     def exposures(self) -> int:
         """Images taken since the stage was made."""
-        return int(self._words[_EXPOSURES])
+        return int(self._own[_EXPOSURES])
 
     def expose(self, frame_id: int) -> int:
         """Note an exposure of the part that stands there (the camera does); returns the part."""
@@ -143,7 +153,7 @@ class Stage:
         entry[0] = 0  # a reader between here and the end sees that the entry is not whole
         entry[1], entry[2], entry[3] = part, time.monotonic_ns(), frame_id
         entry[0] = number
-        self._words[_EXPOSURES] = number
+        self._own[_EXPOSURES] = number
         return part
 
     def exposure(self, number: int) -> Exposure | None:
@@ -156,5 +166,5 @@ class Stage:
 
     def close(self) -> None:
         """Forget the mapping; the file stays."""
-        del self._words, self._ring
+        del self._words, self._own, self._ring
         self._block.close()

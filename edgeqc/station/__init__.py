@@ -1,5 +1,5 @@
-"""The station process: one camera, one engine, one PLC link, and a verdict for every part in time.
+"""The station process: its cameras, their engines, one PLC link, and a verdict for every part in time.
 
-How a part flows: `line` sees the trigger and takes the frame, `inspection` runs the engine, `outcome` journals and
+How a part flows: `line` sees the trigger and takes the frames, `inspection` runs the engine, `outcome` journals and
 announces the verdict; `guard` stands by with the fail-safe one.
 """

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from edgeqc.core.decide import overdue
 from edgeqc.cores import real_time
 from edgeqc.errors import PeerError
 from edgeqc.records import NS_PER_MS, NS_PER_S
@@ -108,7 +107,7 @@ class Guard:
             if not part.settled:
                 if time.monotonic_ns() < part.fail_safe_at_ns:
                     return
-                self._outcome.settle(part, *overdue(frame_came=part.frame_ns > 0))
+                self._outcome.give_up(part, *part.lacking)
             self._parts.popleft()
 
     def _tell_plc(self) -> None:

@@ -18,11 +18,11 @@ from edgeqc.inference.preprocess import Placement, Preprocess
 from edgeqc.inference.trust import Trust
 from edgeqc.ports import EngineSlot
 from edgeqc.settings import CameraBase, GpuSettings, RecipeSettings
-from edgeqc.station.part import Part
+from edgeqc.station.part import Look
 
 
 class Inspection:
-    """One recipe's engine with its pre- and post-processing. Line thread only."""
+    """One recipe's engine for one camera, with its pre- and post-processing. Line thread only."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Inspection:
         """Length of the last run of the engine."""
 
     def inspect(
-        self, part: Part, pixels: NDArray[np.uint8], map_out: NDArray[np.uint8], *, keep_pass: bool = False
+        self, part: Look, pixels: NDArray[np.uint8], map_out: NDArray[np.uint8], *, keep_pass: bool = False
     ) -> bool:
         """Judge a (height, width) Mono8 frame: fills in the part's score, defects and times.
 
@@ -107,7 +107,7 @@ class Inspection:
             self._has_sample = True
             np.copyto(self._sample, pixels)
 
-    def rehearse(self, part: Part) -> None:
+    def rehearse(self, part: Look) -> None:
         """Do all of `inspect` on the sample, so that caches and clocks are as they are under load."""
         self.inspect(part, self._sample, self._scratch_map)
 

@@ -8,20 +8,23 @@ from edgeqc.core.budget import Budget
 from edgeqc.records import Trigger
 from edgeqc.shm.board import Row
 from edgeqc.station.guard import Guard
-from edgeqc.station.part import Part
+from edgeqc.station.part import Look, Part
 from edgeqc.station.recipes import Recipes
 
 
 class Intake:
     """Numbers a station's parts. One thread: whoever sees the triggers."""
 
-    def __init__(self, budget: Budget, *, guard: Guard, row: Row, recipes: Recipes, first_sequence: int) -> None:
-        """`first_sequence` numbers the first part; the journal knows where the last run ended."""
+    def __init__(
+        self, budget: Budget, *, guard: Guard, row: Row, recipes: Recipes, first_sequence: int, cameras: int = 1
+    ) -> None:
+        """`first_sequence` numbers the first part, the journal knows where the last run ended; `cameras` see each part."""
         self.budget = budget
         self._guard = guard
         self._row = row
         self._recipes = recipes
         self._sequence = first_sequence - 1
+        self._looks = cameras if cameras > 1 else 0
 
     def open(self, at_ns: int, part_id: str, recipe: int) -> Part:
         """A part is there, to be judged by the recipe of that number: from here on the guard owes it a verdict."""
@@ -49,9 +52,11 @@ class Intake:
             at_ns=at_ns,
             wall_ns=time.time_ns() - (time.monotonic_ns() - at_ns),
         )
+        fail_safe_at_ns = self.budget.fail_safe_at_ns(at_ns)
         return Part(
             trigger=trigger,
             deadline_ns=self.budget.deadline_ns(at_ns),
-            fail_safe_at_ns=self.budget.fail_safe_at_ns(at_ns),
+            fail_safe_at_ns=fail_safe_at_ns,
             recipe=self._recipes.of(recipe),
+            looks=tuple(Look(fail_safe_at_ns=fail_safe_at_ns) for _ in range(self._looks)),
         )

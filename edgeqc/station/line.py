@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from dataclasses import dataclass
 from typing import Final
 
-from edgeqc.cameras.keeper import CameraKeeper
 from edgeqc.core.account import GVSP_CYCLE, Step, move
 from edgeqc.core.cadence import Cadence
 from edgeqc.core.decide import decide, overdue
@@ -18,15 +16,14 @@ from edgeqc.errors import EngineError, EngineLostError, PeerError
 from edgeqc.records import NS_PER_MS, NS_PER_S, Cause, Event, Frame, FrameStatus, Trigger, Verdict
 from edgeqc.settings import StationSettings, TriggerSource
 from edgeqc.shm.board import Row
-from edgeqc.shm.slots import FrameSlots
 from edgeqc.station.accounting import Accounting
 from edgeqc.station.intake import Intake
-from edgeqc.station.lender import Lender
 from edgeqc.station.outcome import Outcome
-from edgeqc.station.part import Part
+from edgeqc.station.part import Look, Part
 from edgeqc.station.plckeeper import PlcKeeper
 from edgeqc.station.recipes import Recipes
 from edgeqc.station.tagwatch import TagWatch
+from edgeqc.station.viewpoints import Viewpoints
 
 _TICK_NS: Final = 20 * NS_PER_MS
 """The line thread comes up for air this often while no part is there."""
@@ -44,9 +41,7 @@ _TRANSFER_SLACK: Final = 1.25
 class Peers:
     """Everything the line thread talks to."""
 
-    camera: CameraKeeper
-    slots: FrameSlots
-    lender: Lender
+    cameras: Viewpoints
     recipes: Recipes
     outcome: Outcome
     intake: Intake
@@ -68,7 +63,9 @@ class Line:
         self._cadence = Cadence()
         self._frame_id: int | None = None
         self._usual_transfer_ns = 0
-        self._reopened = 0
+        self._reopened = [0] * len(peers.cameras)
+        self._held: list[tuple[Part, int, int]] = []
+        """Part, camera and slot of frames that are judged, but whose images may still be kept: other views are to come."""
         self._engine_failures = 0
         self._engine_error: EngineError | None = None
         self._ran_ns = 0
@@ -83,17 +80,20 @@ class Line:
                 if isinstance(self._engine_error, EngineLostError):
                     raise self._engine_error
                 raise EngineError(f"the engine failed {self._engine_failures} times in a row")
-            self._peers.lender.collect()
-            self._follow_camera()
+            self._peers.cameras.collect()
+            self._follow_cameras()
+            if self._held:
+                self._let_go()
 
     # --- the frame is the trigger -------------------------------------------------------------------------------
 
     def _camera_cycle(self) -> None:
         asked_ns = time.monotonic_ns()
-        frame = self._peers.camera.next_frame(self._idle_until_ns(asked_ns))
-        if frame is None:
+        came = self._peers.cameras.next_frame(self._idle_until_ns(asked_ns))
+        if came is None:
             self._idle()
             return
+        _, frame = came
         if not self._in_order(frame):
             return
         waited = frame.received_ns - asked_ns > NS_PER_MS // 5
@@ -102,7 +102,7 @@ class Line:
         part = self._peers.intake.open(at_ns, *self._asked())
         self._peers.outcome.under_way.admit(part)
         self._peers.accounting.well()
-        self._take(part, frame)
+        self._take(part, 0, frame)
 
     def _asked(self) -> tuple[str, int]:
         """Part id and recipe's number, where the PLC is to say them."""
@@ -132,7 +132,7 @@ class Line:
         if moved.step in {Step.SAME, Step.BACK}:
             claim = Claim.DOUBLED if moved.step is Step.SAME else Claim.STALE
             self._peers.accounting.frame(Match(claim=claim), frame.frame_id)
-            self._peers.camera.release(frame.slot)
+            self._peers.cameras.release(0, frame.slot)
             return False
         self._frame_id = frame.frame_id
         if moved.missed:
@@ -145,78 +145,105 @@ class Line:
 
     def _plc_cycle(self) -> None:
         """Take the next frame, if it is somebody's; the triggers thread has had it exposed."""
-        under_way, camera = self._peers.outcome.under_way, self._peers.camera
-        frame = camera.next_frame(self._idle_until_ns(time.monotonic_ns()))
+        under_way, cameras = self._peers.outcome.under_way, self._peers.cameras
+        came = cameras.next_frame(self._idle_until_ns(time.monotonic_ns()))
         now_ns = time.monotonic_ns()
-        if frame is None:
-            late, without = under_way.overdue(0, now_ns)
-            self._leave(without, Cause.NO_FRAME)
-            if late:
-                camera.lost(f"no frame within {self._settings.trigger.frame_timeout_ms:g} ms of a trigger")
-            elif not len(under_way):
+        # one of several cameras may be silent while the others send
+        late = self._overdue(now_ns) if came is None or len(cameras) > 1 else False
+        if came is None:
+            if not late and not len(under_way):
                 self._idle()
             return
-        self._follow_camera()
-        match, part, without, cause = under_way.match(0, frame, now_ns)
-        self._leave(without, cause)
+        camera, frame = came
+        self._follow_cameras()
+        match, part, without, cause = under_way.match(camera, frame, now_ns)
+        self._leave(without, cause, camera)
         if match.claim is not Claim.OWN:
             self._peers.accounting.frame(match, frame.frame_id)
         if part is None:  # nobody's, or its part has its verdict already
-            camera.release(frame.slot)
+            cameras.release(camera, frame.slot)
             return
         self._peers.accounting.well()
-        self._cadence.part(part.trigger.at_ns)
-        self._take(part, frame)
+        if camera == 0:
+            self._cadence.part(part.trigger.at_ns)
+        self._take(part, camera, frame)
 
-    def _leave(self, without: list[Part], cause: Cause) -> None:
-        """These parts will have no frame."""
+    def _overdue(self, now_ns: int) -> bool:
+        """Give up cameras whose frame had its time; was there one?"""
+        late = False
+        for index, camera in enumerate(self._peers.cameras):
+            gone, without = self._peers.outcome.under_way.overdue(index, now_ns)
+            self._leave(without, Cause.NO_FRAME, index)
+            if gone:
+                late = True
+                camera.keeper.lost(f"no frame within {self._settings.trigger.frame_timeout_ms:g} ms of a trigger")
+        return late
+
+    def _leave(self, without: list[Part], cause: Cause, camera: int) -> None:
+        """These parts will have no frame of this camera."""
         for part in without:
-            self._settle(part, Verdict.REJECT, cause)
+            self._peers.outcome.give_up(part, cause, camera)
+            self._tell_changeover(part)
 
-    def _follow_camera(self) -> None:
+    def _follow_cameras(self) -> None:
         """A fresh connection counts from where it likes, and what the old one owed never comes."""
-        if self._peers.camera.reopened == self._reopened:
-            return
-        self._reopened = self._peers.camera.reopened
-        self._frame_id = None
-        if self._settings.trigger.source is TriggerSource.PLC:
-            self._leave(self._peers.outcome.under_way.reopened(0), Cause.NO_FRAME)
+        for index, camera in enumerate(self._peers.cameras):
+            if camera.keeper.reopened == self._reopened[index]:
+                continue
+            self._reopened[index] = camera.keeper.reopened
+            self._frame_id = None
+            if self._settings.trigger.source is TriggerSource.PLC:
+                self._leave(self._peers.outcome.under_way.reopened(index), Cause.NO_FRAME, index)
+
+    def _let_go(self) -> None:
+        """Hand back the slots of parts that are settled by now, but for those on loan."""
+        held, self._held = self._held, []
+        for part, camera, slot in held:
+            if part.record is None:
+                self._held.append((part, camera, slot))
+            elif not part.seen_by(camera).lent:
+                self._peers.cameras.release(camera, slot)
 
     # --- either way ---------------------------------------------------------------------------------------------
 
-    def _take(self, part: Part, frame: Frame) -> None:
-        """Judge a part by its frame, settle it, and see to the slot."""
-        part.frame_id = frame.frame_id
-        part.transfer_ns = frame.transfer_ns
-        part.slot = frame.slot
-        part.frame_ns = frame.received_ns
+    def _take(self, part: Part, camera: int, frame: Frame) -> None:
+        """Judge a part by this camera's frame, settle it when it was the last that was missing, and see to the slot."""
+        look = part.seen_by(camera)
+        look.frame_id = frame.frame_id
+        look.transfer_ns = frame.transfer_ns
+        look.slot = frame.slot
+        look.frame_ns = frame.received_ns
         self._peers.row.put("frame_at_ns", frame.received_ns)
         if not part.process:
             # without a trigger of ours the exposure ended just before the first packet
             part.process = self._peers.tags.snapshot(frame.received_ns - frame.transfer_ns)
         status, engine_ok = frame.status, True
         if status is FrameStatus.OK and part.recipe.known:
-            status, engine_ok = self._inspect(part, frame)
+            status, engine_ok = self._inspect(part, look, camera, frame)
         if status is not FrameStatus.OK:
             self._peers.row.count("bad_frames")
         view = View(
-            name=self._settings.camera.name,
+            name=self._peers.cameras[camera].name,
             sequence=part.sequence,
             frame=status,
-            score=part.score,
-            threshold=part.recipe.threshold,
+            score=look.score,
+            threshold=part.recipe.seen_by(camera).threshold,
             engine_ok=engine_ok,
             frame_id=frame.frame_id,
         )
-        if self._peers.outcome.under_way.seen(part, 0, view):
+        if self._peers.outcome.under_way.seen(part, camera, view) or part.settled:
             ruling = self._peers.outcome.under_way.ruling(
                 part, tags_good=self._peers.tags.good(), now_ns=time.monotonic_ns()
             )
-            self._settle(part, ruling.verdict, ruling.cause)
+            if not self._peers.outcome.settle(part, ruling.verdict, ruling.cause, ruling.view):
+                self._peers.outcome.late_score(part, *overdue(frame_came=True), score=look.score)
+            self._tell_changeover(part)
         if status is FrameStatus.OK and part.recipe.known:
-            self._peers.recipes[part.recipe].take_sample(frame.pixels)
-        if not part.lent:
-            self._peers.camera.release(frame.slot)
+            self._peers.recipes[part.recipe][camera].take_sample(frame.pixels)
+        if part.record is None:
+            self._held.append((part, camera, frame.slot))
+        elif not look.lent:
+            self._peers.cameras.release(camera, frame.slot)
 
     def _verdict(self, part: Part, status: FrameStatus, *, engine_ok: bool) -> tuple[Verdict, Cause]:
         return decide(
@@ -230,12 +257,12 @@ class Line:
             fail_safe_at_ns=part.fail_safe_at_ns,
         )
 
-    def _inspect(self, part: Part, frame: Frame) -> tuple[FrameStatus, bool]:
+    def _inspect(self, part: Part, look: Look, camera: int, frame: Frame) -> tuple[FrameStatus, bool]:
         try:
-            found = self._peers.recipes[part.recipe].inspect(
-                part,
+            found = self._peers.recipes[part.recipe][camera].inspect(
+                look,
                 frame.pixels,
-                self._peers.slots.map(frame.slot),
+                self._peers.cameras[camera].slots.map(frame.slot),
                 keep_pass=self._peers.outcome.keeps_next_pass,
             )
         except EngineError as exc:
@@ -252,9 +279,7 @@ class Line:
         self._engine_failures = _ENGINE_FAILURES_MOST if lost else self._engine_failures + 1
         self._engine_error = error
 
-    def _settle(self, part: Part, verdict: Verdict, cause: Cause) -> None:
-        if not self._peers.outcome.settle(part, verdict, cause) and math.isfinite(part.score):
-            self._peers.outcome.late_score(part, *overdue(frame_came=True))
+    def _tell_changeover(self, part: Part) -> None:
         for told in self._peers.recipes.changeover(part.recipe, part.trigger.sequence):
             self._peers.outcome.note(told)
 
@@ -271,7 +296,7 @@ class Line:
 
     def _coming_run_ns(self) -> int:
         recipes = self._peers.recipes
-        return recipes[recipes.coming].run_ns
+        return sum(inspection.run_ns for inspection in recipes[recipes.coming])
 
     def _idle(self) -> None:
         """Housekeeping that ends before the next part is due."""
@@ -300,7 +325,8 @@ class Line:
         trigger = Trigger(sequence=0, part_id="", at_ns=now_ns, wall_ns=0)
         part = Part(trigger=trigger, deadline_ns=now_ns + NS_PER_S, fail_safe_at_ns=now_ns + NS_PER_S, recipe=recipe)
         try:
-            self._peers.recipes[recipe].rehearse(part)
+            for inspection in self._peers.recipes[recipe]:
+                inspection.rehearse(part)
         except EngineError as exc:
             self._engine_failed(exc)
             self._peers.outcome.note(Event(name="engine_failed", facts={"reason": str(exc), "idle": True}))

@@ -6,16 +6,17 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from edgeqc.core.keeping import KeepRule
 from edgeqc.core.lane import DEPTH
 from edgeqc.core.stopping import StopLimits, StopReason, StopRule
+from edgeqc.core.views import rule
 from edgeqc.errors import JournalError, PeerError
 from edgeqc.journal import JournalWriter
 from edgeqc.journal.codec import Body, encode, split_snapshot
-from edgeqc.records import JUDGED, RESULT_CODE, Cause, Delivery, Event, PartRecord, PlcResult, Verdict
+from edgeqc.records import JUDGED, RESULT_CODE, Cause, Delivery, Event, PartRecord, PlcResult, Verdict, ViewRecord
 from edgeqc.settings import JournalSync
 from edgeqc.shm.board import Row
 from edgeqc.station.lender import Lender
@@ -37,7 +38,7 @@ class Outcome:
         journal: JournalWriter,
         sync: JournalSync,
         plc: PlcKeeper | None,
-        lender: Lender,
+        lenders: Mapping[str, Lender],
         keep: KeepRule,
         row: Row,
         under_way: UnderWay | None = None,
@@ -45,7 +46,7 @@ class Outcome:
         on_pass: Callable[[int], None] = lambda _sequence: None,
         on_stop: Callable[[StopReason | None], None] = lambda _reason: None,
     ) -> None:
-        """Everything a verdict touches. `under_way`: None for a station whose frames are its triggers.
+        """Everything a verdict touches. `lenders`: of each camera's slots, by its name, in order. `under_way`: None for a station whose frames are its triggers.
 
         `on_pass` is told a part's sequence when the PLC has acknowledged its PASS. `on_stop` is told when the line should stop, and with None when not any more; by whichever thread announces.
         """
@@ -55,7 +56,8 @@ class Outcome:
         self._journal = journal
         self._sync = sync
         self._plc = plc
-        self._lender = lender
+        self._lenders = dict(lenders)
+        (self._lender, *_) = self._lenders.values()
         self._keep = keep
         self._row = row
         self._stop = stop or StopRule(StopLimits(fail_safe_in_a_row=0))
@@ -68,8 +70,8 @@ class Outcome:
         self._waiting: dict[int, tuple[Part, Verdict, Cause]] = {}
         """Announced, but behind results that the PLC has not acknowledged yet: `turn` says how that ended."""
 
-    def settle(self, part: Part, verdict: Verdict, cause: Cause) -> bool:
-        """Make this the part's verdict; False if it has one already (then nothing changes).
+    def settle(self, part: Part, verdict: Verdict, cause: Cause, view: int = -1) -> bool:
+        """Make this the part's verdict; False if it has one already (then nothing changes). `view`: see Part.view.
 
         The PLC hears of parts in the order in which they came: a verdict that is made before that of an earlier part
         waits for it, and whoever makes that one announces both. Otherwise this returns when the PLC has acknowledged
@@ -80,11 +82,20 @@ class Outcome:
                 return False
             if verdict is Verdict.PASS and part.announced and self._plc is not None and not self._plc.up:
                 verdict, cause = Verdict.REJECT, Cause.PLC
-            part.verdict, part.cause = verdict, cause
+            part.verdict, part.cause, part.view = verdict, cause, view
+            if part.looks:
+                if view >= 0:
+                    part.take_over(part.looks[view])
+                part.view_records = self._view_records(part)
             # Under the lock: who comes second must see whether the slot is lent before giving it back to the camera.
             part.record = self._record(part, verdict, cause, keep=True)
         self._land()
         return True
+
+    def give_up(self, part: Part, cause: Cause, view: int) -> bool:
+        """Settle a part that will not have this view in time; by a defect, if another one has shown it one."""
+        ruling = self.under_way.without_view(part, cause, view)
+        return self.settle(part, ruling.verdict, ruling.cause, ruling.view)
 
     def _land(self) -> None:
         """Announce what is to be announced now; where another thread is at it, that one takes ours too."""
@@ -118,7 +129,9 @@ class Outcome:
             self._row.count("violations")
             self._append(Event(name="invariant_violated", facts={"part": part.sequence, "what": ", ".join(violated)}))
         delivery, waits = self._announce(part, verdict, cause)
-        for snapshot in split_snapshot(part.trigger.sequence, part.process):  # the PLC has its answer: no hurry now
+        for view in part.view_records:  # the PLC has its answer: no hurry now
+            self._append(view)
+        for snapshot in split_snapshot(part.trigger.sequence, part.process):
             self._append(snapshot)
         if not waits:
             self._append(delivery)
@@ -150,9 +163,9 @@ class Outcome:
         if delivery.late:
             self._row.count("late")
 
-    def late_score(self, part: Part, verdict: Verdict, cause: Cause) -> None:
-        """The score came after the verdict: recorded beside it, changes nothing."""
-        if math.isfinite(part.score):
+    def late_score(self, part: Part, verdict: Verdict, cause: Cause, *, score: float) -> None:
+        """A score came after the verdict: recorded beside it, changes nothing."""
+        if math.isfinite(score):
             self._append(
                 Delivery(
                     sequence=part.trigger.sequence,
@@ -161,7 +174,7 @@ class Outcome:
                     delivered=False,
                     delivered_ns=0,
                     late=True,
-                    late_score=part.score,
+                    late_score=score,
                     reason="score came late",
                 )
             )
@@ -179,7 +192,50 @@ class Outcome:
         """Journal something that is no part: an event, an alert."""
         self._append(body)
 
+    def _view_records(self, part: Part) -> tuple[ViewRecord, ...]:
+        """What each camera showed, as known now, with the images that are to be kept."""
+        keep = self._keep.keeps(part.verdict, self._row.get("passed") + 1)
+        records = []
+        for place, ((camera, lender), look) in enumerate(zip(self._lenders.items(), part.looks, strict=True)):
+            view, judge = part.views[place], part.recipe.seen_by(place)
+            verdict, cause = Verdict.REJECT, Cause.LATE if look.frame_ns else Cause.NO_FRAME
+            if view is not None:
+                alone = rule(
+                    [view], sequence=part.sequence, recipe_known=part.recipe.known, now_ns=0, fail_safe_at_ns=1
+                )
+                verdict, cause = alone.verdict, alone.cause
+            elif place == part.view:
+                cause = part.cause
+            slot, lease = -1, 0
+            if keep and look.slot >= 0:
+                look.lent = True
+                slot, lease = look.slot, lender.lend(look.slot)
+            records.append(
+                ViewRecord(
+                    sequence=part.sequence,
+                    wall_ns=part.trigger.wall_ns,
+                    place=place,
+                    camera=camera,
+                    verdict=verdict,
+                    cause=cause,
+                    frame_id=look.frame_id,
+                    score=look.score,
+                    threshold=judge.threshold,
+                    model_digest=judge.model_digest,
+                    frame_ns=look.frame_ns,
+                    transfer_ns=look.transfer_ns,
+                    prepared_ns=look.prepared_ns,
+                    scored_ns=look.scored_ns,
+                    defects=look.defects,
+                    slot=slot,
+                    lease=lease,
+                    part_passed=part.verdict is Verdict.PASS,
+                )
+            )
+        return tuple(records)
+
     def _record(self, part: Part, verdict: Verdict, cause: Cause, *, keep: bool) -> PartRecord:
+        judge = part.recipe.seen_by(max(0, part.view))
         slot, lease = -1, 0
         if keep and part.slot >= 0 and self._keep.keeps(verdict, self._row.get("passed") + 1):
             part.lent = True
@@ -191,14 +247,15 @@ class Outcome:
             verdict=verdict,
             cause=cause,
             score=part.score,
-            threshold=part.recipe.threshold,
+            threshold=judge.threshold,
             ledger=part.ledger(decided_ns=time.monotonic_ns()),
             deadline_ns=part.deadline_ns,
             recipe=part.recipe.name,
-            model_digest=part.recipe.model_digest,
+            model_digest=judge.model_digest,
             defects=part.defects,
             slot=slot,
             lease=lease,
+            view=part.view,
         )
 
     def _append(self, body: Body) -> int | None:
@@ -275,7 +332,7 @@ class Outcome:
             row.put("last_engine_ns", max(0, part.scored_ns - part.prepared_ns))
             if not row.get("first_verdict_ns"):
                 row.put("first_verdict_ns", delivery.delivered_ns)
-        row.put("images_given_up", self._lender.given_up)
+        row.put("images_given_up", sum(lender.given_up for lender in self._lenders.values()))
 
 
 def _delivery(part: Part, verdict: Verdict, cause: Cause, *, delivered_ns: int, reason: str) -> Delivery:

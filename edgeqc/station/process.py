@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,7 @@ from edgeqc.plc import plc_door
 from edgeqc.plc.gate import ModbusGate
 from edgeqc.records import NS_PER_MS, RECIPE_READY, AlertChange, Event, Ne107, Started
 from edgeqc.settings import (
+    CameraSettings,
     HandshakeSettings,
     ModbusPlcSettings,
     NoPlcSettings,
@@ -41,7 +43,7 @@ from edgeqc.settings import (
 )
 from edgeqc.settings.gate import DelayGate, EncoderGate
 from edgeqc.shm.board import Board, Row, State
-from edgeqc.shm.slots import FrameSlots
+from edgeqc.shm.slots import FrameSlots, file_name
 from edgeqc.station.accounting import Accounting
 from edgeqc.station.gate import GateWatch
 from edgeqc.station.guard import Guard
@@ -55,6 +57,7 @@ from edgeqc.station.recipes import Recipes
 from edgeqc.station.tagwatch import TagWatch
 from edgeqc.station.triggers import TriggerWatch, Watched
 from edgeqc.station.underway import UnderWay
+from edgeqc.station.viewpoints import Viewpoint, Viewpoints
 
 _SWITCH_S: Final = 0.0005
 """The default 5 ms is how long one thread may keep the others from the interpreter (measured: p99 17.8 -> 8.4 ms)."""
@@ -115,19 +118,14 @@ class Station:
         self._recipes = Recipes(
             station, trust=trust_of(settings.engines), core=self._core, state_dir=state_dir, gpu=settings.gpu
         )
-        shape = (station.camera.height_px, station.camera.width_px)
-        self._slots = FrameSlots.create(
-            run_dir / f"slots-{station.name}", per_bank=station.camera.slots, shape=shape, map_shape=map_shape(shape)
-        )
-        if self._slots.memory is not None and not self._recipes.adopt(self._slots.memory):
-            self._log.warning("frames_not_page_locked", backend=self._recipes[self._recipes.all[0]].engine.backend)
         by_plc = station.trigger.source is TriggerSource.PLC
-        self._camera = CameraKeeper(
-            station.camera.model_copy(update={"silence_ms": _silence_ms(station)}),
-            self._slots,
-            software_trigger=by_plc,
-            on_change=self._on_camera,
+        self._several = len(station.all_cameras) > 1
+        self._up = dict.fromkeys((camera.name for camera in station.all_cameras), False)
+        self._camera_changes = threading.Lock()
+        self._cameras = Viewpoints(
+            [self._viewpoint(index, camera, run_dir) for index, camera in enumerate(station.all_cameras)]
         )
+        slots = min(camera.slots for camera in station.all_cameras)
         self._plc: PlcKeeper | None = None
         self._close_door: Callable[[], None] = lambda: None
         if not isinstance(station.plc, NoPlcSettings):
@@ -143,11 +141,11 @@ class Station:
                 manners=_manners(station, plc.handshake),
             )
         under_way = UnderWay(
-            [_exposures(station)] if by_plc else [],
+            [_exposures(station, camera) for camera in station.all_cameras] if by_plc else [],
             expose_within_ns=int(station.takt_ms * NS_PER_MS * _EXPOSE_WITHIN_RATIO),
-            depth=min(DEPTH, max(1, station.camera.slots // 2)),
+            depth=min(DEPTH, max(1, slots // 2)),
+            views=len(self._cameras),
         )
-        lender = Lender(self._slots, most=max(1, station.camera.slots // 2), take_back=self._camera.release)
         self._stop_rule = StopRule(
             StopLimits(
                 fail_safe_in_a_row=station.stop.fail_safe_in_a_row,
@@ -161,7 +159,7 @@ class Station:
             journal=self.journal,
             sync=settings.journal.sync,
             plc=self._plc,
-            lender=lender,
+            lenders={camera.name: camera.lender for camera in self._cameras},
             keep=KeepRule(
                 rejects=station.images.rejects,
                 every_nth_pass=station.images.every_nth_pass,
@@ -195,6 +193,7 @@ class Station:
             row=row,
             recipes=self._recipes,
             first_sequence=max(self.journal.last_part_sequence, row.get("last_opened")) + 1,
+            cameras=len(self._cameras),
         )
         self._triggers: TriggerWatch | None = None
         self._plc_watch: PlcWatch | None = None
@@ -204,7 +203,7 @@ class Station:
                 self._gate = self._gate_watch(station.plc, station.gate)
             watched = Watched(
                 plc=self._plc,
-                camera=self._camera,
+                cameras=self._cameras,
                 intake=intake,
                 outcome=self._outcome,
                 accounting=accounting,
@@ -218,9 +217,7 @@ class Station:
         self._line = Line(
             station,
             Peers(
-                camera=self._camera,
-                slots=self._slots,
-                lender=lender,
+                cameras=self._cameras,
                 recipes=self._recipes,
                 outcome=self._outcome,
                 intake=intake,
@@ -235,7 +232,7 @@ class Station:
         """Until SIGTERM; then no more parts, outputs safe, journal on the disk."""
         signal.signal(signal.SIGTERM, lambda _number, _frame: self._stop())
         self._tell_started()
-        self._camera.start()
+        self._cameras.start()
         if self._plc is not None:
             self._plc.start()
         self._guard.start()
@@ -265,21 +262,21 @@ class Station:
                 self._plc.stop()
             self._close_door()
             self._guard.stop()
-            self._camera.stop(timeout_s=1.0)
-            self._recipes.close()  # behind the camera, whose memory they may have page-locked
+            self._cameras.stop(timeout_s=1.0)
+            self._recipes.close()  # behind the cameras, whose memory they may have page-locked
             self.journal.close()
         return 0
 
     def _healthy(self) -> bool:
         """May the PLC count on verdicts? Asked by the guard before each heartbeat."""
-        self._row.put("zero_copy", self._camera.zero_copy)
-        return self._camera.up
+        self._row.put("zero_copy", self._cameras.zero_copy)
+        return self._cameras.down < 0
 
     def _stop(self) -> None:
         self._line.stopping = True
 
     def _tell_started(self) -> None:
-        first = self._recipes[self._recipes.all[0]]
+        first = self._recipes[self._recipes.all[0]][0]
         package, engine = first.package, first.engine
         self._row.backend = engine.backend
         self._outcome.note(
@@ -298,32 +295,40 @@ class Station:
                 self._log.warning("journal_repaired", what=what, count=count)
                 self._outcome.note(Event(name="journal_repaired", facts={"what": what, "count": count}))
         self._alert(f"{self._station.name}.engine.failed", active=False, text="")
-        unsigned = [recipe for recipe in self._recipes.all if not self._recipes[recipe].package.trusted]
-        for recipe in unsigned:
-            package = self._recipes[recipe].package
-            self._log.warning(
-                "package_not_trusted", recipe=recipe.name, package=str(package.folder), vouched=package.vouched
-            )
+        unsigned = [
+            (recipe.name, inspection.package)
+            for recipe in self._recipes.all
+            for inspection in self._recipes[recipe]
+            if not inspection.package.trusted
+        ]
+        for name, package in unsigned:
+            self._log.warning("package_not_trusted", recipe=name, package=str(package.folder), vouched=package.vouched)
         self._alert(
             f"{self._station.name}.package.unsigned",
             active=bool(unsigned),
-            text="engine packages run that nobody vouches for: " + ", ".join(recipe.name for recipe in unsigned)
+            text="engine packages run that nobody vouches for: "
+            + ", ".join(dict.fromkeys(name for name, _ in unsigned))
             if unsigned
             else "",
             action="Sign them (edgeqc engine sign), then take engines.unsigned: allow out of the configuration",
         )
-        for recipe in self._recipes.all:
-            inspection = self._recipes[recipe]
+        judging = [
+            (recipe.name, camera.name if self._several else "", inspection)
+            for recipe in self._recipes.all
+            for camera, inspection in zip(self._cameras, self._recipes[recipe], strict=True)
+        ]
+        for name, seen_by, inspection in judging:
             facts: dict[str, str | int | float | bool] = {
-                "recipe": recipe.name,
+                "recipe": name,
+                **({"camera": seen_by} if seen_by else {}),
                 "model": inspection.package.name,
-                "model_digest": recipe.model_digest.hex(),
+                "model_digest": inspection.package.digest.hex(),
                 "backend": inspection.engine.backend,
                 "why": inspection.choice.why,
                 "golden_difference": inspection.golden_difference,
                 "golden_limit": inspection.package.golden_tolerance,
                 "vouched": inspection.package.vouched,
-                "threshold": recipe.threshold,
+                "threshold": inspection.threshold,
             }
             self._log.info(RECIPE_READY, **facts)
             self._outcome.note(Event(name=RECIPE_READY, facts={**facts, "why": inspection.choice.why[:_WHY_CHARS]}))
@@ -336,10 +341,30 @@ class Station:
             next_part=self.journal.last_part_sequence + 1,
         )
 
-    def _on_camera(self, up: bool, reason: str) -> None:
-        self._row.put("camera_up", up)
-        self._row.put("camera_reopened", self._camera.reopened)
-        self._peer_changed("camera", up, reason, action="Check power and link of the camera, then: edgeqc test camera")
+    def _viewpoint(self, index: int, camera: CameraSettings, run_dir: Path) -> Viewpoint:
+        """One camera with its slots, known to its engines."""
+        shape = (camera.height_px, camera.width_px)
+        file = run_dir / file_name(self._station.name, camera.name if self._several else "")
+        slots = FrameSlots.create(file, per_bank=camera.slots, shape=shape, map_shape=map_shape(shape))
+        if slots.memory is not None and not self._recipes.adopt(index, slots.memory):
+            backend = self._recipes[self._recipes.all[0]][index].engine.backend
+            self._log.warning("frames_not_page_locked", camera=camera.name, backend=backend)
+        keeper = CameraKeeper(
+            camera.model_copy(update={"silence_ms": _silence_ms(self._station, camera)}),
+            slots,
+            software_trigger=self._station.trigger.source is TriggerSource.PLC,
+            on_change=partial(self._on_camera, camera.name),
+        )
+        lender = Lender(slots, most=max(1, camera.slots // 2), take_back=keeper.release)
+        return Viewpoint(name=camera.name, keeper=keeper, slots=slots, lender=lender)
+
+    def _on_camera(self, name: str, up: bool, reason: str) -> None:
+        with self._camera_changes:
+            self._up[name] = up
+            self._row.put("camera_up", all(self._up.values()))
+        self._row.put("camera_reopened", self._cameras.reopened)
+        action = "Check power and link of the camera, then: edgeqc test camera"
+        self._peer_changed(f"camera.{name}" if self._several else "camera", up, reason, action=action)
 
     def _on_plc(self, up: bool, reason: str) -> None:
         self._row.put("plc_up", up)
@@ -457,15 +482,15 @@ def _manners(station: StationSettings, handshake: HandshakeSettings) -> Manners:
     )
 
 
-def _exposures(station: StationSettings) -> Exposures:
-    """The camera's exposures; how long they take is learned from the first frame where the configuration does not say."""
-    exposure_us = getattr(station.camera, "exposure_us", None) or 0
+def _exposures(station: StationSettings, camera: CameraSettings) -> Exposures:
+    """A camera's exposures; how long they take is learned from the first frame where the configuration does not say."""
+    exposure_us = getattr(camera, "exposure_us", None) or 0
     return Exposures(least_ns=int(exposure_us * 1000), most_ns=int(station.trigger.frame_timeout_ms * NS_PER_MS))
 
 
-def _silence_ms(station: StationSettings) -> float | None:
+def _silence_ms(station: StationSettings, camera: CameraSettings) -> float | None:
     """The silence rule of a camera that runs by itself; a triggered one is silent only when asked."""
-    if station.camera.silence_ms is not None or station.trigger.source is TriggerSource.PLC:
-        return station.camera.silence_ms
-    rate_hz = getattr(station.camera, "rate_hz", None)
+    if camera.silence_ms is not None or station.trigger.source is TriggerSource.PLC:
+        return camera.silence_ms
+    rate_hz = getattr(camera, "rate_hz", None)
     return max(_SILENT_LEAST_MS, _SILENT_FRAMES * 1000 / rate_hz) if rate_hz else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -37,13 +38,16 @@ class Recipes:
     ) -> None:
         """Load all: seconds each. PackageError where one may not judge parts, or all take more memory than they may."""
         self._by_plc = station.changeover is not None
-        self._inspections: dict[Recipe, Inspection] = {}
+        self._inspections: dict[Recipe, tuple[Inspection, ...]] = {}
         self._numbers: dict[int, Recipe] = {}
         self._keep_warm_ms: dict[Recipe, float] = {}
         before = _resident_bytes()
         for settings in station.recipes:
-            inspection = Inspection(settings, station.camera, trust=trust, core=core, state_dir=state_dir, gpu=gpu)
-            recipe = self._add(settings, inspection)
+            inspections = tuple(
+                Inspection(settings.seen_by(camera.name), camera, trust=trust, core=core, state_dir=state_dir, gpu=gpu)
+                for camera in station.all_cameras
+            )
+            recipe = self._add(settings, inspections)
             self._keep_warm_ms[recipe] = settings.keep_warm_ms
         self.memory_mb = (_resident_bytes() - before) / _MIB
         """Grown by, while the recipes were loaded: what their engines hold, and the backend's library."""
@@ -76,8 +80,8 @@ class Recipes:
         if recipe.known:
             self.coming = recipe
 
-    def __getitem__(self, recipe: Recipe) -> Inspection:
-        """What judges by this recipe; KeyError for one that is not known."""
+    def __getitem__(self, recipe: Recipe) -> tuple[Inspection, ...]:
+        """What judges by this recipe, one for each camera; KeyError for one that is not known."""
         return self._inspections[recipe]
 
     def to_warm(self, *, idle: bool) -> Recipe:
@@ -116,19 +120,24 @@ class Recipes:
         """How long the coming recipe's engine may idle; 0 = for ever."""
         return self._keep_warm_ms[self.coming]
 
-    def adopt(self, memory: NDArray[np.uint8]) -> bool:
-        """Show all engines the memory that frames will lie in; False where one cannot read them in place."""
-        adopted = [inspection.adopt(memory) for inspection in self._inspections.values()]
+    def adopt(self, camera: int, memory: NDArray[np.uint8]) -> bool:
+        """Show its engines the memory that a camera's frames will lie in; False where one cannot read them in place."""
+        adopted = [inspections[camera].adopt(memory) for inspections in self._inspections.values()]
         return all(adopted)
 
     def close(self) -> None:
         """Free all engines."""
-        for inspection in self._inspections.values():
-            inspection.close()
+        for inspections in self._inspections.values():
+            for inspection in inspections:
+                inspection.close()
 
-    def _add(self, settings: RecipeSettings, inspection: Inspection) -> Recipe:
-        recipe = Recipe(name=settings.name, threshold=inspection.threshold, model_digest=inspection.package.digest)
-        self._inspections[recipe] = inspection
+    def _add(self, settings: RecipeSettings, inspections: tuple[Inspection, ...]) -> Recipe:
+        views = tuple(
+            Recipe(name=settings.name, threshold=inspection.threshold, model_digest=inspection.package.digest)
+            for inspection in inspections
+        )
+        recipe = replace(views[0], views=views if len(views) > 1 else ())
+        self._inspections[recipe] = inspections
         self._numbers[settings.number] = recipe
         return recipe
 

@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from edgeqc.cameras.keeper import CameraKeeper
 from edgeqc.core.account import Arrival, TriggerAccount
 from edgeqc.core.decide import overdue
 from edgeqc.errors import PeerError
@@ -23,6 +22,7 @@ from edgeqc.station.outcome import Outcome
 from edgeqc.station.part import Part
 from edgeqc.station.plckeeper import PlcKeeper
 from edgeqc.station.tagwatch import TagWatch
+from edgeqc.station.viewpoints import Viewpoints
 
 _READ_NS: Final = 300 * NS_PER_MS
 """For one read of the trigger block: a PLC that takes longer is as good as gone."""
@@ -39,7 +39,7 @@ class Watched:
     """What a trigger sets in motion."""
 
     plc: PlcKeeper
-    camera: CameraKeeper
+    cameras: Viewpoints
     intake: Intake
     outcome: Outcome
     accounting: Accounting
@@ -110,23 +110,37 @@ class TriggerWatch:
         now_ns = time.monotonic_ns()
         known = self._repeated_ids or not repeated
         cause = watched.outcome.under_way.open(part, fresh=arrival.fresh, known=known, now_ns=now_ns)
+        gone = -1
         if cause is None:
-            cause = self._expose(part)
+            gone = self._expose(part)
+            cause = Cause.NO_FRAME if gone >= 0 else None
+        elif cause is Cause.NO_FRAME:
+            down = watched.cameras.down
+            gone = down if down >= 0 else watched.outcome.under_way.unready(now_ns)
         if cause is None:
             self._show_busy(part)
         else:
-            watched.outcome.settle(part, Verdict.REJECT, cause)
+            watched.outcome.settle(part, Verdict.REJECT, cause, gone)
 
-    def _expose(self, part: Part) -> Cause | None:
-        """Trigger the camera; a cause where no frame of this part is to be expected."""
-        watched, sent_ns = self._watched, time.monotonic_ns()
-        try:
-            watched.camera.trigger()
-        except PeerError:
-            return Cause.NO_FRAME
-        in_time = watched.outcome.under_way.exposed(part, 0, sent_ns=sent_ns, now_ns=time.monotonic_ns())
-        part.process = watched.tags.snapshot(sent_ns)  # while the camera exposes
-        return None if in_time else Cause.NO_FRAME
+    def _expose(self, part: Part) -> int:
+        """Trigger each camera; gives the one of which no frame of this part is to be expected, by its index, -1: none.
+
+        Where one is away the others are not exposed: they could not make the part pass.
+        """
+        watched, under_way = self._watched, self._watched.outcome.under_way
+        if (gone := watched.cameras.down) >= 0:
+            return gone
+        first_ns = time.monotonic_ns()
+        for index, camera in enumerate(watched.cameras):
+            sent_ns = time.monotonic_ns()
+            try:
+                camera.keeper.trigger()
+            except PeerError:
+                return index
+            if not under_way.exposed(part, index, sent_ns=sent_ns, now_ns=time.monotonic_ns()):
+                return index
+        part.process = watched.tags.snapshot(first_ns)  # while the cameras expose
+        return -1
 
     def _show_busy(self, part: Part) -> None:
         """BUSY on while the camera exposes; PASS and REJECT off where the last part's result could be taken for this one's."""

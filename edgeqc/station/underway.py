@@ -74,6 +74,16 @@ class UnderWay:
         with self._lock:
             return self._lane.ruling(part, tags_good=tags_good, recipe_known=part.recipe.known, now_ns=now_ns)
 
+    def unready(self, now_ns: int) -> int:
+        """See Lane.unready."""
+        with self._lock:
+            return self._lane.unready(now_ns)
+
+    def without_view(self, part: Part, cause: Cause, view: int) -> Ruling:
+        """See Lane.without_view."""
+        with self._lock:
+            return self._lane.without_view(part, cause, view)
+
     def settle(self, part: Part) -> bool:
         """The part has a verdict now; False if it had one. One that nobody admitted is admitted by this."""
         with self._lock:

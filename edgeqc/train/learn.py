@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from edgeqc.errors import EdgeqcError
-from edgeqc.train.net import Traits, image_logit
+from edgeqc.train.net import Traits, image_logit, quick
 
 
 class Source(Protocol):
@@ -154,7 +154,7 @@ def _key(plan: Plan) -> str:
 def _step(run: _Run, traits: Traits) -> float:
     inputs, masks, kinds, marked = run.source.next()
     tensors = [torch.from_numpy(array).contiguous(memory_format=torch.channels_last) for array in inputs]
-    with torch.autocast("cpu", torch.bfloat16):
+    with quick():
         logits = run.net(tensors if len(tensors) > 1 else tensors[0])
     loss = _loss(logits.float(), torch.from_numpy(masks), torch.from_numpy(kinds), torch.from_numpy(marked), traits)
     run.optimiser.zero_grad(set_to_none=True)

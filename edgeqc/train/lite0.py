@@ -8,6 +8,7 @@ cores a step of the head takes a tenth of a step of the whole net.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,15 +69,16 @@ class Head(nn.Module):
 
 
 class Lite0(nn.Module):
-    """Trunk and head in one: prepared images to map logits."""
+    """Trunk and heads in one: prepared images to the mean of the heads' logits."""
 
-    def __init__(self, trunk: Trunk, head: Head) -> None:
+    def __init__(self, trunk: Trunk, heads: Sequence[Head]) -> None:
         super().__init__()
-        self.trunk, self.head = trunk, head
+        self.trunk, self.heads = trunk, nn.ModuleList(heads)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of the map and of the kinds."""
-        return self.head(self.trunk(images))
+        taps = self.trunk(images)
+        return torch.stack([head(taps) for head in self.heads]).mean(0)
 
 
 LITE0: Final = Traits(stride=4, deepest=32, peak_cells=6, full_cover=2.0)

@@ -5,8 +5,10 @@ Dense, not depthwise: at equal time on the CPUs and GPUs that sit beside lines t
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -68,9 +70,27 @@ class Exported(nn.Module):
         return score, torch.sigmoid(logits[:, :1]), logits[:, 1:].softmax(1)
 
 
+def quick() -> Any:
+    """A context in which nets compute as this processor does it fastest: in bfloat16 where it has instructions for it.
+
+    Without them torch emulates bfloat16: ten times slower than float32 on an EPYC of the third generation.
+    """
+    return torch.autocast("cpu", torch.bfloat16, enabled=_BF16)
+
+
 def image_logit(cells: torch.Tensor, peak_cells: int) -> torch.Tensor:
     """(n, 1, h, w) map logits to (n,) image logits."""
     return cells.flatten(1).topk(peak_cells, dim=1).values.mean(dim=1)
+
+
+def _has_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    try:
+        return re.search(r"\b(amx_bf16|avx512_bf16|bf16)\b", cpuinfo.read_text()) is not None
+    except OSError:
+        return False
+
+
+_BF16: Final = _has_bf16()
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int) -> nn.Sequential:

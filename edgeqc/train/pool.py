@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from edgeqc.errors import EdgeqcError
 from edgeqc.train.lite0 import TAP_CHANNELS, TAP_STRIDES, Trunk
+from edgeqc.train.net import quick
 from edgeqc.train.views import Views
 
 
@@ -58,7 +59,7 @@ class Pool:
             source = views(first // _CHUNK)
             drawn = [source.one(flawed=index % 2 == 0) for index in range(min(_CHUNK, self._count - first))]
             images = torch.from_numpy(np.stack([view.image for view in drawn])[:, None])
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad(), quick():
                 taps = trunk(images.contiguous(memory_format=torch.channels_last))
             last = first + len(drawn)
             for kept, tap in zip(self._taps, taps, strict=True):

@@ -6,7 +6,7 @@ import csv
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -66,6 +66,8 @@ class Job:
     folds: int = 5
     """For out-of-fold scores, which the threshold is taken from; 0: a quarter of the groups is held back instead."""
     rule: Rule
+    cross_validate: bool = False
+    """Also score every picture, the test's included, by a net that saw nothing of its group: cross.csv in the work folder."""
     seed: int = 1
     threads: int = 2
     key: Ed25519PrivateKey | None = None
@@ -100,10 +102,10 @@ def train_vision(job: Job, console: Console) -> Package:
     task = task_of_pictures(job, examined, one_class=one_class)
     _promise(console, learned, job.rule, one_class=one_class)
     trainer = Trainer(job, task, console, one_class=one_class)
-    trainer.prepare(learned)
-    scored = trainer.out_of_fold(learned)
+    trainer.prepare(pictures if job.cross_validate else learned)
+    nets, scored = trainer.cross_fit("fold", learned, without=tested)
     write_scores(job.work / "scores.csv", scored)
-    model, parameters, golden = trainer.final(learned)
+    model, parameters, golden = trainer.joined(nets, learned, without=tested)
     with Told(console, "test", len(tested)) as told:
         test = list(Scorer(OnnxRuntimeEngine(model, threads=job.threads), task)(tested, told.at))
     calibration = calibrated(readings_of(scored), job.rule, map_threshold=best_map_threshold(scored), backend=_BACKEND)
@@ -129,6 +131,9 @@ def train_vision(job: Job, console: Console) -> Package:
         key=job.key,
     )
     _suspicious(job, scored, calibration.threshold, console)
+    if job.cross_validate:
+        _, crossed = trainer.cross_fit("cv", pictures)
+        write_scores(job.work / "cross.csv", crossed)
     return package
 
 
@@ -168,8 +173,43 @@ class Trainer:
                 told.at,
             )
 
-    def net(self, name: str, without: Sequence[str], seed: int) -> Any:
-        """Train on everything that shows nothing of the groups `without`; resumes and never repeats what is done."""
+    def cross_fit(
+        self, name: str, pictures: list[Picture], *, without: Sequence[Picture] = ()
+    ) -> tuple[list[Any], list[Scored]]:
+        """The nets of all folds, and each picture scored by the one that saw nothing of its group, nor of `without`."""
+        job = self._job
+        folds = folds_of(pictures, job.folds or 4, job.seed)
+        never = {picture.group for picture in without}
+        nets, scored = [], []
+        for fold in range(max(folds.values()) + 1 if job.folds else 1):
+            held = [picture for picture in pictures if folds[picture.group] == fold]
+            groups = never | {picture.group for picture in held}
+            nets.append(self._net(f"{name}{fold + 1}", groups, job.seed + 1 + fold))
+            engine = OnnxRuntimeEngine(self._exported(nets[-1:]), threads=job.threads)
+            with Told(self._console, f"score {name}{fold + 1}", len(held)) as told:
+                scored += Scorer(engine, self._task)(held, told.at)
+            engine.close()
+        return nets, scored
+
+    def joined(
+        self, nets: list[Any], pictures: list[Picture], *, without: Sequence[Picture]
+    ) -> tuple[bytes, int, NDArray[np.float32]]:
+        """All folds' nets as one for the line, its parameters, and inputs for the golden vectors.
+
+        The mean of nets that learned from different parts errs less than one that learned from all of them, and takes
+        no training more. One-class nets hold a covariance, which is better made of all good parts.
+        """
+        if self._one_class:
+            nets = [self._net("final", {picture.group for picture in without}, self._job.seed)]
+        golden = golden_of(self._task, framed(self._task, _few(pictures)))
+        return self._exported(nets), sum(map(count_parameters, nets)), golden
+
+    def _exported(self, nets: list[Any]) -> bytes:
+        net = nets[0] if self._one_class else Lite0(self._trunk, nets)
+        return export_onnx(net.eval(), LITE0, self._task, mirrored=self._job.mirrored)
+
+    def _net(self, name: str, without: Collection[str], seed: int) -> Any:
+        """Learn from everything that shows nothing of the groups `without`; resumes and never repeats what is done."""
         held = frozenset(without)
         if self._one_class:
             goods = [sample for sample in self._samples if sample.kind < 0 and sample.group not in held]
@@ -192,31 +232,7 @@ class Trainer:
                 curve.add(step, loss)
                 told.trained(step, done, curve.smooth)
 
-            head = learn(lambda: Head(len(self._task.classes)), source, LITE0, plan, both)
-        return Lite0(self._trunk, head).eval()
-
-    def out_of_fold(self, pictures: list[Picture]) -> list[Scored]:
-        """Each picture scored by a net that saw nothing of its group; the file of fold's scores is in the work folder."""
-        job = self._job
-        folds = folds_of(pictures, job.folds or 4, job.seed)
-        scored: list[Scored] = []
-        for fold in range(max(folds.values()) + 1 if job.folds else 1):
-            held = [picture for picture in pictures if folds[picture.group] == fold]
-            net = self.net(f"fold{fold + 1}", sorted({picture.group for picture in held}), job.seed + 1 + fold)
-            engine = OnnxRuntimeEngine(self._exported(net), threads=job.threads)
-            with Told(self._console, f"score fold{fold + 1}", len(held)) as told:
-                scored += Scorer(engine, self._task)(held, told.at)
-            engine.close()
-        return scored
-
-    def _exported(self, net: Any) -> bytes:
-        return export_onnx(net, LITE0, self._task, mirrored=self._job.mirrored)
-
-    def final(self, pictures: list[Picture]) -> tuple[bytes, int, NDArray[np.float32]]:
-        """The net for the line, its parameters, and inputs for the golden vectors."""
-        net = self.net("final", (), self._job.seed)
-        golden = golden_of(self._task, framed(self._task, _few(pictures)))
-        return self._exported(net), count_parameters(net), golden
+            return learn(lambda: Head(len(self._task.classes)), source, LITE0, plan, both)
 
 
 class Curve:

@@ -55,7 +55,7 @@ def test_no_allocation_of_frame_size_after_warm_up(tmp_path: Path, parts: int) -
         journal=journal,
         sync=JournalSync.GROUP,
         plc=None,
-        lender=lender,
+        lenders={"cam": lender},
         keep=KeepRule(rejects=True, every_nth_pass=3, newest=0),
         row=row,
     )

@@ -121,8 +121,7 @@ def test_an_opcua_plc_gets_the_same_verdicts_and_its_killed_process_is_started_a
 
 
 def test_a_killed_camera_means_rejects_in_time_and_comes_back(line: Bench) -> None:
-    camera = line.line.camera
-    assert camera is not None
+    camera = line.line.cameras[0]
     first = line.stage.part
     camera.kill()
     line.passes(15)
@@ -138,8 +137,7 @@ def test_a_killed_camera_means_rejects_in_time_and_comes_back(line: Bench) -> No
 
 
 def test_a_frozen_camera_means_rejects_in_time_and_comes_back(line: Bench) -> None:
-    camera = line.line.camera
-    assert camera is not None
+    camera = line.line.cameras[0]
     first = line.stage.part
     camera.freeze()
     line.passes(15)

@@ -174,13 +174,13 @@ MUTANTS = [
     _core(
         "the best view counts",
         "views",
-        "_BADNESS.get(ruling.cause, 1) > _BADNESS.get(worst.cause, 1)",
-        "_BADNESS.get(ruling.cause, 1) < _BADNESS.get(worst.cause, 1)",
+        "_badness(ruling) > _badness(worst)",
+        "_badness(ruling) < _badness(worst)",
     ),
     _core(
         "the last view counts",
         "views",
-        "if worst is None or _BADNESS.get(ruling.cause, 1) > _BADNESS.get(worst.cause, 1):",
+        "if worst is None or _badness(ruling) > _badness(worst):",
         "if True:",
     ),
     _core(
@@ -199,7 +199,7 @@ MUTANTS = [
     _core(
         "exposed while the camera is in doubt",
         "lane",
-        "if not all(camera.ready(now_ns) for camera in self.cameras):",
+        "if self.unready(now_ns) >= 0:",
         "if not self.cameras:",
     ),
     _core(

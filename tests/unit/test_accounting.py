@@ -12,7 +12,7 @@ from edgeqc.core.account import GVSP_CYCLE, REMEMBERED_IDS, Arrival, TriggerAcco
 from edgeqc.core.exposure import Claim, Exposures
 from edgeqc.core.flight import Flight
 from edgeqc.core.invariant import announcement, balance, signals
-from edgeqc.core.views import View, rule
+from edgeqc.core.views import View, rule, without
 from edgeqc.records import NS_PER_MS, Cause, FrameStatus, Verdict
 
 MS = NS_PER_MS
@@ -319,6 +319,30 @@ def test_all_views_must_be_good_for_a_pass() -> None:
 
 def test_what_is_known_of_a_part_outweighs_what_is_missing() -> None:
     assert ruled(None, view(0.9)) == (Verdict.REJECT, Cause.DEFECT)
+
+
+def test_the_verdict_names_the_view_that_it_comes_from() -> None:
+    def decides(*views: View | None) -> int:
+        return rule(views, sequence=7, now_ns=0, fail_safe_at_ns=10).view
+
+    assert decides(view(), None) == 1
+    assert decides(view(), view(frame=FrameStatus.INCOMPLETE, score=math.nan)) == 1
+    assert decides(None, view(0.9)) == 1
+    assert decides(view(0.1), view(0.3), view(0.2)) == 1
+    assert decides(view(0.6), view(0.7, threshold=0.65)) == 0  # further over its own threshold
+    assert decides() == -1
+
+
+def test_a_part_without_one_of_its_views_is_a_reject_whatever_the_others_say() -> None:
+    def given_up(*views: View | None) -> tuple[Verdict, Cause, int]:
+        ruling = without(views, sequence=7, cause=Cause.NO_FRAME, view=1)
+        return ruling.verdict, ruling.cause, ruling.view
+
+    assert given_up(None, None) == (Verdict.REJECT, Cause.NO_FRAME, 1)
+    assert given_up(view(), None) == (Verdict.REJECT, Cause.NO_FRAME, 1)
+    assert given_up(view(), view()) == (Verdict.REJECT, Cause.NO_FRAME, 1)
+    assert given_up(view(), None, view(0.9)) == (Verdict.REJECT, Cause.DEFECT, 2)
+    assert given_up(view(0.9, sequence=6), None) == (Verdict.REJECT, Cause.NO_FRAME, 1)
 
 
 def test_a_view_of_another_part_is_no_view_of_this_one() -> None:

@@ -32,6 +32,7 @@ from edgeqc.records import (
     Started,
     Trigger,
     Verdict,
+    ViewRecord,
 )
 from edgeqc.settings import JournalSettings, JournalSync
 
@@ -93,9 +94,32 @@ parts = st.builds(
     defects=st.lists(defects, max_size=MAX_DEFECTS).map(tuple),
     slot=st.integers(-1, 63),
     lease=ints,
+    view=st.integers(-1, 7),
+)
+views = st.builds(
+    ViewRecord,
+    sequence=ints,
+    wall_ns=ints,
+    place=st.integers(0, 7),
+    camera=st.from_regex("[a-z0-9][a-z0-9_-]{0,30}", fullmatch=True),
+    verdict=st.sampled_from(Verdict),
+    cause=st.sampled_from(Cause),
+    frame_id=ints,
+    score=st.floats(0, 1),
+    threshold=st.floats(0, 1),
+    model_digest=st.binary(min_size=32, max_size=32),
+    frame_ns=ints,
+    transfer_ns=ints,
+    prepared_ns=ints,
+    scored_ns=ints,
+    defects=st.lists(defects, max_size=MAX_DEFECTS).map(tuple),
+    slot=st.integers(-1, 63),
+    lease=ints,
+    part_passed=st.booleans(),
 )
 bodies = st.one_of(
     parts,
+    views,
     st.builds(
         Delivery,
         sequence=ints,

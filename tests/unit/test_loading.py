@@ -347,6 +347,61 @@ def test_two_lines_on_one_box_have_their_own_shared_memory():
     assert paths(one, environ={})[1] != paths(two, environ={})[1]
 
 
+TWO_CAMERAS = """\
+version: 1
+node: box
+stations:
+  - name: top
+    takt_ms: 100
+    budget_ms: 80
+    trigger: {source: plc}
+    cameras:
+      - {name: left, type: replay, folder: parts, width_px: 640, height_px: 480}
+      - {name: right, type: replay, folder: parts, width_px: 320, height_px: 240}
+    recipe:
+      engine: engines/left/1
+      threshold: 0.4
+      region: {mode: fixed, width_px: 300, height_px: 200}
+      views:
+        right: {engine: engines/right/4, region: {mode: full}}
+    plc: {type: modbus, host: plc}
+"""
+
+
+def test_each_camera_has_the_recipe_with_what_its_view_has_of_its_own():
+    station = load(written(TWO_CAMERAS)).stations[0]
+    assert [camera.name for camera in station.all_cameras] == ["left", "right"]
+    left, right = station.engines
+    assert (left.engine.parts[-2], left.threshold, left.region.mode) == ("left", 0.4, "fixed")
+    assert (right.engine.parts[-2], right.region.mode) == ("right", "full")
+    assert right.threshold is None, "a threshold never counts for another engine"
+    assert right.name == left.name
+    assert restore(dump(load(written(TWO_CAMERAS)))).stations[0].engines == station.engines
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "fault"),
+    [
+        ("trigger: {source: plc}", "trigger: {}", "trigger.source: camera goes with one camera, cameras has 2"),
+        ("name: right, ", "name: left, ", "cameras[1].name: left is the name of cameras[0] already"),
+        ("{engine: engines/right/4, region: {mode: full}}", "{threshold: 0.5}", "recipe.region: box ends at 300x200"),
+        ("mode: full", "mode: fixed", "recipe.views.right.region: width_px and height_px must be over 0"),
+        ("        right: {", "        rear: {", "recipe.views.rear: is no camera of this station"),
+        ("height_px: 240}", "height_px: 240, exposure_ns: 5}", "cameras[1].exposure_ns: is no key here"),
+        (
+            "    cameras:\n",
+            "    camera: {type: replay, folder: p, width_px: 99, height_px: 99}\n    cameras:\n",
+            "cameras",
+        ),
+        (TWO_CAMERAS[TWO_CAMERAS.index("    cameras") : TWO_CAMERAS.index("    recipe")], "", "camera: is missing"),
+    ],
+)
+def test_what_several_cameras_cannot_have_is_told_at_its_place(before, after, fault):
+    with pytest.raises(SettingsError) as caught:
+        load(written(TWO_CAMERAS.replace(before, after).replace("width_px: 320", "width_px: 299")))
+    assert any(f"stations[0].{fault}" in told for told in caught.value.faults), caught.value.faults
+
+
 def test_marks_survive_flow_and_block_style():
     document = parse("a:\n  - {b: 1, c: [2, 3]}\n")
     mark = document.locate(("a", 0, "c", 1))

@@ -18,6 +18,7 @@ from edgeqc.office.books import Asked, ImagesGone, ImageStored, Noted, Refused, 
 from edgeqc.office.intake import Outcome
 from edgeqc.office.tail import Tail
 from edgeqc.records import (
+    RECIPE_READY,
     AlertChange,
     Cause,
     Defect,
@@ -32,6 +33,7 @@ from edgeqc.records import (
     Started,
     Trigger,
     Verdict,
+    ViewRecord,
 )
 from edgeqc.settings import ArchiveSettings, JournalSettings
 
@@ -101,6 +103,7 @@ class Desk:
     def __init__(self, state_dir: Path, outbox_bytes: int | None = 1 << 20) -> None:
         self.state_dir = state_dir
         self.outbox_bytes = outbox_bytes
+        self.cameras: tuple[str, ...] = ("cam",)
         self.journal = JournalWriter(state_dir / "journal" / "station-top", JournalSettings())
         self.troubles: list[str | None] = []
         self.closed: list = []
@@ -117,7 +120,7 @@ class Desk:
             self.state_dir / tables.FILE_NAME,
             settings or ArchiveSettings(),
             node="n1",
-            cameras={"top": "cam"},
+            cameras={"top": self.cameras},
             boot="boot",
             outbox_bytes=self.outbox_bytes,
             on_commit=self._committed,
@@ -241,6 +244,55 @@ def test_a_snapshot_that_comes_after_its_message_is_in_the_archive_all_the_same(
     assert row["process"]["heat"]["value"] == 201.5
 
 
+def view(sequence: int, place: int, *, cause: Cause = Cause.OK) -> ViewRecord:
+    return ViewRecord(
+        sequence=sequence,
+        wall_ns=WALL_NS + sequence,
+        place=place,
+        camera=("left", "right")[place],
+        verdict=Verdict.PASS if cause is Cause.OK else Verdict.REJECT,
+        cause=cause,
+        frame_id=sequence,
+        score=0.25,
+        threshold=0.5,
+        model_digest=b"\x02" * 32,
+        defects=(Defect(name="dent", score=0.75, x_px=1, y_px=2, width_px=3, height_px=4),),
+    )
+
+
+def test_views_are_rows_of_their_part_and_in_its_message_even_across_a_restart(desk):
+    desk.cameras = ("left", "right")
+    for camera, model in (("left", "cap-left@1"), ("right", "cap-right@4")):
+        facts = {"recipe": "cap", "camera": camera, "model": model}
+        desk.journal.append(Event(name=RECIPE_READY, facts=facts))
+    desk.journal.append(dataclasses.replace(part(1, cause=Cause.NO_FRAME), view=1))
+    desk.journal.append(view(1, 0))
+    desk.journal.append(view(1, 1, cause=Cause.NO_FRAME))
+    desk.journal.append(view(99, 0))  # of a part that nobody knows
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        assert [recipe.camera for recipe in archive.view.recipes()] == ["left", "right"]
+    desk.journal.append(delivery(1, cause=Cause.NO_FRAME))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    (message,) = desk.messages("verdict")
+    assert (message["camera"], message["models"][0]["name"]) == ("right", "cap-right")
+    assert [(one["camera"], one["cause"], one["model"]["name"]) for one in message["views"]] == [
+        ("left", "ok", "cap-left"),
+        ("right", "no_frame", "cap-right"),
+    ]
+    (row,) = query.query(desk.state_dir)
+    assert (row["camera"], row["model"]) == ("right", "cap-right@4")
+    assert [(one["camera"], one["verdict"], one["score"], one["model"]) for one in row["views"]] == [
+        ("left", "pass", 0.25, "cap-left@1"),
+        ("right", "reject", 0.25, "cap-right@4"),
+    ]
+    assert row["views"][0]["defects"][0]["class"] == "dent"
+    with closing(sqlite3.connect(desk.state_dir / tables.FILE_NAME)) as database, database:
+        database.execute("DELETE FROM parts")
+        assert database.execute("SELECT count(*) FROM views").fetchone() == (0,)
+
+
 def test_an_archive_of_before_gets_the_tables_that_came_later(desk):
     desk.journal.append(part(1))
     desk.journal.append(delivery(1))
@@ -249,6 +301,16 @@ def test_an_archive_of_before_gets_the_tables_that_came_later(desk):
     with closing(sqlite3.connect(desk.state_dir / tables.FILE_NAME)) as database, database:
         database.execute("DROP TABLE snapshots")
         database.execute("DROP TRIGGER part_gone")
+        database.execute("DROP TRIGGER part_gone_with_views")
+        database.execute("DROP TABLE views")
+        database.execute("ALTER TABLE parts DROP COLUMN view")
+        database.execute("DROP TABLE recipes")
+        database.execute(
+            "CREATE TABLE recipes(writer TEXT NOT NULL, recipe TEXT NOT NULL, model TEXT NOT NULL, "
+            "model_digest TEXT NOT NULL, backend TEXT NOT NULL, why TEXT NOT NULL, vouched TEXT NOT NULL, "
+            "PRIMARY KEY(writer, recipe))"
+        )
+        database.execute("INSERT INTO recipes VALUES('station-top', 'cap', 'cap@3', 'd', 'b', 'w', 'v')")
         database.execute("PRAGMA user_version=2")
     desk.journal.append(part(2))
     desk.journal.append(snapshot(2, heat=5.0))
@@ -257,6 +319,7 @@ def test_an_archive_of_before_gets_the_tables_that_came_later(desk):
         desk.settle(archive, tail)
     newest, oldest = query.query(desk.state_dir)
     assert (newest["process"]["heat"]["value"], oldest["process"]) == (5.0, {})
+    assert (newest["views"], newest["model"]) == ([], "cap@3")
 
 
 def test_reading_a_journal_twice_changes_nothing(desk):

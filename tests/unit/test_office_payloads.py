@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgeqc.core.alarm import Alarm, AlarmState
 from edgeqc.office import payloads
-from edgeqc.office.payloads import AlertState, Model
+from edgeqc.office.payloads import AlertState, Model, Seen
 from edgeqc.records import (
     JUDGED,
     AlertChange,
@@ -22,6 +22,7 @@ from edgeqc.records import (
     PartRecord,
     Trigger,
     Verdict,
+    ViewRecord,
 )
 
 SCHEMAS = Path(__file__).parents[2] / "config" / "schema"
@@ -70,8 +71,57 @@ def delivery(part: PartRecord, **changes) -> Delivery:
 
 def verdict(part: PartRecord, told: Delivery | None, image: str | None = None) -> dict:
     return payloads.verdict(
-        part, told, node="l3c2", model=Model(name="surface", version="7"), camera="cam", image=image
+        part, told, node="l3c2", model=Model(name="surface", version="7"), cameras=["cam"], image=image
     )
+
+
+def seen(camera: str, cause: Cause, image: str | None = None) -> Seen:
+    judged = cause in JUDGED
+    view = ViewRecord(
+        sequence=7,
+        wall_ns=WALL_NS,
+        place=0,
+        camera=camera,
+        verdict=Verdict.PASS if cause is Cause.OK else Verdict.REJECT,
+        cause=cause,
+        frame_id=70 if judged else 0,
+        score=0.9 if judged else math.nan,
+        threshold=0.45,
+        model_digest=b"\xab" * 32 if judged else bytes(32),
+        frame_ns=1_006_300_000 if judged else 0,
+        transfer_ns=4_000_000 if judged else 0,
+        prepared_ns=1_007_000_000 if judged else 0,
+        scored_ns=1_016_000_000 if judged else 0,
+        defects=(Defect(name="dent", score=0.9, x_px=1, y_px=2, width_px=3, height_px=4),) if judged else (),
+    )
+    return Seen(record=view, model=Model(name="surface", version="7"), image=image)
+
+
+def several(part: PartRecord, *views: Seen) -> dict:
+    names = [view.record.camera for view in views]
+    model = Model(name="surface", version="7")
+    return payloads.verdict(part, delivery(part), node="l3c2", model=model, cameras=names, image=None, views=views)
+
+
+def test_each_view_is_told_and_the_one_that_decided_is_named() -> None:
+    part = record(Cause.NO_FRAME, view=1)
+    payload = several(part, seen("left", Cause.OK, "images/2026-11-22/top-7.left.png"), seen("right", Cause.NO_FRAME))
+    assert (payload["camera"], payload["cause"], payload["evaluation"]) == ("right", "no_frame", "not_decidable")
+    left, right = payload["views"]
+    assert (left["camera"], left["result"], left["score"]) == ("left", "pass", 0.9)
+    assert left["latency_ms"] == {"acquire": 6.3, "transfer": 4.0, "preprocess": 0.7, "infer": 9.0}
+    assert left["image"] == {"file": "images/2026-11-22/top-7.left.png"}
+    assert (right["camera"], right["result"], right["cause"], right["score"]) == ("right", "reject", "no_frame", None)
+    assert (right["model"]["sha256"], right["image"]) == ("", None)
+    assert [defect["camera"] for defect in payload["defects"]] == ["left"]
+    assert several(record(Cause.IDENTITY, view=-1), seen("left", Cause.OK), seen("right", Cause.OK))["camera"] == ""
+
+
+def test_one_camera_is_always_named_and_has_no_views() -> None:
+    for view in (0, -1):
+        part = record(Cause.NO_FRAME, view=view)
+        assert verdict(part, delivery(part))["camera"] == "cam"
+        assert verdict(part, delivery(part))["views"] == []
 
 
 def alert_state(*, active: bool = True, value: float | None = 1.8) -> AlertState:
@@ -103,6 +153,10 @@ def told(name: str) -> list[dict]:
                 *(verdict(part, None, "images/2026-11-22/top-7.png") for part in parts),
                 verdict(parts[0], delivery(parts[0], delivered=False, delivered_ns=0, reason="timeout")),
                 verdict(parts[0], delivery(parts[0], late=True, late_score=0.5)),
+                *(
+                    several(dataclasses.replace(one, view=1), *(seen(name, one.cause) for name in "ab"))
+                    for one in parts
+                ),
             ]
         case "state":
             return [payloads.state(online=on, reason=why, **where) for on, why in ((True, "start"), (False, "will"))]

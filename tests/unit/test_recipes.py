@@ -62,7 +62,7 @@ def test_one_recipe_needs_no_number():
 
 
 def test_recipes_of_one_package_still_are_engines_of_their_own(recipes):
-    engines = {id(recipes[recipe].engine) for recipe in recipes.all}
+    engines = {id(recipes[recipe][0].engine) for recipe in recipes.all}
     assert len(engines) == 3
 
 

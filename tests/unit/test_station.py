@@ -90,7 +90,7 @@ class Line:
             journal=self.journal,
             sync=sync,
             plc=self.keeper,
-            lender=Lender(slots, most=1, take_back=lambda _slot: None),
+            lenders={"cam": Lender(slots, most=1, take_back=lambda _slot: None)},
             keep=KeepRule(rejects=keep_rejects, every_nth_pass=0, newest=0),
             row=self.row,
         )
@@ -332,7 +332,7 @@ def test_a_pass_that_the_disk_does_not_confirm_in_time_is_a_reject(tmp_path: Pat
 def test_a_score_that_comes_late_is_recorded_and_changes_nothing(line: Line) -> None:
     one = part(1)
     line.outcome.settle(one, Verdict.REJECT, Cause.LATE)
-    line.outcome.late_score(one, Verdict.REJECT, Cause.LATE)
+    line.outcome.late_score(one, Verdict.REJECT, Cause.LATE, score=one.score)
     deliveries = [body for body in line.journaled() if isinstance(body, Delivery)]
     assert [math.isnan(delivery.late_score) for delivery in deliveries] == [True, False]
     assert len(line.plc.told) == 1
@@ -476,7 +476,9 @@ def test_three_fail_safe_verdicts_in_a_row_ask_the_plc_to_stop_the_line(tmp_path
         journal=made.journal,
         sync=JournalSync.GROUP,
         plc=made.keeper,
-        lender=Lender(FrameSlots.create(tmp_path / "more", per_bank=4, shape=(16, 16)), most=1, take_back=print),
+        lenders={
+            "cam": Lender(FrameSlots.create(tmp_path / "more", per_bank=4, shape=(16, 16)), most=1, take_back=print)
+        },
         keep=KeepRule(rejects=False, every_nth_pass=0, newest=0),
         row=made.row,
         stop=StopRule(StopLimits(fail_safe_in_a_row=3)),

@@ -287,10 +287,10 @@ class Station:
             if self.camera_lives[index] != camera.life:
                 self.camera_lives[index] = camera.life
                 for part in self.lane.unsettled(self.lane.cameras[index].reopened()):
-                    yield from self._settle(part, *overdue(frame_came=False))
+                    yield from self._give_up(part, Cause.NO_FRAME, index)
             gone = self.lane.cameras[index].overdue(self.kernel.now_ns)
             for part in self.lane.unsettled(gone):
-                yield from self._settle(part, *overdue(frame_came=False))
+                yield from self._give_up(part, Cause.NO_FRAME, index)
 
     def _take(self, shot: Shot) -> Steps:
         if shot.received_ns < self.started_ns:
@@ -298,7 +298,7 @@ class Station:
         match = self.lane.frame(shot.camera, shot.frame_id, shot.first_ns, self.kernel.now_ns)
         parts, cause = self.lane.without(match)
         for without in parts:
-            yield from self._settle(without, Verdict.REJECT, cause)
+            yield from self._give_up(without, cause, shot.camera)
         part = self.lane.part(match.sequence) if match.claim is Claim.OWN else None
         if part is None:
             return
@@ -353,8 +353,8 @@ class Station:
             wake_ns = min(now_ns + look_ns if due_ns is None else min(due_ns, now_ns + look_ns), now_ns + beat_ns)
             yield (self._due, wake_ns if wake_ns > now_ns else now_ns + NS_PER_MS)
             for part in self.lane.overdue(self.kernel.now_ns):
-                came = any(view is not None for view in part.views)
-                yield from self._settle(part, *overdue(frame_came=came))
+                missing = next((index for index, view in enumerate(part.views) if view is None), 0)
+                yield from self._give_up(part, Cause.NO_FRAME, missing)
             if self.handshake.phase is not Phase.OFFLINE and self.link is not None:
                 if not self._locked and self.handshake.expire(self.kernel.now_ns):
                     self._changed = True
@@ -385,6 +385,10 @@ class Station:
         )
         self.oracle.opened(part.sequence, piece)
         return part
+
+    def _give_up(self, part: Part, cause: Cause, view: int) -> Steps:
+        ruling = self.lane.without_view(part, cause, view)
+        yield from self._settle(part, ruling.verdict, ruling.cause)
 
     def _settle(self, part: Part, verdict: Verdict, cause: Cause) -> Steps:
         if not self.lane.settle(part):
