@@ -82,6 +82,7 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
     plc: Annotated[PlcKind, typer.Option(help="Protocol of the PLC.")] = PlcKind.MODBUS,
     handshake: Annotated[HandshakeKind, typer.Option(help="How results are handed to the PLC.")] = HandshakeKind.PULSE,
     camera: Annotated[CameraKind | None, typer.Option(help="Default: gige where libaravis is installed.")] = None,
+    cameras: Annotated[int, typer.Option(min=1, max=8, help="How many look at each drawn part.")] = 1,
     trigger: Annotated[TriggerKind, typer.Option(help="plc: a tag counts parts; camera: free run.")] = TriggerKind.PLC,
     side_load: Annotated[int, typer.Option(metavar="TAGS", min=0, help="OPC UA tags at 10 Hz beside it.")] = 0,
     tags: Annotated[
@@ -97,8 +98,10 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
     result contradicts its verdict, or a message is missing.
     """
     from edgeqc.core.handshake import Form  # noqa: PLC0415 - heavy
-    from edgeqc.sim.line import TRUSTED, Plan, drawn_parts, indexed_parts  # noqa: PLC0415 - heavy
+    from edgeqc.sim.line import SEED, TRUSTED, Plan, drawn_parts, indexed_parts  # noqa: PLC0415 - heavy
 
+    if cameras > 1 and (images is not None or trigger is TriggerKind.CAMERA):
+        raise typer.BadParameter("several go with drawn parts and --trigger plc only", param_hint="--cameras")
     folder = _emptied(keep)
     kind = camera or _camera_here()
     cache = folder.parent / f"{folder.name}-parts"
@@ -106,12 +109,15 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
         cache.mkdir(exist_ok=True)
         talk("Drawing parts ...")
         shown = drawn_parts(cache)
+        views = tuple(drawn_parts(cache, seed=SEED + number) for number in range(1, cameras))
     else:
         talk(f"Reading {images} ({split}) ...")
         shown = indexed_parts(folder, images, split=split)
+        views = ()
     plan = Plan(
         folder=folder,
         images=shown,
+        views=views,
         engine=(engine or _engine_for(images)).absolute(),
         trusted=(*TRUSTED, *_own_key()),
         parts=parts,

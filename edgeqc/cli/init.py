@@ -18,6 +18,7 @@ class Profile(StrEnum):
     GIGE = "gige"
     OPCUA = "opcua"
     FOLDER = "folder"
+    VIEWS = "views"
 
 
 _TEMPLATE: Final = {
@@ -25,6 +26,7 @@ _TEMPLATE: Final = {
     Profile.GIGE: "line.yaml",
     Profile.OPCUA: "opcua-line.yaml",
     Profile.FOLDER: "folder.yaml",
+    Profile.VIEWS: "views.yaml",
 }
 
 
