@@ -30,6 +30,7 @@ from edgeqc.records import (
     SnapshotTag,
     Trigger,
     Verdict,
+    ViewRecord,
 )
 from edgeqc.settings import JournalSettings, JournalSync, ReplayTagSource, StationSettings
 from edgeqc.shm.board import Board
@@ -37,9 +38,10 @@ from edgeqc.shm.slots import FrameSlots
 from edgeqc.shm.tagtable import FILE_NAME, TagTable
 from edgeqc.station.lender import Lender
 from edgeqc.station.outcome import Outcome
-from edgeqc.station.part import Part
+from edgeqc.station.part import Look, Part, Recipe
 from edgeqc.station.plckeeper import Manners, PlcEvents, PlcKeeper
 from edgeqc.station.tagwatch import TagWatch
+from edgeqc.station.underway import UnderWay
 
 
 class Plc:
@@ -497,3 +499,88 @@ def test_three_fail_safe_verdicts_in_a_row_ask_the_plc_to_stop_the_line(tmp_path
         assert not made.plc.told[-1].stop
     finally:
         made.close()
+
+
+def two_views(sequence: int, *scores: float | None) -> Part:
+    """A part before two cameras; None: the frame did not come."""
+    one = part(sequence)
+    one.score, one.views = math.nan, []
+    one.recipe = Recipe(name="cap", threshold=0.5, model_digest=bytes(32))
+    one.looks = tuple(Look(fail_safe_at_ns=one.fail_safe_at_ns) for _ in scores)
+    for place, (look, score) in enumerate(zip(one.looks, scores, strict=True)):
+        seen = None
+        if score is not None:
+            look.slot, look.frame_id, look.frame_ns, look.score = place, sequence, one.trigger.at_ns + 1, score
+            seen = View(name="ab"[place], sequence=sequence, frame=FrameStatus.OK, score=score, threshold=0.5)
+        one.views.append(seen)
+    return one
+
+
+@pytest.fixture
+def pair(tmp_path: Path, line: Line) -> Iterator[tuple[Line, Outcome]]:
+    """An outcome before which two cameras look at each part."""
+    slots = [FrameSlots.create(tmp_path / f"slots-{name}", per_bank=4, shape=(16, 16)) for name in "ab"]
+    outcome = Outcome(
+        station="top",
+        journal=line.journal,
+        sync=JournalSync.GROUP,
+        plc=line.keeper,
+        lenders={name: Lender(each, most=2, take_back=print) for name, each in zip("ab", slots, strict=True)},
+        keep=KeepRule(rejects=True, every_nth_pass=0, newest=0),
+        row=line.row,
+        under_way=UnderWay((), depth=4, views=2),
+    )
+    yield line, outcome
+    outcome.__dict__.clear()  # as in Line.close
+
+
+def test_the_record_is_of_the_view_that_decided_and_each_view_has_its_own(pair: tuple[Line, Outcome]) -> None:
+    line, outcome = pair
+    one = two_views(1, 0.2, 0.9)
+    outcome.under_way.admit(one)
+    ruling = outcome.under_way.ruling(one, tags_good=True, now_ns=0)
+    assert outcome.settle(one, ruling.verdict, ruling.cause, ruling.view)
+    record, left, right, delivery = line.journaled()
+    assert isinstance(record, PartRecord)
+    assert isinstance(delivery, Delivery)
+    assert (record.view, record.cause, record.score, record.slot) == (1, Cause.DEFECT, 0.9, -1)
+    assert isinstance(left, ViewRecord)
+    assert isinstance(right, ViewRecord)
+    assert (left.camera, left.verdict, left.cause, left.score) == ("a", Verdict.PASS, Cause.OK, 0.2)
+    assert (right.camera, right.verdict, right.cause, right.score) == ("b", Verdict.REJECT, Cause.DEFECT, 0.9)
+    assert [(view.slot, view.lease > 0) for view in (left, right)] == [(0, True), (1, True)]
+    assert all(look.lent for look in one.looks)
+    assert line.plc.told[-1].score == 0.9
+
+
+@pytest.mark.parametrize(
+    ("scores", "cause", "view"),
+    [
+        ((0.2, None), Cause.NO_FRAME, 1),
+        ((None, 0.2), Cause.NO_FRAME, 0),
+        ((None, None), Cause.NO_FRAME, 0),
+        ((0.9, None), Cause.DEFECT, 0),
+        ((None, 0.9), Cause.DEFECT, 1),
+    ],
+)
+def test_when_the_time_is_up_the_missing_view_is_named_unless_another_has_shown_a_defect(
+    pair: tuple[Line, Outcome], scores: tuple[float | None, ...], cause: Cause, view: int
+) -> None:
+    line, outcome = pair
+    one = two_views(1, *scores)
+    outcome.give_up(one, *one.lacking)
+    record, *views, _ = line.journaled()
+    assert isinstance(record, PartRecord)
+    assert (record.verdict, record.cause, record.view) == (Verdict.REJECT, cause, view)
+    found = [(each.cause, each.slot >= 0) for each in views if isinstance(each, ViewRecord)]
+    causes = {None: Cause.NO_FRAME, 0.2: Cause.OK, 0.9: Cause.DEFECT}
+    assert found == [(causes[score], score is not None) for score in scores]
+
+
+def test_a_view_whose_engine_has_not_answered_in_time_makes_it_late(pair: tuple[Line, Outcome]) -> None:
+    line, outcome = pair
+    one = two_views(1, 0.2, None)
+    one.looks[1].frame_ns = one.trigger.at_ns + 1
+    outcome.give_up(one, *one.lacking)
+    assert (one.cause, one.view) == (Cause.LATE, 1)
+    assert line.plc.told[-1].code == RESULT_CODE[Cause.LATE]
