@@ -24,7 +24,7 @@ Make = Callable[..., Bench]
 
 @pytest.fixture(scope="session")
 def behind(tmp_path_factory: pytest.TempPathFactory) -> PartImages:
-    """What the second camera sees of the parts: the same number of them, other places and defects."""
+    """What the second camera sees of the parts: as many, other places and defects."""
     return drawn_parts(tmp_path_factory.mktemp("behind"), count=16, shape=(480, 640), seed=SEED + 1)
 
 
@@ -46,19 +46,18 @@ def whole(report: dict[str, Any]) -> None:
 
 
 def test_each_part_is_judged_by_every_camera_and_the_worst_view_counts(bench: Make, behind: PartImages) -> None:
-    line = bench(parts=60, views=(behind,))
-    line.plc.wait_done(40)
-    until(lambda: len(verdicts(line)) == 60)
-    told = verdicts(line)
+    line = bench(parts=40, views=(behind,))
+    report = line.all_through()
     frames = [shown(line, camera) for camera in range(2)]
-    report = line.account()
     whole(report)
-    assert report["archive_rows"] == report["mqtt_received"] == 60
+    assert report["archive_rows"] == report["mqtt_received"] == 40
     assert report["confusion"]["fn"] == 0
     assert report["zero_copy"] is True
     ways = set()
-    for part_id, message in told.items():
+    for part_id, message in verdicts(line).items():
         assert [view["camera"] for view in message["views"]] == NAMES
+        if message["evaluation"] == "not_decidable":
+            continue  # a box that stood still for a moment
         views = {view["camera"]: view["result"] for view in message["views"]}
         ways.add(tuple(views.values()))
         assert message["result"] == ("pass" if set(views.values()) == {"pass"} else "reject")
@@ -67,8 +66,8 @@ def test_each_part_is_judged_by_every_camera_and_the_worst_view_counts(bench: Ma
         for frame, view in zip(frames, message["views"], strict=True):
             assert (view["frame_id"], int(part_id[1:])) in frame
     assert ways == {("pass", "pass"), ("pass", "reject"), ("reject", "pass"), ("reject", "reject")}
-    rejected = [row for row in query.query(line.line.state_dir, limit=-1) if row["verdict"] == "reject"]
-    for row in rejected:
+    defective = [row for row in query.query(line.line.state_dir, limit=-1) if row["cause"] == "defect"]
+    for row in defective:
         paths = [view["image"] for view in row["views"]]
         assert row["image"] in paths
         assert [Path(path).name for path in paths] == [f"top-{row['sequence']}.{name}.png" for name in NAMES]
@@ -76,31 +75,27 @@ def test_each_part_is_judged_by_every_camera_and_the_worst_view_counts(bench: Ma
 
 
 def test_without_one_camera_every_part_is_a_reject_in_time_that_names_it(bench: Make, behind: PartImages) -> None:
-    line = bench(parts=140, views=(behind,))
-    line.part_is(20)
-    killed_ns = time.monotonic_ns()
+    line = bench(views=(behind,))
+    line.part_is(10)
     line.line.cameras[1].kill()
     until(lambda: line.logged("peer_lost", peer="camera.back"))
-    line.part_is(70)
-    line.line.cameras[1].start()
+    known_ns = time.monotonic_ns()
+    line.part_is(line.stage.part + 20)
     back_ns = time.monotonic_ns()
-    line.plc.wait_done(40)
-    until(lambda: len(verdicts(line)) == 140)
-    told = verdicts(line)
-    report = line.account()
+    line.line.cameras[1].start()
+    line.recovered()
+    report = line.finish()
     whole(report)
     assert report["late"] == 0
     takt_ns = 10**9 / line.line.plan.rate_hz
-    without = [part for part in line.line.judged() if killed_ns + takt_ns < part["triggered_ns"] < back_ns - takt_ns]
-    assert len(without) > 30
+    told = verdicts(line)
+    without = [part for part in line.line.judged() if known_ns + takt_ns < part["triggered_ns"] < back_ns - takt_ns]
+    assert len(without) > 10
     for part in without:
         message = told[part["part_id"]]
-        assert part["result"] == "reject"
-        back = message["views"][1]
-        assert (back["camera"], back["result"], back["cause"]) == ("back", "reject", "no_frame")
-        # a defect that the other one has shown before this one was known to be away is a defect all the same
-        assert (message["camera"], message["cause"]) in {("back", "no_frame"), ("front", "defect")}
-    assert any(told[part["part_id"]]["camera"] == "back" for part in without)
+        assert (part["result"], part["code"]) == ("reject", 101)
+        assert (message["camera"], message["cause"]) == ("back", "no_frame")
+        assert message["views"][1]["cause"] == "no_frame"
     assert first_good_after(line.line.judged(), back_ns) <= RECOVERY_S
     assert [event["peer"] for event in line.logged("peer_lost")] == ["camera.back"]
 
@@ -112,25 +107,27 @@ def test_without_one_camera_every_part_is_a_reject_in_time_that_names_it(bench: 
 def test_frames_of_a_sick_camera_never_count_for_another_part(
     bench: Make, behind: PartImages, fault: CameraFault, value: int
 ) -> None:
-    line = bench(parts=90, views=(behind,))
-    line.part_is(15)
+    line = bench(views=(behind,))
+    line.part_is(10)
     with closing(line.line.stage_of(1)) as stage:
         stage.break_camera(fault, value)
-        line.part_is(40)
+        broken = line.stage.part
+        line.part_is(broken + 15)
+        mended = line.stage.part
         stage.break_camera(CameraFault.NONE)
     back_ns = time.monotonic_ns()
-    line.plc.wait_done(40)
-    until(lambda: len(verdicts(line)) == 90)
-    told = verdicts(line)
+    line.recovered()
+    whole(line.finish())
     frames = [shown(line, camera) for camera in range(2)]
-    whole(line.account())
+    told = verdicts(line)
     for part_id, message in told.items():
         judged = [view for view in message["views"] if view["score"] is not None]
         assert message["result"] == "reject" or len(judged) == 2
         for view in judged:
             assert (view["frame_id"], int(part_id[1:])) in frames[NAMES.index(view["camera"])], message
-    sick = [message for part_id, message in told.items() if 18 <= int(part_id[1:]) <= 38]
-    if fault is not CameraFault.BACKWARD:
+    if fault is not CameraFault.BACKWARD:  # that happens once
+        sick = [message for part_id, message in told.items() if broken + 2 <= int(part_id[1:]) < mended]
+        assert sick
         assert all(message["views"][1]["result"] == "reject" for message in sick)
-        assert any(message["camera"] == "back" for message in sick)
+        assert any(message["camera"] == "back" and message["evaluation"] == "not_decidable" for message in sick)
     assert first_good_after(line.line.judged(), back_ns) <= RECOVERY_S
