@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeqc.errors import PackageError
+from edgeqc.inference.choice import measure
 from edgeqc.inference.trust import Trust
 from edgeqc.records import AlertChange, Event, Ne107
 from edgeqc.settings import GpuSettings, RecipeSettings, StationSettings
@@ -56,6 +57,8 @@ class Recipes:
                 f"the engines of {len(self.all)} recipes take {self.memory_mb:.0f} MB, "
                 f"over {station.changeover.memory_mb} (changeover.memory_mb)"
             )
+        if len(station.all_cameras) > 1:
+            self._check_time(station)
         self.coming: Recipe = self.all[0]
         """What the next part is expected to be judged by."""
         self._station = station.name
@@ -130,6 +133,17 @@ class Recipes:
         for inspections in self._inspections.values():
             for inspection in inspections:
                 inspection.close()
+
+    def _check_time(self, station: StationSettings) -> None:
+        """Views are judged one after the other: PackageError where that alone takes longer than a part has."""
+        left_ms = station.budget_ms - station.plc_write_ms - station.trigger.poll_ms
+        for recipe, inspections in self._inspections.items():
+            took_ms = [measure(inspection.engine, inspection.package)[0] / 1000 for inspection in inspections]
+            if sum(took_ms) > left_ms:
+                raise PackageError(
+                    f"recipe {recipe.name}: its {len(took_ms)} views take {' + '.join(f'{one:.1f}' for one in took_ms)} "
+                    f"= {sum(took_ms):.1f} ms, over {left_ms:g} (budget_ms less plc_write_ms and trigger.poll_ms)"
+                )
 
     def _add(self, settings: RecipeSettings, inspections: tuple[Inspection, ...]) -> Recipe:
         views = tuple(

@@ -81,15 +81,16 @@ def test_without_one_camera_every_part_is_a_reject_in_time_that_names_it(bench: 
     until(lambda: line.logged("peer_lost", peer="camera.back"))
     known_ns = time.monotonic_ns()
     line.part_is(line.stage.part + 20)
-    back_ns = time.monotonic_ns()
+    until_ns = time.monotonic_ns()
     line.line.cameras[1].start()
+    back_ns = time.monotonic_ns()
     line.recovered()
     report = line.finish()
     whole(report)
     assert report["late"] == 0
     takt_ns = 10**9 / line.line.plan.rate_hz
     told = verdicts(line)
-    without = [part for part in line.line.judged() if known_ns + takt_ns < part["triggered_ns"] < back_ns - takt_ns]
+    without = [part for part in line.line.judged() if known_ns + takt_ns < part["triggered_ns"] < until_ns - takt_ns]
     assert len(without) > 10
     for part in without:
         message = told[part["part_id"]]

@@ -9,7 +9,15 @@ from edgeqc.errors import PackageError, SettingsError
 from edgeqc.inference.trust import read_trust
 from edgeqc.loading import load
 from edgeqc.records import AlertChange, Event
-from edgeqc.settings import ChangeoverSettings, NoPlcSettings, RecipeSettings, ReplayCameraSettings, StationSettings
+from edgeqc.settings import (
+    ChangeoverSettings,
+    ModbusPlcSettings,
+    NoPlcSettings,
+    RecipeSettings,
+    ReplayCameraSettings,
+    StationSettings,
+    TriggerSettings,
+)
 from edgeqc.station.recipes import Recipes
 
 ENGINES = Path(edgeqc.__file__).parents[1] / "engines"
@@ -71,6 +79,21 @@ def test_memory_over_the_limit_starts_nothing(monkeypatch):
     monkeypatch.setattr("edgeqc.station.recipes._resident_bytes", lambda: next(held))
     with pytest.raises(PackageError, match=r"engines of 2 recipes take 600 MB, over 512 \(changeover\.memory_mb\)"):
         Recipes(_station(_recipe("lid", 2)), trust=TRUST)
+
+
+def test_views_whose_engines_do_not_fit_the_budget_together_start_nothing():
+    cameras = [
+        ReplayCameraSettings(name=name, type="replay", folder=Path(), width_px=64, height_px=64) for name in "ab"
+    ]
+    plc = ModbusPlcSettings(type="modbus", host="plc")
+    more = {"camera": None, "cameras": cameras, "plc": plc, "trigger": TriggerSettings(source="plc")}
+    station = _station().model_copy(update=more)
+    loaded = Recipes(station, trust=TRUST)
+    assert [len(loaded[recipe]) for recipe in loaded.all] == [2]
+    assert len(loaded.all[0].views) == 2
+    loaded.close()
+    with pytest.raises(PackageError, match=r"recipe cap: its 2 views take .* ms, over 2 \(budget_ms less"):
+        Recipes(station.model_copy(update={"budget_ms": 5, "plc_write_ms": 1}), trust=TRUST)
 
 
 def test_memory_is_told(recipes):
