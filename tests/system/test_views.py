@@ -47,7 +47,7 @@ def whole(report: dict[str, Any]) -> None:
 
 def test_each_part_is_judged_by_every_camera_and_the_worst_view_counts(bench: Make, behind: PartImages) -> None:
     line = bench(parts=40, views=(behind,))
-    report = line.all_through()
+    report = line.finish()
     frames = [shown(line, camera) for camera in range(2)]
     whole(report)
     assert report["archive_rows"] == report["mqtt_received"] == 40
