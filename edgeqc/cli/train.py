@@ -68,14 +68,14 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
         raise typer.BadParameter("is needed, or --check", param_hint="--out")
     target = out or Path(".train") / data.stem / version
     try:
-        from edgeqc.train.vision import Job, look_through, train_vision  # noqa: PLC0415 - torch
+        from edgeqc.train.vision import Job, look_through, package_name, train_vision  # noqa: PLC0415 - torch
     except ImportError as exc:
         raise EdgeqcError(f"training needs the train extra: pip install 'edgeqc[train]' ({exc})") from exc
     job = Job(
         data=data,
         out=target,
         work=work or target.with_name(f"{target.name}.work"),
-        name=_word(name or data.resolve().stem),
+        name=package_name(name or data.resolve().stem),
         version=version,
         group_by=group_by,
         one_class=one_class,
@@ -113,12 +113,6 @@ def signing_key(file: Path | None) -> Ed25519PrivateKey:
     from edgeqc.loading import default_paths  # noqa: PLC0415 - heavy
 
     return load_key(file) if file is not None else local_key(default_paths()[0] / "keys")
-
-
-def _word(text: str) -> str:
-    import re  # noqa: PLC0415
-
-    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._") or "parts"
 
 
 def _tell(package: Package) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,24 +15,11 @@ from edgeqc.errors import EdgeqcError
 GOOD_LABELS: Final = frozenset({"free", "good", "ok"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Labelled:
-    """One row of a folder's index.csv."""
+def load_indexed(folder: Path, split: str) -> list[tuple[Path, bool]]:
+    """(path, is a defect) of each image with this split, in the order of `index.csv` (path, label, split).
 
-    path: Path
-    label: str
-    mask: Path | None
-    group: str
-    """Pictures of one part share it; they must not be split between training and test."""
-
-    @property
-    def is_defect(self) -> bool:
-        """Is the part on this picture bad."""
-        return self.label not in GOOD_LABELS
-
-
-def read_index(folder: Path, split: str) -> list[Labelled]:
-    """Rows of `index.csv` (path, label, mask, split, group) with this split. EdgeqcError where there are none."""
+    EdgeqcError where there are none.
+    """
     index = folder / "index.csv"
     try:
         with index.open(newline="", encoding="utf-8") as file:
@@ -42,20 +28,7 @@ def read_index(folder: Path, split: str) -> list[Labelled]:
         raise EdgeqcError(f"{index}: {exc}") from exc
     if not rows:
         raise EdgeqcError(f"{index}: no row has split {split}")
-    return [
-        Labelled(
-            path=folder / row["path"],
-            label=row["label"],
-            mask=folder / row["mask"] if row.get("mask") else None,
-            group=row.get("group") or row["path"],
-        )
-        for row in rows
-    ]
-
-
-def load_indexed(folder: Path, split: str) -> list[tuple[Path, bool]]:
-    """(path, is a defect) of each image of the split, in the index's order."""
-    return [(row.path, row.is_defect) for row in read_index(folder, split)]
+    return [(folder / row["path"], row["label"] not in GOOD_LABELS) for row in rows]
 
 
 def load_grey(path: Path) -> NDArray[np.uint8]:

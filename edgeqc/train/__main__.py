@@ -25,14 +25,15 @@ from edgeqc.inference.signature import load_key, local_key
 from edgeqc.inference.writing import sign_once
 from edgeqc.loading import default_paths
 from edgeqc.settings import RegionMode, RegionSettings
-from edgeqc.sim.images import Labelled, read_index
 from edgeqc.sim.parts import SENSOR_SHAPE, Flaw
+from edgeqc.train.calibrate import Rule
 from edgeqc.train.learn import Plan, count_parameters, learn
 from edgeqc.train.net import SMALL, Net
 from edgeqc.train.package import Origin, Scores, export_onnx, run_scores, validated, write_package
 from edgeqc.train.progress import Told
-from edgeqc.train.samples import Raw, Sample, Task, drawn, drawn_samples, indexed, prepare
+from edgeqc.train.samples import Raw, Sample, Task, drawn, drawn_samples
 from edgeqc.train.views import Batches, Variation, Views
+from edgeqc.train.vision import Job, package_name, train_vision
 
 DEMO_OUT: Final = Path(edgeqc.__file__).resolve().parents[1] / "engines" / "demo-part" / "1"
 
@@ -68,15 +69,14 @@ _DRAWN_TASK: Final = Task(
 _SMALL_SHAPE: Final = (512, 640)  # a quarter of the drawn parts: the demo may be asked for a smaller sensor
 _SMALL_SHARE: Final = 0.25
 _DRAWN_RATIO: Final = 0.6
-_TILE_CONTRAST: Final = 10  # grey levels: a tile's bevelled edge is no brighter than that over the black around it
-_TILE_SCALE: Final = 0.7  # all pictures alike, so that grinding marks and pores keep their size
-_SENSOR_STEP_PX: Final = 64
-_VALIDATION_RATIO: Final = 0.25
+_QUICK_VIEWS: Final = 1600
+_QUICK_STEPS: Final = 400
+_QUICK_MINUTES: Final = 5.0  # of the steps alone: on a busy box the engine gets worse, not later
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/train", description=__doc__)
-    parser.add_argument("--data", type=Path, help="folder with index.csv: path,label,mask,split,group")
+    parser.add_argument("--data", type=Path, help="labelled images, in any form that edgeqc train vision reads")
     parser.add_argument("--out", type=Path, help="package folder (without --data: engines/demo-part/1)")
     parser.add_argument(
         "--quick", action="store_true", help="drawn parts: a rough model in 2 minutes; --data: under 10"
@@ -142,97 +142,30 @@ def _train_drawn(asked: argparse.Namespace, console: Console) -> Package:
 
 
 def _train_images(asked: argparse.Namespace, console: Console) -> Package:
+    """The way of `edgeqc train vision`; quick: one head, its threshold from a quarter of the groups."""
     out: Path | None = asked.out
     if out is None:
         raise EdgeqcError("--data needs --out DIR: the package's licence is that of the images")
     if out.resolve().is_relative_to(DEMO_OUT.parents[1]):
         raise EdgeqcError(f"--out {out}: models of foreign images stay out of {DEMO_OUT.parents[1]}")
-    began = time.monotonic()
-    rows, test_rows = read_index(asked.data, "train"), read_index(asked.data, "test")
-    task = _image_task(rows + test_rows)
-    kept, held = _split(rows, asked.seed)
-    console.print(
-        f"{len(kept)} images to train on, {len(held)} for the threshold, {len(test_rows)} for the test; "
-        f"frame {task.frame_shape[1]}x{task.frame_shape[0]}, input {task.input_shape[1]}x{task.input_shape[0]}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    samples = prepare(task, indexed(task, kept))
-    plan = Plan(
-        steps=asked.steps or (3000 if asked.quick else 6000),
-        minutes=asked.minutes or (7.0 if asked.quick else None),
-        rate=1.5e-3,
+    job = Job(
+        data=asked.data,
+        out=out,
+        work=out.with_name(f"{out.name}.work"),
+        name=package_name(asked.data.resolve().name),
+        rule=Rule(),
+        seed=asked.seed,
         threads=asked.threads,
-        seed=asked.seed,
-    )
-    crop = min(192, *task.input_shape)
-    batches = Batches(Views(samples, task.spec, crop=(crop, crop), seed=asked.seed), size=12)
-    model, parameters = _learn(console, batches, task, plan)
-    with Told(console, "validate", len(held)) as told:
-        validation, golden = _score(model, task, indexed(task, held), told)
-    with Told(console, "test", len(test_rows)) as told:
-        test, _ = _score(model, task, indexed(task, test_rows), told)
-    name = asked.data.resolve().name.lower().replace("_", "-")
-    origin = Origin(
-        name=name,
-        version="1",
-        description=f"Trained on {name}; frames of {task.frame_shape[1]}x{task.frame_shape[0]}.",
-        licence="as the training images",
-        data=f"{name}, split train of index.csv",
-        seed=asked.seed,
-        minutes=(time.monotonic() - began) / 60,
-        images=len(samples),
-        parameters=parameters,
-    )
-    return write_package(
-        out,
-        task=task,
-        model=model,
-        origin=origin,
-        calibration=validated(validation),
-        test=test,
-        golden=golden,
         key=_key(asked),
     )
+    if asked.quick:
+        job = replace(job, views=_QUICK_VIEWS, steps=_QUICK_STEPS, folds=0, minutes=asked.minutes or _QUICK_MINUTES)
+    return train_vision(replace(job, steps=asked.steps or job.steps, minutes=asked.minutes or job.minutes), console)
 
 
 def _key(asked: argparse.Namespace) -> Ed25519PrivateKey:
     """The key named, or this box's own in the state directory."""
     return load_key(asked.key) if asked.key else local_key(default_paths()[0] / "keys")
-
-
-def _image_task(rows: list[Labelled]) -> Task:
-    """The smallest frame, in steps that sensors come in, that holds every image; and the input that holds it scaled."""
-    sizes = []
-    for row in rows:
-        image = cv2.imread(str(row.path), cv2.IMREAD_GRAYSCALE)
-        if image is None:
-            raise EdgeqcError(f"{row.path}: cannot be read as an image")
-        sizes.append(image.shape)
-    height, width = np.array(sizes).max(axis=0)
-    frame = (_up(height + 8, _SENSOR_STEP_PX), _up(width + 8, _SENSOR_STEP_PX))
-    return Task(
-        spec=Preprocessing(normalise=Normalise.MEAN, gain=1.0, offset=-1.0, max_scale=_TILE_SCALE, fill="mean"),
-        input_shape=(_up(height * _TILE_SCALE, 16), _up(width * _TILE_SCALE, 16)),
-        frame_shape=frame,
-        region=RegionSettings(mode=RegionMode.LOCATE, contrast=_TILE_CONTRAST),
-        classes=tuple(sorted({row.label for row in rows if row.is_defect})),
-    )
-
-
-def _up(value: float, step: int) -> int:
-    return int(-(-value // step) * step)
-
-
-def _split(rows: list[Labelled], seed: int) -> tuple[list[Labelled], list[Labelled]]:
-    """Hold back a quarter of the groups for the threshold, of good parts and of bad ones alike."""
-    rng = np.random.default_rng(seed)
-    bad = {row.group for row in rows if row.is_defect}
-    held: set[str] = set()
-    for groups in (sorted(bad), sorted({row.group for row in rows} - bad)):
-        picked = rng.permutation(len(groups))[: max(1, round(len(groups) * _VALIDATION_RATIO))]
-        held |= {groups[int(index)] for index in picked}
-    return [row for row in rows if row.group not in held], [row for row in rows if row.group in held]
 
 
 def _learn(console: Console, batches: Batches, task: Task, plan: Plan) -> tuple[bytes, int]:

@@ -1,4 +1,4 @@
-"""What is learned from: prepared images with masks, drawn or from an indexed folder."""
+"""What is learned from: prepared images with masks, drawn or of pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from edgeqc.inference.manifest import Normalise, Preprocessing
 from edgeqc.inference.preprocess import Placement, Preprocess
 from edgeqc.settings import RegionSettings
-from edgeqc.sim.images import Labelled, load_grey, pad_onto
 from edgeqc.sim.parts import Flaw, draw_set
 
 
@@ -66,15 +65,6 @@ def drawn(task: Task, *, count: int, seed: int, defect_ratio: float, first: int 
     """Parts drawn from a seed."""
     for part in draw_set(count, seed=seed, defect_ratio=defect_ratio, shape=task.frame_shape, first=first):
         yield Raw(pixels=part.image, mask=part.mask, kind=list(Flaw).index(part.flaw) if part.flaw else -1)
-
-
-def indexed(task: Task, rows: list[Labelled]) -> Iterator[Raw]:
-    """Pictures of an indexed folder, each laid on the sensor's frame."""
-    for row in rows:
-        pixels = pad_onto(load_grey(row.path), task.frame_shape)
-        mask = pad_onto(load_grey(row.mask), task.frame_shape) if row.mask else np.zeros_like(pixels)
-        mask = np.where(mask > 0, np.uint8(255), np.uint8(0))
-        yield Raw(pixels=pixels, mask=mask, kind=task.classes.index(row.label) if row.is_defect else -1)
 
 
 def drawn_samples(

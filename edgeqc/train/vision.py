@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -62,6 +63,8 @@ class Job:
     """None: all of the frame where all pictures are of one size, else the part is located on a black surround."""
     views: int = 4800
     steps: int = 900
+    minutes: float | None = None
+    """Ends the training of each net early; what it then is depends on the machine. None: steps alone decide."""
     rate: float = 2e-3
     folds: int = 5
     """For out-of-fold scores, which the threshold is taken from; 0: a quarter of the groups is held back instead."""
@@ -137,6 +140,11 @@ def train_vision(job: Job, console: Console) -> Package:
     return package
 
 
+def package_name(text: str) -> str:
+    """Small letters, digits, dot, dash and underline of a text, as manifests want it."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._") or "parts"
+
+
 class Trainer:
     """Features once, then one head for each fold and one for the line."""
 
@@ -180,7 +188,8 @@ class Trainer:
         job = self._job
         folds = folds_of(pictures, job.folds or 4, job.seed)
         never = {picture.group for picture in without}
-        nets, scored = [], []
+        nets: list[Any] = []
+        scored: list[Scored] = []
         for fold in range(max(folds.values()) + 1 if job.folds else 1):
             held = [picture for picture in pictures if folds[picture.group] == fold]
             groups = never | {picture.group for picture in held}
@@ -202,11 +211,13 @@ class Trainer:
         if self._one_class:
             nets = [self._net("final", {picture.group for picture in without}, self._job.seed)]
         golden = golden_of(self._task, framed(self._task, _few(pictures)))
-        return self._exported(nets), sum(map(count_parameters, nets)), golden
+        return self._exported(nets), count_parameters(self._whole(nets)), golden
 
     def _exported(self, nets: list[Any]) -> bytes:
-        net = nets[0] if self._one_class else Lite0(self._trunk, nets)
-        return export_onnx(net.eval(), LITE0, self._task, mirrored=self._job.mirrored)
+        return export_onnx(self._whole(nets), LITE0, self._task, mirrored=self._job.mirrored)
+
+    def _whole(self, nets: list[Any]) -> Any:
+        return nets[0] if self._one_class else Lite0(self._trunk, nets).eval()
 
     def _net(self, name: str, without: Collection[str], seed: int) -> Any:
         """Learn from everything that shows nothing of the groups `without`; resumes and never repeats what is done."""
@@ -218,6 +229,7 @@ class Trainer:
         assert self._pool is not None  # noqa: S101 - prepare made it
         plan = Plan(
             steps=self._job.steps,
+            minutes=self._job.minutes,
             rate=self._job.rate,
             threads=self._job.threads,
             seed=seed,

@@ -72,9 +72,10 @@ def test_models_of_foreign_images_are_kept_out_of_the_repository(tmp_path, out, 
     assert sorted(DEMO_OUT.parents[1].rglob("*")) == before
 
 
-def test_folder_without_an_index_is_told(tmp_path, capsys):
-    assert main(["--data", str(tmp_path), "--out", str(tmp_path / "p")]) == 2
-    assert "index.csv" in capsys.readouterr().out.replace("\n", "")
+def test_folder_without_pictures_is_told(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    assert main(["--data", str(tmp_path / "data"), "--out", str(tmp_path / "p")]) == 2
+    assert "holds no labelled pictures" in capsys.readouterr().out.replace("\n", "")
 
 
 def _scores(goods, bads):

@@ -66,7 +66,7 @@ def test_training_makes_a_signed_package_with_out_of_fold_scores(way):
         rows = list(csv.DictReader(file))
     assert len(rows) == 48
     assert len({row["path"] for row in rows}) == 48
-    assert len((folder / "engine" / "1.work" / "final.curve.csv").read_text().splitlines()) == 3
+    assert len((folder / "engine" / "1.work" / "fold1.curve.csv").read_text().splitlines()) == 3
 
 
 def test_too_few_good_parts_promise_nothing_and_say_how_many_are_missing(way, capsys):
