@@ -35,7 +35,7 @@ from edgeqc.sim.parts import draw_set
 from edgeqc.sim.peer import Peer
 from edgeqc.sim.plc import SimPlc
 from edgeqc.sim.stage import Stage
-from edgeqc.sim.stall import Stall, StallWatch
+from edgeqc.sim.stall import Stall, StallWatch, merged
 from edgeqc.sim.tags import SimTags, tag_settings
 
 NODE: Final = "demo"
@@ -360,13 +360,17 @@ class SimLine:
         return [] if self.listener is None else [message.json for message in self.listener.received("/verdict")]
 
     def stalls(self) -> list[Stall]:
-        """When the box itself stood still."""
-        return [] if self.stall_watch is None else self.stall_watch.stalls()
+        """When the box itself, or the PLC, stood still."""
+        box = [] if self.stall_watch is None else self.stall_watch.stalls()
+        return merged([*box, *((line["stall"][0], line["stall"][1]) for line in self._plc_log() if "stall" in line)])
 
     def judged(self) -> list[dict[str, Any]]:
         """What the PLC said of each part so far."""
-        found = (json.loads(line) for line in (self.plan.folder / "plc.ndjson").read_text().splitlines())
-        return [line for line in found if "summary" not in line]
+        return [line for line in self._plc_log() if "part" in line]
+
+    def _plc_log(self) -> list[dict[str, Any]]:
+        lines = (self.plan.folder / "plc.ndjson").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def _trust_folder(plan: Plan) -> Path:

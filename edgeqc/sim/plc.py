@@ -15,7 +15,8 @@ with the next part. Other lines on stdin: `refuse on|off` (result writes are ans
 program takes results and acknowledges them; it begins with `on` unless `--form pulse`), `beat on|off` (the program's own
 heartbeat), `recipe N`, `end` (no further part: as if all were through), `summary` (write one now and say SUMMARY).
 
-The log has one JSON line per part (edgeqc.sim.judge.PartReport), and at the end one with `summary`.
+The log has one JSON line per part (edgeqc.sim.judge.PartReport), one with `stall` (from, to) for each time in which this
+PLC itself stood still, and at the end one with `summary`.
 """
 
 from __future__ import annotations

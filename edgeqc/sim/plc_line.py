@@ -16,12 +16,14 @@ from typing import Any, Final, Literal, Protocol, TextIO
 import numpy as np
 
 from edgeqc.plc.registers import ResultImage, Status, TriggerImage
-from edgeqc.records import NS_PER_MS
+from edgeqc.records import NS_PER_MS, NS_PER_S
 from edgeqc.sim.judge import Judge
 from edgeqc.sim.stage import Stage
 
 TriggerKind = Literal["plc", "line", "camera"]
 
+_STALL_NS: Final = 5 * NS_PER_MS
+"""A scan that begins so late: this PLC itself was frozen, or got no time; who wrote to it meanwhile could not help it."""
 _BEAT_S: Final = 0.05
 """From one heartbeat of the program to the next."""
 _SLACK_RATIO: Final = 0.1
@@ -102,7 +104,10 @@ class Line:
         """The PLC's program, once a scan: take the result that is there, acknowledge it by its number, move the heartbeat."""
         beat_s = time.monotonic()
         while True:
+            due_ns = time.monotonic_ns() + int(self._scan_s * NS_PER_S)
             await asyncio.sleep(self._scan_s)
+            if time.monotonic_ns() - due_ns > _STALL_NS:
+                self._log.write(json.dumps({"stall": [due_ns, time.monotonic_ns()]}) + "\n")
             image, changes = self._image, dict[str, Any]()
             if self.acknowledges and image is not None and image.status & Status.RESULT_VALID:
                 changes["ack"] = image.sequence
