@@ -80,7 +80,7 @@ class Bench:
 
     def restarted(self, name: str, old: int) -> None:
         """Wait until another process than `old` does this job, and is ready."""
-        until(lambda: self.pid(name) not in {0, old} and self.board[name].state is State.READY, 20)
+        until(lambda: self.pid(name) not in {0, old} and self.board[name].state is State.READY, 60)
 
     def begin_section(self) -> None:
         """What `section` says is of the parts from here on."""

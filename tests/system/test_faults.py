@@ -319,6 +319,7 @@ def test_a_killed_office_costs_nothing(line: Bench, dice: random.Random) -> None
 def test_a_killed_process_beside_the_line_costs_no_verdict_and_comes_back(
     line: Bench, dice: random.Random, name: str
 ) -> None:
+    line.restarted(name, 0)
     time.sleep(dice.random() * 0.2)
     old = line.pid(name)
     line.board["watch"].put("tags_good", 0 if name == "watch" else TAGS)
