@@ -196,7 +196,7 @@ class JournalWriter:
 
     def _rotate(self) -> None:
         """Go on in the segment that the sync thread has made ready. Holds the lock."""
-        if self._ready is None:
+        if self._ready is None or self._retired >= 0:
             self._wake.set()
             raise JournalError(f"{self.folder}: segment {self._number} is full and the disk has no room for another")
         old = self._descriptor
@@ -220,12 +220,16 @@ class JournalWriter:
         self._sync()
 
     def _sync(self) -> None:
+        """Bring what was appended to the disk. What fails is told and tried again: this thread must not end."""
+        # Only this thread and `close`, which joins it, close descriptors: these stay open while they are synced.
         with self._lock:
-            sequence, descriptor, retired = self._sequence, os.dup(self._descriptor), self._retired
-            self._retired = -1
+            sequence, descriptor, retired = self._sequence, self._descriptor, self._retired
         try:
             if retired >= 0:
                 os.fdatasync(retired)
+                with self._lock:
+                    self._retired = -1
+                os.close(retired)
             if sequence > self._synced_sequence or retired >= 0:
                 os.fdatasync(descriptor)
                 with self._synced:
@@ -234,10 +238,6 @@ class JournalWriter:
                 self._make_writable()
         except OSError as exc:
             self._trouble("journal_sync_failed", {"reason": exc.strerror or "", "errno": exc.errno or 0})
-        finally:
-            os.close(descriptor)
-            if retired >= 0:
-                os.close(retired)
 
     def _make_writable(self) -> None:
         """Take the page fault that the next record would find.
