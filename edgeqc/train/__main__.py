@@ -33,7 +33,7 @@ from edgeqc.train.package import Origin, Scores, export_onnx, run_scores, valida
 from edgeqc.train.progress import Told
 from edgeqc.train.samples import Raw, Sample, Task, drawn, drawn_samples
 from edgeqc.train.views import Batches, Variation, Views
-from edgeqc.train.vision import Job, package_name, train_vision
+from edgeqc.train.vision import BATCH, Job, package_name, train_vision
 
 DEMO_OUT: Final = Path(edgeqc.__file__).resolve().parents[1] / "engines" / "demo-part" / "1"
 
@@ -159,8 +159,12 @@ def _train_images(asked: argparse.Namespace, console: Console) -> Package:
         key=_key(asked),
     )
     if asked.quick:
-        job = replace(job, views=_QUICK_VIEWS, steps=_QUICK_STEPS, folds=0, minutes=asked.minutes or _QUICK_MINUTES)
-    return train_vision(replace(job, steps=asked.steps or job.steps, minutes=asked.minutes or job.minutes), console)
+        steps = asked.steps or _QUICK_STEPS
+        views = min(_QUICK_VIEWS, BATCH * steps)  # no more than the steps look at
+        return train_vision(
+            replace(job, views=views, steps=steps, folds=0, minutes=asked.minutes or _QUICK_MINUTES), console
+        )
+    return train_vision(replace(job, steps=asked.steps or job.steps, minutes=asked.minutes), console)
 
 
 def _key(asked: argparse.Namespace) -> Ed25519PrivateKey:

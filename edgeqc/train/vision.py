@@ -41,6 +41,8 @@ LEAST_GOODS: Final = 20
 """Good pictures below which nothing is trained: there is no telling what is usual from so few."""
 LEAST_DEFECTS: Final = 2
 """Of one kind; a single one can be learned from or tested on, not both."""
+BATCH: Final = 16
+"""Views that a step learns from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +238,7 @@ class Trainer:
             checkpoint=self._job.work / f"{name}.pt",
             key=f"{self._pool.stamp} without {sorted(held)}",
         )
-        source = self._pool.batches(without=held, size=_BATCH, seed=seed)
+        source = self._pool.batches(without=held, size=BATCH, seed=seed)
         curve = Curve(self._job.work / f"{name}.curve.csv")
         with Told(self._console, name, plan.steps) as told:
 
@@ -315,7 +317,6 @@ def write_scores(file: Path, scored: Sequence[Scored]) -> None:
 
 _BACKEND: Final = "onnxruntime fp32"
 _CROP_PX: Final = 192
-_BATCH: Final = 16
 _CURVE_STEPS: Final = 10
 _SENSOR_STEP_PX: Final = 64
 _PADDED_CONTRAST: Final = 10  # grey levels: a part's dark corners are no brighter than that over black padding

@@ -49,7 +49,7 @@ def _indexed(folder):
                 mask = f"{index}_mask.png"
                 cv2.imwrite(str(folder / mask), part.mask[:, keep])
             split = "test" if index % 4 == 3 else "train"
-            writer.writerow([f"{index}.png", part.flaw or "free", mask, split, f"{split}{index // 8}"])
+            writer.writerow([f"{index}.png", "flaw" if part.flaw else "free", mask, split, f"{split}{index // 8}"])
     return folder
 
 
@@ -58,7 +58,7 @@ def test_labelled_images_become_a_package_that_loads(tmp_path):
     asked = ["--data", str(data), "--quick", "--steps", "2", "--threads", "1", "--out", str(tmp_path / "p")]
     assert main(asked) == 0
     package = _checked(tmp_path / "p")
-    assert package.manifest.name == "some-parts"
+    assert package.manifest.name == "some_parts"
     assert package.manifest.figures.goods + package.manifest.figures.defects == 12
 
 
