@@ -114,6 +114,7 @@ class Desk:
 
     def ready(self, port: int) -> None:
         """Say that clients are served."""
+        self._row.beat("main")
         self._row.state = State.READY
         self.log.info("server_started", port=port)
 

@@ -175,6 +175,7 @@ async def _until_told(settings: Settings, *, state_dir: Path, run_dir: Path, jou
         row.put("machine_alarms", machines.alarms)
         row.put("machine_rows", machines.steps)
 
+    row.beat("main")  # before READY: where starting took long, the start is no longer the last sign of life
     row.state = State.READY  # it serves; which sources do is told by the table
     structlog.get_logger().info("watch_started", sources=len(settings.tags))
     await run_watch(
