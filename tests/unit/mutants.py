@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-RELOADED = ("edgeqc.core", "edgeqc.sim.virtual")
+CORE = ("edgeqc.core", "edgeqc.sim.virtual")
+CAMPAIGN = "edgeqc.sim.virtual.campaign"
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Mutant:
     module: str
     before: str
     after: str
+    seed: int = 0
+    """Of a line on which it shows."""
+    breaks: str = ""
+    """The invariant that it violates there."""
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
@@ -53,264 +58,345 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 @contextmanager
 def mutated(mutant: Mutant) -> Iterator[ModuleType]:
-    """The simulation's campaign module, around a core with this bug."""
-    kept = {name: module for name, module in sys.modules.items() if name.startswith(RELOADED)}
+    """The simulation's campaign module around a core with this bug; of other packages the very module that has it."""
+    own = f"edgeqc.{mutant.module}"
+    reloaded, yields = (CORE, CAMPAIGN) if own.startswith(CORE) else ((own,), own)
+    kept = {name: module for name, module in sys.modules.items() if name.startswith(reloaded)}
     finder = _Finder(mutant)
     for name in kept:
         del sys.modules[name]
     sys.meta_path.insert(0, finder)
     try:
-        yield importlib.import_module("edgeqc.sim.virtual.campaign")
+        yield importlib.import_module(yields)
     finally:
         sys.meta_path.remove(finder)
-        for name in [name for name in sys.modules if name.startswith(RELOADED)]:
+        for name in [name for name in sys.modules if name.startswith(reloaded)]:
             del sys.modules[name]
         sys.modules.update(kept)
 
 
-def _core(name: str, module: str, before: str, after: str) -> Mutant:
-    return Mutant(name, f"core.{module}", before, after)
+def _core(name: str, module: str, before: str, after: str, *, seed: int, breaks: str) -> Mutant:
+    return Mutant(name, f"core.{module}", before, after, seed=seed, breaks=breaks)
 
 
 MUTANTS = [
-    _core("a standing trigger counts again", "account", "if distance == 0:", "if distance < 0:"),
+    _core(
+        "a standing trigger counts again", "account", "if distance == 0:", "if distance < 0:", seed=0, breaks="I1 count"
+    ),
     _core(
         "counters compared without their wrap",
         "account",
         "distance = (after - before) % cycle",
         "distance = after - before",
+        seed=3,
+        breaks="I1 phantom",
     ),
-    _core("one missed part too many", "account", "missed=distance - 1)", "missed=distance)"),
-    _core("missed parts forgotten", "account", "missed=distance - 1)", "missed=0)"),
-    _core("the old trigger taken for a part", "account", "{Step.FIRST, Step.SAME}", "{Step.SAME}"),
+    _core("one missed part too many", "account", "missed=distance - 1)", "missed=distance)", seed=3, breaks="I1 count"),
+    _core("missed parts forgotten", "account", "missed=distance - 1)", "missed=0)", seed=3, breaks="I1 count"),
     _core(
-        "a stale trigger taken for fresh", "account", "fresh=not restarted and gap_ns <= self._fresh_ns", "fresh=True"
+        "the old trigger taken for a part",
+        "account",
+        "{Step.FIRST, Step.SAME}",
+        "{Step.SAME}",
+        seed=0,
+        breaks="I7 echo",
     ),
-    _core("a doubled id judged", "account", "doubled = bool(part_id) and part_id == self._last_id", "doubled = False"),
-    _core("a swapped id judged", "account", "part_id in self._ids\n", "False\n"),
-    _core("a restart taken for missed parts", "account", " or moved.missed > MOST_MISSED", ""),
-    _core("a part's age forgotten", "account", "waited_ns=gap_ns", "waited_ns=0"),
-    _core("a doubled frame judged", "exposure", "if moved.step is Step.SAME:", "if moved.step is None:"),
-    _core("frames in doubt judged", "exposure", "if now_ns < self._doubt_until_ns:", "if now_ns < 0:"),
-    _core("the counter not asked", "exposure", "if owner.ordinal != ordinal or not owner.open:", "if not owner.open:"),
-    _core("a second frame judged", "exposure", "one.ordinal <= owner.ordinal", "one.ordinal < owner.ordinal"),
-    _core("a late exposure judged", "exposure", "if first_ns - usual_ns > owner.until_ns:", "if first_ns < 0:"),
+    _core(
+        "a stale trigger taken for fresh",
+        "account",
+        "fresh=not restarted and gap_ns <= self._fresh_ns",
+        "fresh=True",
+        seed=75,
+        breaks="I6 gate",
+    ),
+    _core(
+        "the counter not asked",
+        "exposure",
+        "if owner.ordinal != ordinal or not owner.open:",
+        "if not owner.open:",
+        seed=14,
+        breaks="I7 identity",
+    ),
     _core(
         "the oldest part gets the frame",
         "exposure",
         "for exposure in reversed(self._exposures):\n            if exposure.at_ns",
         "for exposure in self._exposures:\n            if exposure.at_ns",
+        seed=0,
+        breaks="I13 recovery",
     ),
     _core(
         "the latest frame is the part's",
         "exposure",
         "if exposure.at_ns + self._least_ns - slack_ns <= first_ns:\n                return exposure if first_ns - exposure.at_ns <= self._most_ns else None",
         "return exposure",
-    ),
-    _core("exposing while in doubt", "exposure", "return now_ns >= self._doubt_until_ns and (", "return ("),
-    _core(
-        "a pipeline before the counter is known", "exposure", "(self._base is not None or not self.outstanding)", "True"
+        seed=5,
+        breaks="I7 identity",
     ),
     _core(
-        "a reopened camera's counter trusted",
+        "a pipeline before the counter is known",
         "exposure",
-        "        self._base = None\n        self._frame_id = None\n",
-        "",
+        "(self._base is not None or not self.outstanding)",
+        "True",
+        seed=30,
+        breaks="I7 identity",
     ),
-    _core("zero taken for a frame number", "account", "GVSP_CYCLE: Final = 65_535", "GVSP_CYCLE: Final = 65_536"),
     _core(
-        "a camera that counts anew is stale for ever",
+        "a frame that stays out is not noticed",
         "exposure",
-        "        self._frame_id = frame_id\n        if moved.step is Step.BACK:",
-        "        if moved.step is not Step.BACK:\n            self._frame_id = frame_id\n        if moved.step is Step.BACK:",
-    ),
-    _core("a frame that stays out is not noticed", "exposure", "due = any(", "due = False and any("),
-    _core(
-        "two verdicts for a part",
-        "flight",
-        "if part.settled:\n            return False",
-        "if part.settled:\n            return True",
+        "due = any(",
+        "due = False and any(",
+        seed=29,
+        breaks="I13 recovery",
     ),
     _core(
         "verdicts overtake each other",
         "flight",
         "if self._parts and self._parts[0].settled:\n            return self._parts.popleft()",
         "for part in self._parts:\n            if part.settled:\n                self._parts.remove(part)\n                return part",
+        seed=5,
+        breaks="production check",
     ),
-    _core("no fail-safe verdict", "flight", "and part.fail_safe_at_ns <= now_ns]", "and part.fail_safe_at_ns < 0]"),
     _core(
         "NaN is an ordinary score",
         "decide",
         "if not engine_ok or not math.isfinite(score) or not 0 <= score <= 1:",
         "if not engine_ok:",
+        seed=0,
+        breaks="production check",
     ),
     _core(
         "NaN passes",
         "decide",
         "if not engine_ok or not math.isfinite(score) or not 0 <= score <= 1:\n        return Cause.ENGINE",
         "if score != score:\n        return Cause.OK",
+        seed=0,
+        breaks="production check",
     ),
-    _core("bad tags do not matter", "decide", "if not tags_good:", "if tags_good is None:"),
-    _core("the threshold is not asked", "decide", "if score < threshold else", "if score <= 1 else"),
+    _core("bad tags do not matter", "decide", "if not tags_good:", "if tags_good is None:", seed=14, breaks="I8 tags"),
+    _core(
+        "the threshold is not asked",
+        "decide",
+        "if score < threshold else",
+        "if score <= 1 else",
+        seed=0,
+        breaks="I6 escape",
+    ),
     _core(
         "overdue is a pass",
         "decide",
         "return Verdict.REJECT, Cause.LATE if frame_came else Cause.NO_FRAME",
         "return Verdict.PASS, Cause.OK",
+        seed=3,
+        breaks="production check",
     ),
     _core(
         "announced before it is journaled",
         "decide",
         "    if not journaled:\n        return Verdict.REJECT, Cause.JOURNAL\n",
         "",
+        seed=28,
+        breaks="production check",
     ),
-    _core("a pass that nobody hears", "decide", "    if not plc_up:\n        return Verdict.REJECT, Cause.PLC\n", ""),
     _core(
-        "a pass after the time",
+        "a pass that nobody hears",
         "decide",
-        "    if now_ns >= fail_safe_at_ns:\n        return Verdict.REJECT, Cause.LATE\n    return verdict",
-        "    return verdict",
+        "    if not plc_up:\n        return Verdict.REJECT, Cause.PLC\n",
+        "",
+        seed=5,
+        breaks="I1 unheard",
     ),
     _core(
         "the best view counts",
         "views",
         "_badness(ruling) > _badness(worst)",
         "_badness(ruling) < _badness(worst)",
-    ),
-    _core(
-        "the last view counts",
-        "views",
-        "if worst is None or _badness(ruling) > _badness(worst):",
-        "if True:",
+        seed=3,
+        breaks="production check",
     ),
     _core(
         "one view is enough",
         "lane",
         "return all(one is not None for one in part.views)",
         "return any(one is not None for one in part.views)",
+        seed=1,
+        breaks="I13 recovery",
     ),
     _core(
         "exposed when it has moved on",
         "lane",
         "if not fresh or now_ns - trigger_ns > self._expose_within_ns:",
         "if fresh is None:",
+        seed=0,
+        breaks="I7 identity",
     ),
-    _core("judged under an id that is another's", "lane", "if not known:", "if known is None:"),
     _core(
         "exposed while the camera is in doubt",
         "lane",
         "if self.unready(now_ns) >= 0:",
         "if not self.cameras:",
-    ),
-    _core(
-        "a picture may be as old as it likes", "lane", "trigger_ns + self._expose_within_ns)", "trigger_ns + (1 << 62))"
-    ),
-    _core(
-        "a swapped frame leaves its part waiting",
-        "lane",
-        "found = (self._parts.get(sequence) for sequence in sequences)",
-        "found = (self._parts.get(sequence + 1) for sequence in sequences)",
+        seed=28,
+        breaks="I7 identity",
     ),
     _core(
         "the result of the part before",
         "handshake",
         "sequence=sequence if shown is None else shown.sequence,",
         "sequence=sequence if shown is None else shown.sequence - 1,",
+        seed=0,
+        breaks="I7 echo",
     ),
     _core(
         "a result under the newest part's id",
         "handshake",
         "part_id=part_id if shown is None else shown.part_id,",
         "part_id=part_id,",
-    ),
-    _core(
-        "the result stays when the link comes back",
-        "handshake",
-        "            case Act.FORGET:\n                self._put(None)\n",
-        "            case Act.FORGET:\n",
-    ),
-    _core(
-        "any acknowledgement releases", "handshake", "if not _same(sequence, self._shown.sequence):", "if sequence < 0:"
+        seed=0,
+        breaks="I6 escape",
     ),
     _core(
         "the newest waiting result first",
         "handshake",
         "self._put(self._waiting.popleft())",
         "self._put(self._waiting.pop())",
+        seed=5,
+        breaks="I5 order",
     ),
     _core(
         "an acknowledgement brings nothing",
         "handshake",
         "(Phase.VALID, Event.ACK_NEXT): (Phase.OFFERED, Act.NEXT)",
         "(Phase.VALID, Event.ACK_NEXT): (Phase.VALID, Act.NOTHING)",
-    ),
-    _core(
-        "a pass has a reject's code",
-        "handshake",
-        "code=0 if shown is None else shown.code,",
-        "code=10 if shown is None else shown.code,",
+        seed=30,
+        breaks="I13 recovery",
     ),
     _core(
         "a hanging loop is not seen",
         "restart",
         'return next((loop for loop in loops if now_ns - beats.get(loop, started_ns) > limit_ns), "")',
         'return ""',
+        seed=3,
+        breaks="I17 resources",
     ),
-    _core("a restart takes for ever", "restart", "return self.backoff.delay_s(self._over, lot)", "return 3600.0"),
     _core(
-        "the link comes back after an hour", "backoff", "plain = min(self.most_s, ", "plain = 3600 + min(self.most_s, "
+        "the link comes back after an hour",
+        "backoff",
+        "plain = min(self.most_s, ",
+        "plain = 3600 + min(self.most_s, ",
+        seed=14,
+        breaks="I13 recovery",
     ),
-    _core("nothing kept back for the fail-safe verdict", "budget", "- self.plc_write_ns", "+ self.plc_write_ns"),
+    _core(
+        "nothing kept back for the fail-safe verdict",
+        "budget",
+        "- self.plc_write_ns",
+        "+ self.plc_write_ns",
+        seed=23,
+        breaks="I2 deadline",
+    ),
     _core(
         "the gate opens for every part",
         "track",
         "if tracked.passed:\n                continue",
         "if tracked.passed is None:\n                continue",
+        seed=1,
+        breaks="I6 gate",
     ),
-    _core("the gate opens for known rejects only", "track", "    passed: bool = False", "    passed: bool = True"),
-    _core("the gate is at the camera", "track", "gate=position + self._layout.travel", "gate=position"),
+    _core(
+        "the gate opens for known rejects only",
+        "track",
+        "    passed: bool = False",
+        "    passed: bool = True",
+        seed=1,
+        breaks="I6 gate",
+    ),
+    _core(
+        "the gate is at the camera",
+        "track",
+        "gate=position + self._layout.travel",
+        "gate=position",
+        seed=1,
+        breaks="I13 gate",
+    ),
     _core(
         "the gate is open for too short",
         "track",
         "if position < tracked.gate + layout.length:",
         "if position < tracked.gate + layout.length // 8:",
+        seed=1,
+        breaks="I13 gate",
     ),
     _core(
         "parts are lost in silence",
         "track",
         "return [_event(GateFact.UNTRACKED, tracked) for tracked in parts if not tracked.passed]",
         "return []",
+        seed=5,
+        breaks="I6 gate",
     ),
-    _core("parts go by in silence", "track", "events.append(_event(GateFact.WENT_BY, tracked))", "pass"),
+    _core(
+        "parts go by in silence",
+        "track",
+        "events.append(_event(GateFact.WENT_BY, tracked))",
+        "pass",
+        seed=3,
+        breaks="I6 gate",
+    ),
     _core(
         "confirmations are not counted",
         "track",
         "self._unconfirmed.popleft()\n            else:",
         "pass\n            else:",
-    ),
-    _core(
-        "the encoder's wrap is a leap",
-        "axis",
-        "step = (raw - before + half) % self._cycle - half",
-        "step = raw - before",
+        seed=1,
+        breaks="I13 gate",
     ),
     _core(
         "time counts while the line stands",
         "axis",
         "(at_ns - last_ns if running else 0)))\n        return True",
         "(at_ns - last_ns)))\n        return True",
+        seed=5,
+        breaks="I6 gate",
     ),
-    _core("an encoder set anew is movement", "axis", "if abs(step) > self._most_step or", "if"),
+    _core(
+        "an encoder set anew is movement", "axis", "if abs(step) > self._most_step or", "if", seed=30, breaks="I6 gate"
+    ),
     _core(
         "nobody asks for a stop",
         "stopping",
         "if 0 < limits.fail_safe_in_a_row <= self.in_a_row:",
         "if limits.fail_safe_in_a_row < 0:",
+        seed=3,
+        breaks="I11 stop",
     ),
-    _core(
-        "fail-safe verdicts are not counted in a row",
-        "stopping",
-        "self.in_a_row + 1 if blind else 0",
-        "1 if blind else 0",
+]
+
+
+def _courier(name: str, before: str, after: str, breaks: str) -> Mutant:
+    return Mutant(name, "office.courier", before, after, breaks=breaks)
+
+
+COURIER_MUTANTS = [
+    _courier(
+        "settled when it is sent",
+        "        self.published += 1\n        if qos:",
+        "        self.published += 1\n        if row:\n            self._archive.put(Settled(ids=[row]))\n        if qos:",
+        "I9 lost",
+    ),
+    _courier(
+        "a refusal is a success",
+        "if refusal is not None:\n                self._refuse",
+        "if False:\n                self._refuse",
+        "I9 lost",
+    ),
+    _courier(
+        "no bound", "while len(self._sent) < self._connection.inflight:", "while len(self._sent) < 10**6:", "I10 bound"
+    ),
+    _courier("the newest first", "return lane.rows.popleft()", "return lane.rows.pop()", "I10 order"),
+    _courier(
+        "acknowledgements are not heard",
+        "if sent.row:\n                done",
+        "if sent.row < 0:\n                done",
+        "I9 lost",
     ),
 ]

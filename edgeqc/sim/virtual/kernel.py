@@ -59,13 +59,13 @@ class Kernel:
         """Time begins at one second, so that 0 can mean never."""
         self.now_ns = 1_000_000_000
         self.events = 0
-        self._heap: list[tuple[int, int, Callable[[], None]]] = []
+        self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
 
-    def at(self, when_ns: int, act: Callable[[], None]) -> None:
+    def at(self, when_ns: int, act: Callable[..., None], *what: Any) -> None:
         """Do this then."""
-        self._count += 1
-        heapq.heappush(self._heap, (max(when_ns, self.now_ns), self._count, act))
+        self._count = count = self._count + 1
+        heapq.heappush(self._heap, (max(self.now_ns, when_ns), count, act, what))
 
     def spawn(self, name: str, steps: Steps) -> Fiber:
         """Begin a thread, now."""
@@ -79,16 +79,17 @@ class Kernel:
 
     def resume(self, fiber: Fiber, token: int, value: bool) -> None:
         """Let the thread go on, as soon as what is under way is done."""
-        self.at(self.now_ns, lambda: self._step(fiber, token, value))
+        self.at(self.now_ns, self._step, fiber, token, value)
 
     def run(self, until: Callable[[], bool], after_each: Callable[[], None], *, end_ns: int) -> None:
         """Until the condition holds; Stalled where there is nothing left to do, or the time is up, before that."""
+        heap, pop = self._heap, heapq.heappop
         while not until():
-            if not self._heap or self.now_ns > end_ns:
+            if not heap or self.now_ns > end_ns:
                 raise Stalled(f"nothing ends this line at {self.now_ns} ns")
-            self.now_ns, _, act = heapq.heappop(self._heap)
+            self.now_ns, _, act, what = pop(heap)
             self.events += 1
-            act()
+            act(*what)
             after_each()
 
     def _step(self, fiber: Fiber, token: int, value: bool) -> None:
@@ -102,7 +103,7 @@ class Kernel:
             return
         token = fiber.token
         if isinstance(wait, int):
-            self.at(wait, lambda: self._step(fiber, token, False))
+            self.at(wait, self._step, fiber, token, False)
             return
         signal, until_ns = wait
         if signal.is_set:
@@ -110,4 +111,4 @@ class Kernel:
             self.resume(fiber, token, True)
             return
         signal.wait(fiber)
-        self.at(until_ns, lambda: self._step(fiber, token, False))
+        self.at(until_ns, self._step, fiber, token, False)

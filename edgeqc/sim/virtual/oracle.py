@@ -65,7 +65,6 @@ class Oracle:
         self.went_by: list[Piece] = []
         """Pieces that had to be ejected and were not, with an ejector that works."""
         self.delivered_pass: set[int] = set()
-        self.verdicts = hashlib.sha256()
         self._trace = hashlib.sha256()
         self._kernel = kernel
         self._shown_sequence = 0
@@ -109,7 +108,6 @@ class Oracle:
         self.passed += verdict is Verdict.PASS
         self.rejected += verdict is Verdict.REJECT
         piece = self.owner[sequence]
-        self.verdicts.update(f"{sequence}{verdict}{cause}".encode())
         self.note("settled", sequence, verdict, cause)
         if (verdict is Verdict.PASS) != (cause is Cause.OK):
             self.fail("I3 verdict and cause", f"{sequence}: {verdict} {cause}")

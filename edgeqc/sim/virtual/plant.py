@@ -142,7 +142,7 @@ class Plant:
             piece.gate_position = self.position() + TRAVEL_TAKTS * PULSES_PER_TAKT + GATE_LENGTH // 2
             self.plc.part(piece)
             if swarm.tracking != "part_id":
-                kernel.at(kernel.now_ns + TRAVEL_TAKTS * swarm.takt_ns, lambda piece=piece: self._at_gate(piece))  # type: ignore[misc]
+                kernel.at(kernel.now_ns + TRAVEL_TAKTS * swarm.takt_ns, self._at_gate, piece)
             yield kernel.now_ns + swarm.takt_ns
             if lots.falls("line_stopped"):
                 self._moved_ns += self._ran_ns()
@@ -358,10 +358,10 @@ class Camera:
         slow_ns = lots.random.randint(1, 3) * swarm.takt_ns // 2 if lots.falls("camera_slow") else 0
         at_ns = kernel.now_ns + slow_ns
         if not lots.falls("camera_ignores"):
-            kernel.at(at_ns + swarm.exposure_ns // 2, lambda life=self.life: self._expose(life))  # type: ignore[misc]
+            kernel.at(at_ns + swarm.exposure_ns // 2, self._expose, self.life)
         if lots.falls("frame_phantom"):
             stray_ns = at_ns + lots.random.randint(1, swarm.takt_ns)
-            kernel.at(stray_ns, lambda life=self.life: self._expose(life, stray=True))  # type: ignore[misc]
+            kernel.at(stray_ns, lambda life=self.life: self._expose(life, stray=True))
         yield at_ns + NS_PER_MS // 4
         return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from edgeqc.core.handshake import Form
@@ -51,15 +51,9 @@ RATES: Final[dict[str, float]] = {
     "line_stopped": 0.002,
     "ejector_stuck": 0.002,
     "ejection_unasked": 0.001,
-    "broker_gone": 0.001,
-    "broker_acks_lost": 0.002,
-    "office_killed": 0.0005,
-    "clock_stepped": 0.001,
 }
 """Faults, each with its chance per part at multiplier 1 (facts of the project's reliability study: swarm testing)."""
 MULTIPLIERS: Final = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)
-OFFICE_FAULTS: Final = frozenset({"broker_gone", "broker_acks_lost", "office_killed", "clock_stepped"})
-"""None of these may change a verdict."""
 TAIL: Final = 24
 """Parts at the end without any fault: by then the line must have recovered."""
 
@@ -82,7 +76,6 @@ class Swarm:
     form: Form
     sync_each: bool
     tracking: Literal["part_id", "delay", "encoder"]
-    office: bool
     counter: int
     frame_id: int
     encoder: int
@@ -100,8 +93,8 @@ class Swarm:
         return 3 * self.takt_ns
 
 
-def draw(seed: int, triggers: int, *, office: bool | None = None, without: frozenset[str] = frozenset()) -> Swarm:
-    """The line of this seed. `office`: with the way to the broker, None: as drawn; `without`: faults that it must not have."""
+def draw(seed: int, triggers: int) -> Swarm:
+    """The line of this seed."""
     lots = random.Random(seed)
 
     def chance(of: float) -> bool:
@@ -112,10 +105,10 @@ def draw(seed: int, triggers: int, *, office: bool | None = None, without: froze
     # More than one part under way needs a budget of more than a takt.
     budget_ns = int(takt_ns * (lots.uniform(1.5, 4.0) if pipelined else lots.uniform(0.7, 1.0)))
     multiplier = lots.choice(MULTIPLIERS)
-    on = {fault for fault in RATES if chance(1 / 2)} - without
+    on = {fault for fault in RATES if chance(1 / 2)}
     near_wrap = chance(0.3)
     cameras = lots.choice((1, 1, 2, 3))
-    swarm = Swarm(
+    return Swarm(
         seed=seed,
         triggers=triggers,
         takt_ns=takt_ns,
@@ -130,11 +123,9 @@ def draw(seed: int, triggers: int, *, office: bool | None = None, without: froze
         form=lots.choice(tuple(Form)),
         sync_each=chance(0.3),
         tracking=lots.choice(("part_id", "delay", "encoder")),
-        office=chance(1 / 4),
         counter=lots.choice((65_530, 32_760)) if near_wrap else lots.randint(0, 65_535),
         frame_id=lots.choice((65_530, 32_760)) if near_wrap else lots.randint(1, 65_535),
         encoder=(1 << 32) - lots.randint(1, 5000) if near_wrap else lots.randrange(1 << 32),
         first_sequence=(1 << 31) - 20 if near_wrap else 1,
         rates={fault: RATES[fault] * multiplier for fault in RATES if fault in on},
     )
-    return swarm if office is None else replace(swarm, office=office)
