@@ -49,8 +49,9 @@ class ModbusTags:
         settings = self._settings
         connection = await _Connection.open(settings)
         try:
-            self._sink.back(settings.name)
             reads = plan_reads(self._spans)
+            await connection.read(reads[0].address, reads[0].count)  # a server that hangs takes connections, too
+            self._sink.back(settings.name)
             self._log.info("tag_source_up", reads_per_poll=len(reads), poll_ms=settings.poll_ms)
             refused: dict[str, str] = {}
             self._tell_refused(refused)

@@ -8,17 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from linebench import ENDLESS, Bench
+from linebench import ENDLESS, Bench, set_going
 
 from edgeqc.cameras.aravis import aravis_available
 from edgeqc.sim.line import PartImages, Plan, SimLine, drawn_parts
 
 ENGINE = Path(__file__).parents[2] / "engines" / "demo-part" / "1"
 RATE_HZ = 12.5
-START_S = 60
-"""A busy box takes its time to start all processes; those that serve strangers are the last, by their niceness."""
 BUDGET_MS = 75.0
 """Of the takt of 80 ms: a part's verdict is out before the next part comes, on a busy box too."""
+STANDARD: dict[str, Any] = {"parts": ENDLESS, "rate_hz": RATE_HZ, "budget_ms": BUDGET_MS, "start": "go"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,27 +53,13 @@ class Lines:
         """`changes` to the plan. Without `parts` they come until the test ends them."""
         if not aravis_available() and os.environ.get("EDGEQC_REQUIRE_PEERS") != "1":
             pytest.skip("libaravis is not installed: apt-get install libaravis-0.8-0")
-        plan = Plan(
-            **{
-                "folder": self._folder,
-                "images": self._images,
-                "engine": ENGINE,
-                "parts": ENDLESS,
-                "rate_hz": RATE_HZ,
-                "budget_ms": BUDGET_MS,
-                "start": "go",
-                **changes,
-            }
+        line = SimLine(
+            Plan(**{"folder": self._folder, "images": self._images, "engine": ENGINE, **STANDARD, **changes})
         )
-        line = SimLine(plan)
         line.__enter__()
         self._lines.append(line)
         line.start_daemon()
-        if wait:
-            line.wait_ready(START_S)
-            assert line.plc is not None
-            line.plc.go()
-        return Bench(line)
+        return set_going(line) if wait else Bench(line)
 
     def close(self) -> None:
         while self._lines:

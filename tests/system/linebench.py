@@ -14,6 +14,8 @@ from edgeqc.sim.report import archived, build
 
 ENDLESS = 100_000
 """Parts of a line that a test ends."""
+START_S = 60
+"""A busy box takes its time to start all processes; those that serve strangers are the last, by their niceness."""
 _COUNTED = ("duplicates", "wrong_part", "both_bits", "valid_without_bit", "bit_without_valid")
 """Of the PLC's summary: what happened since the section began is the difference."""
 _SINCE = ("bad_frames", "missed", "stale", "doubled", "images_given_up")
@@ -160,6 +162,14 @@ class Bench:
             backend=backend,
             stalls=self.line.stalls(),
         )
+
+
+def set_going(line: SimLine) -> Bench:
+    """Wait until the daemon is ready, then let the parts come."""
+    line.wait_ready(START_S)
+    assert line.plc is not None
+    line.plc.go()
+    return Bench(line)
 
 
 def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -13,96 +11,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import yaml
 from conftest import ENGINE
+from flatpackage import UNSIGNED, flat_images, flat_package, seal
 from linebench import Bench, until
-from onnx import TensorProto, helper
-
-from edgeqc.sim.line import PartImages
 
 pytestmark = pytest.mark.timeout(120)
 Make = Callable[..., Bench]
-SIDE = 32
-
-
-def package(folder: Path) -> Path:
-    """A package whose score is 0.1, and not a number on a bright image: sqrt(0.5 - mean of the image)."""
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 1, SIDE, SIDE])
-    outputs = [
-        helper.make_tensor_value_info("score", TensorProto.FLOAT, [1]),
-        helper.make_tensor_value_info("map", TensorProto.FLOAT, [1, 1, 4, 4]),
-    ]
-    constants = {
-        "half": np.float32(0.5),
-        "zero": np.float32(0),
-        "tenth": np.array([0.1], np.float32),
-        "one": np.array([1], np.int64),
-    }
-    nodes = [
-        helper.make_node("ReduceMean", ["image"], ["mean"], keepdims=0),
-        helper.make_node("Sub", ["half", "mean"], ["spare"]),
-        helper.make_node("Sqrt", ["spare"], ["root"]),
-        helper.make_node("Mul", ["root", "zero"], ["nothing"]),
-        helper.make_node("Add", ["tenth", "nothing"], ["score"]),
-        helper.make_node("AveragePool", ["image"], ["map"], kernel_shape=[8, 8], strides=[8, 8]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "nan",
-        [image],
-        outputs,
-        [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    folder.mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    (folder / "calibration.json").write_text(
-        json.dumps({"threshold": 0.5, "map_threshold": 0.5, "goods": 1, "defects": 1})
-    )
-    dark = np.full((1, 1, 1, SIDE, SIDE), 0.25, np.float32)
-    np.savez(
-        folder / "golden.npz",
-        **{
-            "input.image": dark,
-            "output.score": np.array([[0.1]], np.float32),
-            "output.map": np.full((1, 1, 1, 4, 4), 0.25, np.float32),
-        },
-    )
-    manifest = yaml.safe_load((ENGINE / "manifest.yaml").read_text())
-    manifest["name"] = "nan"
-    manifest["inputs"] = [{"name": "image", "dtype": "float32", "shape": [1, 1, SIDE, SIDE]}]
-    manifest["outputs"] = [
-        {"name": "score", "dtype": "float32", "shape": [1]},
-        {"name": "map", "dtype": "float32", "shape": [1, 1, 4, 4]},
-    ]
-    manifest["classes"] = ["bright"]
-    manifest["preprocess"] = {"fit": "stretch", "normalise": "linear", "gain": 1 / 255, "offset": 0.0}
-    seal(folder, manifest)
-    return folder
-
-
-def seal(folder: Path, manifest: dict[str, object]) -> None:
-    files = {"model": "model.onnx", "calibration": "calibration.json", "golden": "golden.npz"}
-    manifest["files"] = {key: hashlib.sha256((folder / name).read_bytes()).hexdigest() for key, name in files.items()}
-    (folder / "manifest.yaml").write_text(yaml.safe_dump(manifest))
-
-
-UNSIGNED = {"engines": {"unsigned": "allow"}}
-
-
-def flat_images(folder: Path, levels: list[int]) -> PartImages:
-    """Part n shows grey level levels[n % len]; bright is said to be defective."""
-    pictures = np.stack([np.full((240, 320), level, np.uint8) for level in levels])
-    np.save(folder / "flat.npy", pictures)
-    np.save(folder / "flat-truth.npy", np.array([level > 128 for level in levels]))
-    return PartImages(file=folder / "flat.npy", truth=folder / "flat-truth.npy", shape=(240, 320), contrast=None)
 
 
 def test_a_score_that_is_no_number_is_a_reject(bench: Make, tmp_path: Path) -> None:
     line = bench(
-        parts=40, engine=package(tmp_path / "nan" / "1"), images=flat_images(tmp_path, [50, 50, 200]), changes=UNSIGNED
+        parts=40,
+        engine=flat_package(tmp_path / "flat" / "1"),
+        images=flat_images(tmp_path, [50, 50, 200]),
+        changes=UNSIGNED,
     )
     report = line.finish()
     assert (report["unaccounted"], report["plc_mismatch"]) == (0, 0)
@@ -116,7 +40,7 @@ def test_a_score_that_is_no_number_is_a_reject(bench: Make, tmp_path: Path) -> N
 
 def test_an_engine_that_fails_three_times_in_a_row_is_started_afresh(bench: Make, tmp_path: Path) -> None:
     levels = [50] * 12 + [200] * 3 + [50] * 1000
-    line = bench(engine=package(tmp_path / "nan" / "1"), images=flat_images(tmp_path, levels), changes=UNSIGNED)
+    line = bench(engine=flat_package(tmp_path / "flat" / "1"), images=flat_images(tmp_path, levels), changes=UNSIGNED)
     until(lambda: bool(line.logged("process_ended", name="station-top")))
     line.restarted("station-top", 0)
     line.recovered()

@@ -18,6 +18,7 @@ def test_a_planted_bug_is_noticed(mutant: Mutant) -> None:
     assert report.violation.name == mutant.breaks
 
 
+@pytest.mark.timeout(300)
 def test_without_a_bug_the_same_lines_violate_nothing() -> None:
     for seed in sorted({mutant.seed for mutant in MUTANTS}):
         assert run_seed(seed, PARTS).violation is None, seed
