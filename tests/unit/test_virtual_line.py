@@ -10,6 +10,7 @@ from edgeqc.sim.virtual.swarm import RATES, draw
 TRIGGERS = 20_000
 
 
+@pytest.mark.timeout(300)
 def test_nothing_is_violated_in_twenty_thousand_triggers() -> None:
     triggers = 0
     faults: set[str] = set()
