@@ -197,7 +197,8 @@ class Lane(Generic[PartT]):
             cause=cause,
             score=score,
             record_sequence=record_sequence,
-            frame_sequences=tuple(view.sequence for view in part.views if view is not None),
+            # by a list: from a generator each call leaves another tuple in the interpreter's free list, up to 2000
+            frame_sequences=tuple([view.sequence for view in part.views if view is not None]),
             views=self._views,
             journaled=journaled,
             last_sequence=self.last_sequence,
