@@ -19,6 +19,7 @@ def announcement(
     score: float,
     record_sequence: int,
     frame_sequences: tuple[int, ...],
+    passing: int,
     views: int,
     journaled: bool,
     last_sequence: int,
@@ -34,6 +35,7 @@ def announcement(
         score: that it rests on.
         record_sequence: of the part in the journal's record, 0 where there is none.
         frame_sequences: the parts that the judged frames were matched to.
+        passing: how many of these frames would pass the part by themselves.
         views: how many frames a PASS needs.
         journaled: is the record as safe as the settings ask for?
         last_sequence: of the last part that was announced.
@@ -48,7 +50,7 @@ def announcement(
     if any(frame != sequence for frame in frame_sequences) or record_sequence not in {0, sequence}:
         found.append("I7 identity")
     if verdict is Verdict.PASS:
-        if len(frame_sequences) != views or not views:
+        if not len(frame_sequences) == passing == views or not views:
             found.append("I7 views")
         if not (math.isfinite(score) and 0 <= score <= 1):
             found.append("I12 score")

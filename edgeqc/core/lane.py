@@ -191,14 +191,16 @@ class Lane(Generic[PartT]):
         verdict, cause = last_word(
             verdict, cause, journaled=journaled, plc_up=plc_up, now_ns=now_ns, fail_safe_at_ns=part.fail_safe_at_ns
         )
+        # by lists: from a generator each call leaves another tuple in the interpreter's free list, up to 2000
+        views = [view for view in part.views if view is not None]
         violated = announcement(
             sequence=part.sequence,
             verdict=verdict,
             cause=cause,
             score=score,
             record_sequence=record_sequence,
-            # by a list: from a generator each call leaves another tuple in the interpreter's free list, up to 2000
-            frame_sequences=tuple([view.sequence for view in part.views if view is not None]),
+            frame_sequences=tuple([view.sequence for view in views]),
+            passing=len([view for view in views if view.passing]),
             views=self._views,
             journaled=journaled,
             last_sequence=self.last_sequence,

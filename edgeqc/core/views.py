@@ -26,6 +26,11 @@ class View:
     engine_ok: bool = True
     frame_id: int = 0
 
+    @property
+    def passing(self) -> bool:
+        """Would it pass the part by itself? Said anew, so that the rule below has a witness (see invariant)."""
+        return self.frame is FrameStatus.OK and self.engine_ok and 0 <= self.score < self.threshold
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruling:

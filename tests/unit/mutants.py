@@ -215,6 +215,14 @@ MUTANTS = [
         breaks="production check",
     ),
     _core(
+        "the last view counts",
+        "views",
+        "if worst is None or _badness(ruling) > _badness(worst):",
+        "if True:",
+        seed=3,
+        breaks="production check",
+    ),
+    _core(
         "one view is enough",
         "lane",
         "return all(one is not None for one in part.views)",
