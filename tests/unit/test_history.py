@@ -283,9 +283,10 @@ def test_an_export_on_a_grid_can_be_played_again(tmp_path: Path):
     history.close()
     found, text = History(tmp_path, ["heat"]), io.StringIO()
     assert export.rows_to_csv(found.rows(S), found.tags, text) >= 4
-    header, first, *_ = text.getvalue().splitlines()
+    header, *rows = text.getvalue().splitlines()
     assert header == "t,heat"
-    moment, value = first.split(",")
+    # the grid may begin a row before the first sample: nothing is known there
+    moment, value = next(row for row in rows if not row.endswith(",")).split(",")
     assert float(value) in {0.0, 1.0}
     assert abs(float(moment) - time.time()) < 120
 
