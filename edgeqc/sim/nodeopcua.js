@@ -44,7 +44,8 @@ const [, , tags, period] = process.argv;
     ["Recipe", "UInt16", 0], ["ResultSequence", "UInt32", 0], ["ResultPartId", "String", ""],
     ["ResultPass", "Boolean", false], ["ResultFail", "Boolean", false], ["ResultValid", "Boolean", false],
     ["ResultCode", "UInt16", 0], ["ResultScore", "Float", 0], ["Busy", "Boolean", false], ["Ready", "Boolean", false],
-    ["Fault", "Boolean", false], ["Overrun", "Boolean", false], ["TriggerAck", "UInt32", 0],
+    ["Fault", "Boolean", false], ["Overrun", "Boolean", false], ["Stop", "Boolean", false],
+    ["TriggerAck", "UInt32", 0],
     ["ResultsWaiting", "UInt16", 0], ["Heartbeat", "UInt16", 0],
   ]) {
     handshake[name] = own.addVariable({
