@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from asyncua import Client, ua
-from asyncua.ua.uaerrors import BadUserAccessDenied
+from asyncua.ua.uaerrors import BadNoData, BadUserAccessDenied
 from server_box import Box, Served
 
 from edgeqc.errors import PeerError
@@ -81,8 +81,14 @@ async def node(client: Client, name: str) -> Any:
 
 
 async def until(ask: Callable[[], Awaitable[Any]], wanted: Any, *, within_s: float = 5.0) -> None:
+    async def answer() -> Any:
+        try:
+            return await ask()
+        except BadNoData as exc:  # a value that does not exist yet
+            return exc
+
     end = time.monotonic() + within_s
-    while (found := await ask()) != wanted:
+    while (found := await answer()) != wanted:
         assert time.monotonic() < end, f"{found}, not {wanted}"
         await asyncio.sleep(0.02)  # polls as a client does
 
