@@ -234,8 +234,12 @@ class Handshake:
         self._move(Event.CONNECTED)
 
     def lost(self) -> tuple[int, ...]:
-        """A write failed, or the link is gone. Gives the sequences of the results that waited: they are given up."""
-        given_up = tuple(result.sequence for result in self._waiting)
+        """A write failed, or the link is gone. Gives the sequences of the results that nobody confirmed: they are given up.
+
+        These are the results that waited, and before them the one that was shown, if its write was not confirmed.
+        """
+        offered = [self._shown] if self.phase is Phase.OFFERED and self._shown is not None else []
+        given_up = tuple([result.sequence for result in [*offered, *self._waiting]])
         self._move(Event.LOST)
         return given_up
 
