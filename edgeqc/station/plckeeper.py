@@ -22,8 +22,6 @@ _BACKOFF: Final = Backoff(first_s=0.1, most_s=1.0)
 """A PLC that is back must see a verdict within 2 s."""
 _SAFE_WRITE_NS: Final = 500 * NS_PER_MS
 """For the first write on a new connection, which puts the outputs into their safe state."""
-_WRITE_NS: Final = 50 * NS_PER_MS
-"""For a write that carries no new verdict of a part under way: the turn of one that waited, the end of a hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +43,8 @@ class Manners:
     rules: Rules = field(default_factory=Rules)
     plc_heartbeat_ns: int | None = None
     """The PLC changes its heartbeat at least so often; None: not watched."""
+    write_ns: int = 50 * NS_PER_MS
+    """For a write that carries no new verdict of a part under way: the turn of one that waited, the end of a hold."""
 
 
 class PlcKeeper:
@@ -72,6 +72,7 @@ class PlcKeeper:
         """Parts that got their verdict while somebody else held the link for too long."""
         self._ack = 0
         self._counter = 0
+        self._write_ns = manners.write_ns
         self._heartbeat = None if manners.plc_heartbeat_ns is None else Heartbeat(manners.plc_heartbeat_ns)
         self._program_alive = True
         self._lost = threading.Event()
@@ -137,10 +138,10 @@ class PlcKeeper:
             self._heartbeat.heard(seen.heartbeat, seen.read_ns)
             self._tell_program(self._heartbeat.alive(seen.read_ns))
         if seen.ack != self._ack:
-            with contextlib.suppress(PeerError), self._held(seen.read_ns + _WRITE_NS) as handshake:
+            with contextlib.suppress(PeerError), self._held(seen.read_ns + self._write_ns) as handshake:
                 self._ack = seen.ack
                 if handshake.ack(seen.ack):
-                    self._write(seen.read_ns + _WRITE_NS)
+                    self._write(seen.read_ns + self._write_ns)
         return seen
 
     def show(self, result: PlcResult, until_ns: int) -> int:
@@ -172,9 +173,9 @@ class PlcKeeper:
 
     def expire(self, now_ns: int) -> None:
         """PASS and REJECT off where their hold time is over."""
-        with self._held(now_ns + _WRITE_NS) as handshake:
+        with self._held(now_ns + self._write_ns) as handshake:
             if handshake.expire(now_ns):
-                self._write(now_ns + _WRITE_NS)
+                self._write(now_ns + self._write_ns)
 
     def ask_stop(self, on: bool) -> None:
         """The STOP bit: goes out with the next write, a heartbeat at the latest."""

@@ -80,7 +80,9 @@ def test_buffered_results_are_taken_one_by_one_by_the_plcs_own_program(
             program=lambda _alive: None,
             turn=lambda sequence, _at, _why: turns.append(sequence),
         ),
-        manners=Manners(rules=Rules(form=Form.BUFFERED), plc_heartbeat_ns=2000 * NS_PER_MS),
+        manners=Manners(
+            rules=Rules(form=Form.BUFFERED), plc_heartbeat_ns=2000 * NS_PER_MS, write_ns=int(PATIENCE_S * 1e9)
+        ),
     )
     keeper.start()
     try:
