@@ -180,7 +180,7 @@ MUTANTS = [
         "if score < threshold else",
         "if score <= 1 else",
         seed=0,
-        breaks="I6 escape",
+        breaks="production check",
     ),
     _core(
         "overdue is a pass",
