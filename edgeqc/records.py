@@ -21,7 +21,7 @@ class Verdict(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why a verdict is what it is. Everything but OK, DEFECT and ANOMALY is the fail-safe verdict."""
+    """Why a verdict is what it is. Everything but OK, DEFECT, ANOMALY and HOLD is the fail-safe verdict."""
 
     OK = "ok"
     DEFECT = "defect"
@@ -36,15 +36,18 @@ class Cause(StrEnum):
     STARTING = "starting"
     RECIPE = "recipe"
     IDENTITY = "identity"
+    HOLD = "hold"
+    """Neither clearly good nor clearly bad: rejected, and for a person to look at."""
 
 
-JUDGED: Final = frozenset({Cause.OK, Cause.DEFECT, Cause.ANOMALY})
+JUDGED: Final = frozenset({Cause.OK, Cause.DEFECT, Cause.ANOMALY, Cause.HOLD})
 """Causes that say something about the part itself; all others speak of the station."""
 
 RESULT_CODE: Final[dict[Cause, int]] = {
     Cause.OK: 1,
     Cause.DEFECT: 10,
     Cause.ANOMALY: 11,
+    Cause.HOLD: 12,
     Cause.LATE: 100,
     Cause.NO_FRAME: 101,
     Cause.BAD_FRAME: 102,

@@ -12,6 +12,7 @@ def decide(
     frame: FrameStatus | None,
     score: float,
     threshold: float,
+    hold: float | None = None,
     engine_ok: bool = True,
     tags_good: bool = True,
     recipe_known: bool = True,
@@ -24,6 +25,8 @@ def decide(
         frame: the frame's status, None where no frame came.
         score: 0..1, higher is worse; NaN where there is none.
         threshold: a part scoring at or over it is rejected.
+        hold: a part scoring at or over it, and under the threshold, is rejected, too, but for a person to look at; None:
+            there is no such band.
         engine_ok: False where the engine raised.
         tags_good: False where a required tag is stale or not Good.
         recipe_known: False where the PLC asked for a recipe that the station does not have.
@@ -35,7 +38,9 @@ def decide(
         cause = Cause.LATE
     if cause is None:
         # Written so that only a comparison that holds can pass: NaN compares false with everything.
-        return (Verdict.PASS, Cause.OK) if score < threshold else (Verdict.REJECT, Cause.DEFECT)
+        if score < (threshold if hold is None else min(hold, threshold)):
+            return Verdict.PASS, Cause.OK
+        return Verdict.REJECT, Cause.HOLD if score < threshold else Cause.DEFECT
     return Verdict.REJECT, cause
 
 

@@ -23,13 +23,16 @@ class View:
     score: float
     """0..1, higher is worse; NaN where there is none."""
     threshold: float
+    hold: float | None = None
+    """Where the band of parts for a person to look at begins, below the threshold; None: there is none."""
     engine_ok: bool = True
     frame_id: int = 0
 
     @property
     def passing(self) -> bool:
         """Would it pass the part by itself? Said anew, so that the rule below has a witness (see invariant)."""
-        return self.frame is FrameStatus.OK and self.engine_ok and 0 <= self.score < self.threshold
+        limit = self.threshold if self.hold is None else min(self.hold, self.threshold)
+        return self.frame is FrameStatus.OK and self.engine_ok and 0 <= self.score < limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,7 @@ class Ruling:
     """By how much that view's score is over its threshold; below 0 it is under it."""
 
 
-_BADNESS: Final = {Cause.OK: 0, Cause.ANOMALY: 2, Cause.DEFECT: 3}
+_BADNESS: Final = {Cause.OK: 0, Cause.HOLD: 2, Cause.ANOMALY: 3, Cause.DEFECT: 4}
 """What is known of the part outweighs what is not known of it; every other cause counts 1."""
 
 
@@ -72,6 +75,7 @@ def rule(
                 frame=view.frame,
                 score=view.score,
                 threshold=view.threshold,
+                hold=view.hold,
                 engine_ok=view.engine_ok,
                 tags_good=tags_good,
                 recipe_known=recipe_known,
@@ -87,10 +91,10 @@ def rule(
 def without(views: Sequence[View | None], *, sequence: int, cause: Cause, view: int) -> Ruling:
     """The verdict on a part that will not have all of its views in time: reject, whatever the others say.
 
-    Where one of them has shown a defect, that is the cause; otherwise it is `cause`, and `view` is what is missing.
+    Where one of them has shown a defect, or is held, that is the cause; otherwise it is `cause`, and `view` is what is missing.
     """
     known = rule([one for one in views if one is not None], sequence=sequence, now_ns=0, fail_safe_at_ns=1)
-    if known.cause in {Cause.DEFECT, Cause.ANOMALY}:
+    if known.cause in {Cause.DEFECT, Cause.ANOMALY, Cause.HOLD}:
         came = [index for index, one in enumerate(views) if one is not None]
         return Ruling(verdict=Verdict.REJECT, cause=known.cause, view=came[known.view], margin=known.margin)
     return Ruling(verdict=Verdict.REJECT, cause=cause, view=view)

@@ -47,6 +47,7 @@ REASON: Final[dict[Cause, str]] = {
     Cause.OK: "ok",
     Cause.DEFECT: "defect",
     Cause.ANOMALY: "anomaly",
+    Cause.HOLD: "hold",
     Cause.LATE: "deadline",
     Cause.NO_FRAME: "no_image",
     Cause.BAD_FRAME: "no_image",

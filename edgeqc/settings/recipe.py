@@ -60,6 +60,9 @@ class RecipeSettings(Model):
     )
     threads: int = Field(1, ge=1, le=64)
     threshold: float | None = Field(None, ge=0, le=1, description="null: the package's own calibration")
+    hold: bool = Field(
+        False, description="reject parts of the calibration's hold band, too, with cause hold: for a person to look at"
+    )
     region: RegionSettings = RegionSettings()
     keep_warm_ms: float = Field(
         50,

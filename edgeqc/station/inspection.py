@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeqc.errors import EngineError
+from edgeqc.errors import EngineError, PackageError
 from edgeqc.inference.choice import choose
 from edgeqc.inference.engine import open_engine
 from edgeqc.inference.judge import Judge, map_shape
@@ -51,6 +51,12 @@ class Inspection:
         )
         self.golden_difference = check_golden(self.engine, self.package)
         self.threshold = self.package.threshold if recipe.threshold is None else recipe.threshold
+        self.hold = self.package.calibration.hold_threshold if recipe.hold else None
+        if recipe.hold and self.hold is None:
+            raise PackageError(
+                f"recipe {recipe.name}: hold: {self.package.name} has no hold band; edgeqc calibrate sets it"
+            )
+        self._passing = self.threshold if self.hold is None else min(self.hold, self.threshold)
         shape = (camera.height_px, camera.width_px)
         self._preprocess = Preprocess(self.package.manifest.preprocess, self.package.input_shape, shape, recipe.region)
         self._judge = Judge(self.package)
@@ -84,7 +90,7 @@ class Inspection:
             part.scored_ns = time.monotonic_ns()
             self.run_ns = part.scored_ns - part.prepared_ns
             part.score = self._judge.score(slot)
-            if keep_pass or not part.score < self.threshold:
+            if keep_pass or not part.score < self._passing:
                 # A part that passes has no defects to tell of; the line must not wait for what nobody looks at.
                 part.defects = self._judge.judgement(slot, placement).defects
                 self._judge.draw(slot, placement, map_out)

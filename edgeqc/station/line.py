@@ -228,6 +228,7 @@ class Line:
             frame=status,
             score=look.score,
             threshold=part.recipe.seen_by(camera).threshold,
+            hold=part.recipe.seen_by(camera).hold,
             engine_ok=engine_ok,
             frame_id=frame.frame_id,
         )
@@ -250,6 +251,7 @@ class Line:
             frame=status,
             score=part.score,
             threshold=part.recipe.threshold,
+            hold=part.recipe.hold,
             engine_ok=engine_ok,
             recipe_known=part.recipe.known,
             tags_good=self._peers.tags.good(),

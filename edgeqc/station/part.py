@@ -17,6 +17,8 @@ class Recipe:
     name: str
     threshold: float
     model_digest: bytes
+    hold: float | None = None
+    """Where the band of parts for a person to look at begins; None: the recipe does not ask for it."""
     known: bool = True
     """False: the PLC named a recipe that the station does not have; no part may be judged by it."""
     views: tuple[Recipe, ...] = ()

@@ -147,7 +147,12 @@ class Recipes:
 
     def _add(self, settings: RecipeSettings, inspections: tuple[Inspection, ...]) -> Recipe:
         views = tuple(
-            Recipe(name=settings.name, threshold=inspection.threshold, model_digest=inspection.package.digest)
+            Recipe(
+                name=settings.name,
+                threshold=inspection.threshold,
+                hold=inspection.hold,
+                model_digest=inspection.package.digest,
+            )
             for inspection in inspections
         )
         recipe = replace(views[0], views=views if len(views) > 1 else ())

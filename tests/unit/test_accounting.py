@@ -319,6 +319,15 @@ def test_all_views_must_be_good_for_a_pass() -> None:
 
 def test_what_is_known_of_a_part_outweighs_what_is_missing() -> None:
     assert ruled(None, view(0.9)) == (Verdict.REJECT, Cause.DEFECT)
+    assert ruled(None, view(0.4, hold=0.3)) == (Verdict.REJECT, Cause.HOLD)
+
+
+def test_a_view_in_the_hold_band_lets_no_part_pass() -> None:
+    held = view(0.4, hold=0.3)
+    assert not held.passing
+    assert view(0.2, hold=0.3).passing
+    assert ruled(view(), held) == (Verdict.REJECT, Cause.HOLD)
+    assert ruled(held, view(0.9)) == (Verdict.REJECT, Cause.DEFECT)
 
 
 def test_the_verdict_names_the_view_that_it_comes_from() -> None:

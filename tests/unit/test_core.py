@@ -28,6 +28,7 @@ any_score = st.floats(allow_nan=True, allow_infinity=True)
     frame=st.none() | st.sampled_from(FrameStatus),
     score=any_score,
     threshold=st.floats(0, 1),
+    hold=st.none() | st.floats(),
     engine_ok=st.booleans(),
     tags_good=st.booleans(),
     now_ns=st.integers(0, 200),
@@ -37,6 +38,7 @@ def test_pass_needs_everything_right(
     frame: FrameStatus | None,
     score: float,
     threshold: float,
+    hold: float | None,
     engine_ok: bool,
     tags_good: bool,
     now_ns: int,
@@ -46,13 +48,15 @@ def test_pass_needs_everything_right(
         frame=frame,
         score=score,
         threshold=threshold,
+        hold=hold,
         engine_ok=engine_ok,
         tags_good=tags_good,
         now_ns=now_ns,
         fail_safe_at_ns=fail_safe_at_ns,
     )
     right = frame is FrameStatus.OK and engine_ok and tags_good and now_ns < fail_safe_at_ns and 0 <= score < threshold
-    assert (verdict is Verdict.PASS) == (right and score <= 1)
+    right = right and score <= 1 and (hold is None or score < hold)
+    assert (verdict is Verdict.PASS) == right
     assert (verdict is Verdict.PASS) == (cause is Cause.OK)
 
 
@@ -60,6 +64,10 @@ def test_pass_needs_everything_right(
     ("changes", "cause"),
     [
         ({"score": 0.5}, Cause.DEFECT),
+        ({"score": 0.5, "hold": 0.05}, Cause.DEFECT),
+        ({"score": 0.1, "hold": 0.1}, Cause.HOLD),
+        ({"score": 0.6, "hold": 0.7}, Cause.DEFECT),
+        ({"score": 0.1, "hold": math.nan}, Cause.HOLD),
         ({"score": math.nan}, Cause.ENGINE),
         ({"score": math.inf}, Cause.ENGINE),
         ({"score": -0.1}, Cause.ENGINE),

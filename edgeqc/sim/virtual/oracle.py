@@ -120,7 +120,7 @@ class Oracle:
                 self.fail("I6 escape", f"{sequence}: piece {piece.number} is defective, score {score}")
             if not 0 <= score <= 1:
                 self.fail("I12 score", f"{sequence}: PASS on a score of {score}")
-        elif cause in {Cause.DEFECT, Cause.ANOMALY}:
+        elif cause in {Cause.DEFECT, Cause.ANOMALY, Cause.HOLD}:
             if piece is not None and any(shown != piece.number for shown in content):
                 self.fail("I7 identity", f"{sequence} is piece {piece.number}, its frames show {content}")
             if piece is not None and not piece.defective:
