@@ -134,6 +134,8 @@ class Defect:
     y_px: int
     width_px: int
     height_px: int
+    area_px: int = 0
+    """Of the place itself, not of the box around it; 0: not known (records of earlier releases)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

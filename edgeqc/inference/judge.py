@@ -78,8 +78,17 @@ class Judge:
         x, y, width, height = placement.to_frame(
             left * self._across, top * self._down, right * self._across, bottom * self._down
         )
+        cell_px = (
+            self._across * placement.width_px / placement.width * self._down * placement.height_px / placement.height
+        )
         return Defect(
-            name=name, score=cv2.minMaxLoc(cells, inside)[1], x_px=x, y_px=y, width_px=width, height_px=height
+            name=name,
+            score=cv2.minMaxLoc(cells, inside)[1],
+            x_px=x,
+            y_px=y,
+            width_px=width,
+            height_px=height,
+            area_px=max(1, min(width * height, round(box[cv2.CC_STAT_AREA] * cell_px))),
         )
 
     def draw(self, slot: EngineSlot, placement: Placement, map_out: NDArray[np.uint8]) -> None:

@@ -48,7 +48,8 @@ _CRC: Final = struct.Struct("<I")
 _CRC_AT: Final = 4
 _CHECKED_AT: Final = 8
 _VIEW: Final = struct.Struct("<QqQdd4qBBBBBxxxiQ32s32s")
-_DEFECT: Final = struct.Struct("<16sfHHHH")
+_DEFECT: Final = struct.Struct("<16sfHHHHI")
+_DEFECT_BEFORE_AREA: Final = struct.Struct("<16sfHHHH")
 _DELIVERY: Final = struct.Struct("<QBBBBqd96s")
 _SNAPSHOT: Final = struct.Struct("<QB")
 _SNAPSHOT_TAG: Final = struct.Struct("<dfBB")
@@ -58,6 +59,9 @@ MAX_DEFECTS: Final = (_BODY_BYTES - _PART.size) // _DEFECT.size
 _VERDICTS: Final = tuple(Verdict)
 _CAUSES: Final = tuple(Cause)  # the order is the file format: append only
 _U16: Final = 0xFFFF
+_U32: Final = 0xFFFF_FFFF
+_WITH_AREA: Final = 0x80
+"""In the byte that counts a record's defects: they have their area. Releases before areas wrote the count alone."""
 _NO_VIEW: Final = 0xFF
 _NEEDED: Final = frozenset({"id", "active", "priority", "ne107", "text", "action", "value", "limit"})
 """Of an alert, even where empty or zero; the rest is left out then: the texts need the room."""
@@ -214,7 +218,7 @@ def _pack_part(record: bytearray, part: PartRecord, sequence: int, wall_ns: int,
         ledger.delivered_ns,
         _VERDICTS.index(part.verdict),
         _CAUSES.index(part.cause),
-        len(defects),
+        len(defects) | _WITH_AREA,
         _NO_VIEW if part.view < 0 else part.view,
         part.slot,
         part.lease,
@@ -236,15 +240,26 @@ def _put_defects(record: bytearray, at: int, defects: tuple[Defect, ...]) -> Non
             min(max(defect.y_px, 0), _U16),
             min(max(defect.width_px, 0), _U16),
             min(max(defect.height_px, 0), _U16),
+            min(max(defect.area_px, 0), _U32),
         )
 
 
 def _unpack_defects(packed: bytes, count: int) -> tuple[Defect, ...]:
+    """`count` as the record has it: with its flag."""
+    packing = _DEFECT if count & _WITH_AREA else _DEFECT_BEFORE_AREA
     defects = []
-    for index in range(count):
-        name, value, x_px, y_px, width_px, height_px = _DEFECT.unpack_from(packed, index * _DEFECT.size)
+    for index in range(count & ~_WITH_AREA):
+        name, value, x_px, y_px, width_px, height_px, *area_px = packing.unpack_from(packed, index * packing.size)
         defects.append(
-            Defect(name=_string(name), score=value, x_px=x_px, y_px=y_px, width_px=width_px, height_px=height_px)
+            Defect(
+                name=_string(name),
+                score=value,
+                x_px=x_px,
+                y_px=y_px,
+                width_px=width_px,
+                height_px=height_px,
+                area_px=area_px[0] if area_px else 0,
+            )
         )
     return tuple(defects)
 
@@ -300,7 +315,7 @@ def _pack_view(view: ViewRecord) -> bytearray:
         view.place,
         _VERDICTS.index(view.verdict),
         _CAUSES.index(view.cause),
-        len(defects),
+        len(defects) | _WITH_AREA,
         view.part_passed,
         view.slot,
         view.lease,

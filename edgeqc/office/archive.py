@@ -11,7 +11,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -53,6 +53,7 @@ class Archive:
         outbox_bytes: int | None,
         on_commit: Callable[[Outcome, list[Tailed]], None],
         on_trouble: Callable[[str | None], None],
+        scales: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         """Nothing happens before `start`.
 
@@ -65,6 +66,7 @@ class Archive:
             outbox_bytes: budget of undelivered messages; None: there is no broker, none are made.
             on_commit: told, on the archive's thread, what is now on the disk.
             on_trouble: told, on the archive's thread, why nothing can be written, at each attempt; None once it can.
+            scales: um per px by station and camera, where they are set.
         """
         self.view: ArchiveView | None = None
         """None until the file is open; another object once a new file was begun."""
@@ -78,6 +80,7 @@ class Archive:
         self._settings = settings
         self._node = node
         self._cameras = cameras
+        self._scales = scales
         self._boot = boot
         self._budget = outbox_bytes
         self._on_commit = on_commit
@@ -182,6 +185,7 @@ class Archive:
                 database,
                 node=self._node,
                 cameras=self._cameras,
+                scales=self._scales,
                 boot=self._boot,
                 publish=self._budget is not None,
                 now_ns=time.monotonic_ns(),

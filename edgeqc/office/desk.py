@@ -63,6 +63,12 @@ class Desk:
             cameras={
                 station.name: tuple(camera.name for camera in station.all_cameras) for station in settings.stations
             },
+            scales={
+                station.name: {
+                    camera.name: camera.um_per_px for camera in station.all_cameras if camera.um_per_px is not None
+                }
+                for station in settings.stations
+            },
             boot=boot,
             outbox_bytes=mqtt.outbox_mb * _MB if mqtt is not None else None,
             on_commit=self._on_commit,

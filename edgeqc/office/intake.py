@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
@@ -83,6 +84,7 @@ class Intake:
         boot: str,
         publish: bool,
         now_ns: int,
+        scales: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         """Begin with what is open in the archive.
 
@@ -93,10 +95,12 @@ class Intake:
             boot: the kernel's boot id: monotonic times of another boot mean nothing.
             publish: False where no broker is configured: no messages are made.
             now_ns: monotonic.
+            scales: um per px by station and camera, where they are set.
         """
         self._database = database
         self._node = node
         self._cameras = cameras
+        self._scales = scales or {}
         self._boot = boot
         self._publish = publish
         self._last_own = 0
@@ -387,6 +391,7 @@ class Intake:
             image=part.image,
             snapshot=part.process,
             views=part.views,
+            um_per_px=self._scales.get(part.record.station),
         )
         body = payloads.encode(payload)
         if delivery is not None:

@@ -183,6 +183,7 @@ def verdict(
     image: str | None,
     snapshot: Mapping[str, Payload] | None = None,
     views: Sequence[Seen] = (),
+    um_per_px: Mapping[str, float] | None = None,
 ) -> Payload:
     """One part.
 
@@ -195,7 +196,9 @@ def verdict(
         image: its file in the state directory.
         snapshot: what `process` gave.
         views: of each camera, where there are several.
+        um_per_px: scale of those cameras that have one, by name.
     """
+    scales = um_per_px or {}
     if delivery is not None:
         announced, cause = delivery.verdict, delivery.cause
         plc = {"delivered": delivery.delivered, "late": delivery.late, "reason": delivery.reason}
@@ -209,9 +212,13 @@ def verdict(
     score, threshold = _number(record.score), _number(record.threshold)
     digest = _sha256(record.model_digest)
     camera = cameras[0] if len(cameras) == 1 else cameras[record.view] if 0 <= record.view < len(cameras) else ""
-    found = [_defect(defect, camera) for defect in record.defects]
+    found = [_defect(defect, camera, scales.get(camera)) for defect in record.defects]
     if views:
-        found = [_defect(defect, seen.record.camera) for seen in views for defect in seen.record.defects]
+        found = [
+            _defect(defect, seen.record.camera, scales.get(seen.record.camera))
+            for seen in views
+            for defect in seen.record.defects
+        ]
     return {
         "schema": "edgeqc.verdict/1",
         "ts": rfc3339(record.trigger.wall_ns),
@@ -247,11 +254,13 @@ def verdict(
     }
 
 
-def _defect(defect: Defect, camera: str) -> Payload:
+def _defect(defect: Defect, camera: str, um_per_px: float | None) -> Payload:
     return {
         "class": defect.name,
         "score": _number(defect.score),
         "bbox": [defect.x_px, defect.y_px, defect.width_px, defect.height_px],
+        "area_px": defect.area_px,
+        "area_um2": None if um_per_px is None else round(defect.area_px * um_per_px**2, 1),
         "camera": camera,
     }
 

@@ -318,6 +318,7 @@ def _defects(text: str) -> tuple[Defect, ...]:
             y_px=facts["bbox"][1],
             width_px=facts["bbox"][2],
             height_px=facts["bbox"][3],
+            area_px=facts.get("area_px", 0),
         )
         for facts in json.loads(text)
     )
@@ -328,6 +329,7 @@ def _defect_facts(defect: Defect) -> dict[str, object]:
         "class": defect.name,
         "score": round(defect.score, 6),
         "bbox": [defect.x_px, defect.y_px, defect.width_px, defect.height_px],
+        "area_px": defect.area_px,
     }
 
 

@@ -46,6 +46,9 @@ class CameraBase(Model):
     name: Name = "cam"
     width_px: int = Field(ge=16, le=16_384)
     height_px: int = Field(ge=16, le=16_384)
+    um_per_px: float | None = Field(
+        None, gt=0, le=1e6, description="a pixel's side on the part; null: areas of defects are told in pixels alone"
+    )
     slots: int = Field(
         8, ge=4, le=64, description="frames held in memory per connection; two connections' worth is kept"
     )

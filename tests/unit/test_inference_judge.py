@@ -57,6 +57,14 @@ def test_defect_is_named_and_boxed_in_frame_pixels(judge):
     assert defect.name == "stain"
     assert defect.score == pytest.approx(0.97)
     assert (defect.x_px, defect.y_px, defect.width_px, defect.height_px) == (64 + 160, 64, 48, 32)
+    assert defect.area_px == 48 * 32
+
+
+def test_area_is_of_the_place_and_not_of_its_box(judge):
+    slot = _Outputs(_cells((0.97, slice(4, 8), slice(10, 11)), (0.97, slice(7, 8), slice(10, 14))))
+    (defect,) = judge.judgement(slot, WHOLE).defects
+    assert (defect.width_px, defect.height_px) == (64, 64)
+    assert defect.area_px == 7 * 16 * 16
 
 
 def test_largest_defects_come_first_and_four_at_most(judge):

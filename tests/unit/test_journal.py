@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeqc.errors import JournalError
-from edgeqc.journal import Cursor, JournalReader, JournalWriter, list_journals, mark_archived, segment
+from edgeqc.journal import Cursor, JournalReader, JournalWriter, codec, list_journals, mark_archived, segment
 from edgeqc.journal.codec import MAX_DEFECTS, RECORD_BYTES, DamagedRecordError, decode, encode, split_snapshot
 from edgeqc.records import (
     AlertChange,
@@ -172,6 +173,19 @@ def test_a_text_too_long_is_cut_and_never_refused(name: str, facts: dict[str, ob
     entry = decode(encode(body, sequence=1, wall_ns=1, mono_ns=2), writer="w")
     assert isinstance(entry.body, Event)
     assert entry.body.name == "x"
+
+
+def test_area_of_a_defect_is_kept_and_records_without_it_are_still_read() -> None:
+    scratch = Defect(name="scratch", score=0.5, x_px=3, y_px=4, width_px=300, height_px=400, area_px=70_000)
+    data = encode(part(1, defects=(scratch, scratch)), sequence=1, wall_ns=1, mono_ns=2)
+    entry = decode(data, writer="station-top")
+    assert isinstance(entry.body, PartRecord)
+    assert entry.body.defects == (scratch, scratch)
+    fields = list(codec._PART.unpack_from(data, codec._HEAD.size))
+    fields[17] = 2  # the count alone, as releases before areas wrote it
+    one = codec._DEFECT_BEFORE_AREA.pack(b"scratch", 0.5, 3, 4, 300, 400)
+    read = codec._unpack_part(codec._PART.pack(*fields) + 2 * one, "top")
+    assert read.defects == (replace(scratch, area_px=0),) * 2
 
 
 def test_more_defects_than_fit_keep_the_first(tmp_path: Path) -> None:

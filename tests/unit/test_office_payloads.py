@@ -69,10 +69,19 @@ def delivery(part: PartRecord, **changes) -> Delivery:
     return dataclasses.replace(told, **changes)
 
 
-def verdict(part: PartRecord, told: Delivery | None, image: str | None = None) -> dict:
-    return payloads.verdict(
-        part, told, node="l3c2", model=Model(name="surface", version="7"), cameras=["cam"], image=image
-    )
+def verdict(part: PartRecord, told: Delivery | None, image: str | None = None, um_per_px: float | None = None) -> dict:
+    scales = {} if um_per_px is None else {"cam": um_per_px}
+    model = Model(name="surface", version="7")
+    return payloads.verdict(part, told, node="l3c2", model=model, cameras=["cam"], image=image, um_per_px=scales)
+
+
+def test_area_of_a_defect_is_in_square_micrometres_where_the_scale_is_set() -> None:
+    scratch = Defect(name="scratch", score=0.9, x_px=1, y_px=2, width_px=30, height_px=40, area_px=700)
+    part = record(Cause.DEFECT, defects=(scratch,))
+    (plain,) = verdict(part, delivery(part))["defects"]
+    assert (plain["area_px"], plain["area_um2"]) == (700, None)
+    (scaled,) = verdict(part, delivery(part), um_per_px=20.0)["defects"]
+    assert scaled["area_um2"] == 280_000
 
 
 def seen(camera: str, cause: Cause, image: str | None = None) -> Seen:
