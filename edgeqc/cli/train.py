@@ -48,6 +48,10 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
     folds: Annotated[
         int, typer.Option(min=0, max=20, help="Of the cross-validation that the threshold is from; 0: one held back.")
     ] = 5,
+    heads: Annotated[
+        int,
+        typer.Option(min=1, max=8, help="Nets, alike but for their seeds, whose mean judges; training is as often."),
+    ] = 2,
     cross_validate: Annotated[
         bool, typer.Option("--cross-validate", help="Also score the test's pictures out of fold; as long again.")
     ] = False,
@@ -68,7 +72,8 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
         raise typer.BadParameter("is needed, or --check", param_hint="--out")
     target = out or Path(".train") / data.stem / version
     try:
-        from edgeqc.train.vision import Job, look_through, package_name, train_vision  # noqa: PLC0415 - torch
+        from edgeqc.train.trainer import Job  # noqa: PLC0415 - torch
+        from edgeqc.train.vision import look_through, package_name, train_vision  # noqa: PLC0415 - torch
     except ImportError as exc:
         raise EdgeqcError(f"training needs the train extra: pip install 'edgeqc[train]' ({exc})") from exc
     job = Job(
@@ -85,6 +90,7 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
         views=views,
         steps=steps,
         folds=folds,
+        heads=heads,
         rule=Rule(overkill=overkill),
         cross_validate=cross_validate,
         seed=seed,

@@ -217,6 +217,12 @@ class Calibration(_Strict):
     hold_threshold: float | None = Field(
         None, ge=0, le=1, description="a part with this score or more, under the threshold, is for a person to look at"
     )
+    part_threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="for the mean score of several pictures of one part; the line judges each by itself",
+    )
     promise: Promise | None = Field(None, description="null: too few good parts for any")
     escape_upper95: float | None = Field(None, ge=0, le=1, description="Clopper-Pearson bound of the escape")
     backend: Line = Field("", max_length=200, description="whose scores these are")

@@ -32,8 +32,9 @@ from edgeqc.train.net import SMALL, Net
 from edgeqc.train.package import Origin, Scores, export_onnx, run_scores, validated, write_package
 from edgeqc.train.progress import Told
 from edgeqc.train.samples import Raw, Sample, Task, drawn, drawn_samples
+from edgeqc.train.trainer import BATCH, Job
 from edgeqc.train.views import Batches, Variation, Views
-from edgeqc.train.vision import BATCH, Job, package_name, train_vision
+from edgeqc.train.vision import package_name, train_vision
 
 DEMO_OUT: Final = Path(edgeqc.__file__).resolve().parents[1] / "engines" / "demo-part" / "1"
 
@@ -162,7 +163,7 @@ def _train_images(asked: argparse.Namespace, console: Console) -> Package:
         steps = asked.steps or _QUICK_STEPS
         views = min(_QUICK_VIEWS, BATCH * steps)  # no more than the steps look at
         return train_vision(
-            replace(job, views=views, steps=steps, folds=0, minutes=asked.minutes or _QUICK_MINUTES), console
+            replace(job, views=views, steps=steps, folds=0, heads=1, minutes=asked.minutes or _QUICK_MINUTES), console
         )
     return train_vision(replace(job, steps=asked.steps or job.steps, minutes=asked.minutes), console)
 

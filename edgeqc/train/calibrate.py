@@ -23,6 +23,7 @@ from edgeqc.core.threshold import (
 from edgeqc.errors import EdgeqcError
 from edgeqc.inference.manifest import Calibration, Promise
 from edgeqc.train.dataset import GOOD_LABELS
+from edgeqc.train.figures import parts_of
 from edgeqc.train.scoring import Scored
 
 
@@ -59,18 +60,17 @@ class Reading:
     is_defect: bool
     group: str
     """Pictures of one group are not independent; the promise counts groups."""
+    part: str = ""
+    """Within the group: pictures of one and the same part share it; "" = not known."""
 
 
 def readings_of(scored: Iterable[Scored]) -> list[Reading]:
     """Of pictures that were just scored."""
-    return [
-        Reading(score=one.score, is_defect=one.picture.is_defect, group=one.picture.group or str(one.picture.path))
-        for one in scored
-    ]
+    return [Reading(score=one.score, is_defect=one.is_defect, group=one.group, part=one.part) for one in scored]
 
 
 def read_scores(file: Path) -> list[Reading]:
-    """Of a scores.csv (path, label, group, score). EdgeqcError names the line."""
+    """Of a scores.csv (path, label, group, score, at will part). EdgeqcError names the line."""
     readings = []
     try:
         with file.open(newline="", encoding="utf-8") as stream:
@@ -80,7 +80,8 @@ def read_scores(file: Path) -> list[Reading]:
                     raise EdgeqcError(f"{file}:{line}: score {score} is not in 0..1")
                 label = row["label"].strip().lower()
                 group = row.get("group") or row["path"]
-                readings.append(Reading(score=score, is_defect=label not in GOOD_LABELS, group=group))
+                part = row.get("part") or ""
+                readings.append(Reading(score=score, is_defect=label not in GOOD_LABELS, group=group, part=part))
     except (OSError, KeyError, TypeError, ValueError) as exc:
         raise EdgeqcError(f"{file}: {type(exc).__name__}: {exc}; needs path, label, group, score") from exc
     return readings
@@ -97,20 +98,14 @@ def calibrated(readings: Sequence[Reading], rule: Rule, *, map_threshold: float,
 
     A group counts as one good part with the highest score of its pictures: what holds for "no picture of the group is
     rejected" holds the more for one picture. Without a promise the threshold is the plain quantile of good pictures.
+    The limit for the mean of a part's pictures is found by the same rule, where parts have several.
     """
     goods = sorted(reading.score for reading in readings if not reading.is_defect)
     bads = sorted(reading.score for reading in readings if reading.is_defect)
     if not goods:
         raise EdgeqcError("no good picture to calibrate on")
-    worst = worst_of_groups(readings)
-    allowed = allowed_exceedances(len(worst), rule.overkill, rule.confidence)
-    promise = None
-    if allowed >= 0:
-        threshold = threshold_of(worst, allowed)
-        promise = Promise(overkill=rule.overkill, confidence=rule.confidence, goods=len(worst), exceedances=allowed)
-    else:
-        threshold = threshold_of(goods, min(len(goods) - 1, int(rule.overkill * len(goods))))
-    threshold = _between(min(1.0, threshold), bads)
+    threshold, promise = _threshold(readings, rule)
+    parts = [Reading(score=score, is_defect=bad, group=group) for score, bad, group in parts_of(readings)]
     hold = min(threshold, threshold_of(goods, min(len(goods) - 1, int(rule.hold * len(goods)))))
     escaped = sum(score < threshold for score in bads)
     return Calibration(
@@ -119,6 +114,7 @@ def calibrated(readings: Sequence[Reading], rule: Rule, *, map_threshold: float,
         goods=len(goods),
         defects=len(bads),
         hold_threshold=hold,
+        part_threshold=_threshold(parts, rule)[0] if len(parts) < len(readings) else None,
         promise=promise,
         escape_upper95=upper_bound(escaped, len(bads)) if bads else None,
         backend=backend,
@@ -171,6 +167,20 @@ def rehearsed(readings: Sequence[Reading], rule: Rule, *, times: int = 200, seed
 
 
 _EDGE: Final = 1e-6
+
+
+def _threshold(readings: Sequence[Reading], rule: Rule) -> tuple[float, Promise | None]:
+    """As `calibrated` says."""
+    goods = sorted(reading.score for reading in readings if not reading.is_defect)
+    worst = worst_of_groups(readings)
+    allowed = allowed_exceedances(len(worst), rule.overkill, rule.confidence)
+    promise = None
+    if allowed >= 0:
+        threshold = threshold_of(worst, allowed)
+        promise = Promise(overkill=rule.overkill, confidence=rule.confidence, goods=len(worst), exceedances=allowed)
+    else:
+        threshold = threshold_of(goods, min(len(goods) - 1, int(rule.overkill * len(goods))))
+    return _between(min(1.0, threshold), sorted(reading.score for reading in readings if reading.is_defect)), promise
 
 
 def _between(threshold: float, bads: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,12 +19,11 @@ from edgeqc.ports import Engine
 from edgeqc.train.dataset import Picture
 from edgeqc.train.examine import Finding, mask_of
 from edgeqc.train.figures import (
-    image_ap,
-    image_auroc,
     image_figures,
     latency_ms,
     per_class,
     per_group,
+    per_part,
     pixel_figures,
 )
 from edgeqc.train.overlay import overlay, png
@@ -70,34 +70,12 @@ def evaluated(
         "map_threshold": calibration.map_threshold,
         "per_class": per_class(scored, threshold, calibration.map_threshold),
         "per_group": per_group(scored, threshold),
-        "per_part": per_part(scored, threshold),
+        "per_part": per_part(scored, threshold, calibration.part_threshold),
         "held": _held(scored, calibration.hold_threshold, threshold),
         "promise": calibration.promise.model_dump() if calibration.promise else None,
         "latency_ms": latency_ms(scored),
     }
     found["agreement"] = agreement(found)
-    return found
-
-
-def per_part(scored: Sequence[Scored], threshold: float) -> dict[str, Any]:
-    """Several views or exposures of one part judged together: by the worst, as a line does, and by their mean.
-
-    A part is what the index calls so; where it doesn't, the pictures of one group with one label.
-    """
-    parts: dict[tuple[str, str], list[float]] = {}
-    for one in scored:
-        parts.setdefault((one.picture.part or one.picture.group, one.picture.label), []).append(one.score)
-    good = [np.array(scores) for (_, label), scores in parts.items() if label == "good"]
-    bad = [np.array(scores) for (_, label), scores in parts.items() if label != "good"]
-    found: dict[str, Any] = {"n_good": len(good), "n_bad": len(bad)}
-    for name, joined in (("worst", np.max), ("mean", np.mean)):
-        fine, flawed = (np.array([float(joined(scores)) for scores in side]) for side in (good, bad))
-        found[name] = {
-            "image_auroc": image_auroc(fine, flawed),
-            "image_ap": image_ap(fine, flawed),
-            "overkill": float((fine >= threshold).mean()) if len(fine) else None,
-            "escape": float((flawed < threshold).mean()) if len(flawed) else None,
-        }
     return found
 
 
@@ -167,15 +145,18 @@ def repeatability(
 def worst(
     scorer: Scorer, scored: Sequence[Scored], threshold: float, limit: float, *, most: int = 8
 ) -> dict[str, list[Shown]]:
-    """The mistakes that went furthest wrong, and some that went right, as pictures with their maps."""
+    """The mistakes that went furthest wrong, and some that went right, as pictures with their maps: two of a group at most."""
     goods = sorted((one for one in scored if not one.picture.is_defect), key=lambda one: -one.score)
     bads = sorted((one for one in scored if one.picture.is_defect), key=lambda one: one.score)
     sets = {
-        "escapes": [one for one in bads if one.score < threshold][:most],
-        "overkill": [one for one in goods if one.score >= threshold][:most],
-        "found": [one for one in reversed(bads) if one.score >= threshold][:most],
+        "escapes": [one for one in bads if one.score < threshold],
+        "overkill": [one for one in goods if one.score >= threshold],
+        "found": [one for one in reversed(bads) if one.score >= threshold],
     }
-    return {name: [_shown(scorer, one, threshold, limit) for one in ones] for name, ones in sets.items()}
+    return {
+        name: [_shown(scorer, one, threshold, limit) for one in _of_many_groups(ones)[:most]]
+        for name, ones in sets.items()
+    }
 
 
 def compared(
@@ -205,12 +186,23 @@ def compared(
     return found
 
 
+_OF_A_GROUP: Final = 2
 _NOISE: Final = 0.01
 _LIGHT: Final = 0.02
 _PICTURE_PX: Final = 360
 _WARM: Final = 10
 _TIMED_S: Final = 20.0
 """A slow or busy box gets fewer runs, not a longer report."""
+
+
+def _of_many_groups(ones: Sequence[Scored]) -> list[Scored]:
+    shown: Counter[str] = Counter()
+    kept = []
+    for one in ones:
+        shown[one.group] += 1
+        if shown[one.group] <= _OF_A_GROUP:
+            kept.append(one)
+    return kept
 
 
 def _held(scored: Sequence[Scored], hold: float | None, threshold: float) -> dict[str, Any] | None:

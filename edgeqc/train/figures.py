@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,26 @@ DRAWS: Final = 1000
 """Bootstrap draws of whole groups: pictures of one group are alike, and drawing pictures would feign certainty."""
 PRO_LIMIT: Final = 0.3
 """False positive rate up to which AUPRO integrates: MVTec AD (Bergmann et al., IJCV 2021, section 5)."""
+
+
+class OfPart(Protocol):
+    """A picture's score, and of which part it is."""
+
+    @property
+    def score(self) -> float:
+        """0..1, higher is worse."""
+
+    @property
+    def group(self) -> str:
+        """Parts that are not independent share it."""
+
+    @property
+    def part(self) -> str:
+        """Within the group; "" = the group's good pictures are one part, its bad ones another."""
+
+    @property
+    def is_defect(self) -> bool:
+        """Is it bad."""
 
 
 def image_auroc(good: NDArray[np.float64], bad: NDArray[np.float64]) -> float:
@@ -42,29 +62,34 @@ def image_figures(scored: Sequence[Scored], threshold: float, *, seed: int = 1) 
     scores = np.array([one.score for one in scored])
     bad = np.array([one.picture.is_defect for one in scored], np.bool_)
     groups = np.array([one.picture.group for one in scored])
-    n_bad, escaped = int(bad.sum()), int((scores[bad] < threshold).sum())
-    figures: dict[str, Callable[[NDArray[np.float64], NDArray[np.bool_]], float]] = {
-        "image_auroc": lambda score, flaw: image_auroc(score[~flaw], score[flaw]),
-        "image_ap": lambda score, flaw: image_ap(score[~flaw], score[flaw]),
-        "overkill": lambda score, flaw: _rate(score[~flaw] >= threshold),
-        "escape": lambda score, flaw: _rate(score[flaw] < threshold),
-    }
-    return {
-        **{name: figure(scores, bad) for name, figure in figures.items()},
-        "escape_upper95": upper_bound(escaped, n_bad) if n_bad else None,
-        "overkill_upper95": upper_bound(int((scores[~bad] >= threshold).sum()), int((~bad).sum())),
-        "threshold": threshold,
-        "n_good": int((~bad).sum()),
-        "n_bad": n_bad,
-        "n_groups": len(set(groups)),
-        "ci95": _intervals(figures, scores, bad, groups, seed),
-        "confusion": {
-            "bad_rejected": n_bad - escaped,
-            "bad_passed": escaped,
-            "good_passed": int((scores[~bad] < threshold).sum()),
-            "good_rejected": int((scores[~bad] >= threshold).sum()),
-        },
-    }
+    return _score_figures(scores, bad, groups, threshold, seed=seed)
+
+
+def per_part(scored: Sequence[Scored], threshold: float, part_threshold: float | None) -> dict[str, Any]:
+    """Several views or exposures of one part judged together, each way with a threshold of its own.
+
+    `worst`: by the highest score and the pictures' threshold, as a line judges several cameras. `mean`: by the mean of the
+    scores and the parts' own threshold; without one only what needs none. A part is what the index calls so; where it
+    doesn't, the pictures of one group with one label.
+    """
+    found: dict[str, Any] = {}
+    for name, limit in (("worst", threshold), ("mean", part_threshold)):
+        parts = parts_of(scored, worst=name == "worst")
+        scores, bad, groups = (np.array(values) for values in zip(*parts, strict=True))
+        figures = _score_figures(scores, bad.astype(np.bool_), groups, 1.1 if limit is None else limit, seed=1)
+        found |= {"n_good": figures["n_good"], "n_bad": figures["n_bad"]}
+        if limit is None:
+            figures = {name: figures[name] for name in ("image_auroc", "image_ap")}
+        found[name] = figures
+    return found
+
+
+def parts_of(pictures: Iterable[OfPart], *, worst: bool = False) -> list[tuple[float, bool, str]]:
+    """(score, is it bad, group) of each part: the mean of its pictures' scores, or the highest."""
+    parts: dict[tuple[str, str, bool], list[float]] = {}
+    for one in pictures:
+        parts.setdefault((one.group, one.part, one.is_defect), []).append(one.score)
+    return [(max(values) if worst else float(np.mean(values)), bad, group) for (group, _, bad), values in parts.items()]
 
 
 def per_class(scored: Sequence[Scored], threshold: float, map_threshold: float) -> dict[str, dict[str, Any]]:
@@ -137,6 +162,34 @@ def latency_ms(scored: Sequence[Scored]) -> dict[str, float]:
     """Of the engine alone, one picture at a time."""
     times = np.array([one.engine_ns for one in scored if one.engine_ns]) / 1e6
     return {"p50": float(np.median(times)), "p99": float(np.quantile(times, 0.99))} if len(times) else {}
+
+
+def _score_figures(
+    scores: NDArray[np.float64], bad: NDArray[np.bool_], groups: NDArray[np.str_], threshold: float, *, seed: int
+) -> dict[str, Any]:
+    n_bad, escaped = int(bad.sum()), int((scores[bad] < threshold).sum())
+    figures: dict[str, Callable[[NDArray[np.float64], NDArray[np.bool_]], float]] = {
+        "image_auroc": lambda score, flaw: image_auroc(score[~flaw], score[flaw]),
+        "image_ap": lambda score, flaw: image_ap(score[~flaw], score[flaw]),
+        "overkill": lambda score, flaw: _rate(score[~flaw] >= threshold),
+        "escape": lambda score, flaw: _rate(score[flaw] < threshold),
+    }
+    return {
+        **{name: figure(scores, bad) for name, figure in figures.items()},
+        "escape_upper95": upper_bound(escaped, n_bad) if n_bad else None,
+        "overkill_upper95": upper_bound(int((scores[~bad] >= threshold).sum()), int((~bad).sum())),
+        "threshold": threshold,
+        "n_good": int((~bad).sum()),
+        "n_bad": n_bad,
+        "n_groups": len(set(groups)),
+        "ci95": _intervals(figures, scores, bad, groups, seed),
+        "confusion": {
+            "bad_rejected": n_bad - escaped,
+            "bad_passed": escaped,
+            "good_passed": int((scores[~bad] < threshold).sum()),
+            "good_rejected": int((scores[~bad] >= threshold).sum()),
+        },
+    }
 
 
 def _rate(events: NDArray[np.bool_]) -> float:

@@ -141,7 +141,9 @@ def _histogram(scored: Sequence[Scored], threshold: float, hold: float | None) -
             bars.append(
                 f"<rect x={index * width:.1f} y={top:.1f} width={width - 1:.1f} height={height:.1f} fill='{colour}'/>"
             )
-    lines = [_mark(threshold, "threshold")] + ([_mark(hold, "hold")] if hold is not None and hold < threshold else [])
+    lines = [_mark(threshold, "threshold")]
+    if hold is not None and hold < threshold:
+        lines.append(_mark(hold, "hold", left=True))
     axis = "".join(
         f"<text x={_place(value):.0f} y=214 text-anchor=middle>{value:g}</text>"
         for value in (0.01, 0.1, 0.5, 0.9, 0.99)
@@ -195,13 +197,14 @@ def _figure(one: Shown) -> str:
 
 
 def _parts(found: dict[str, Any]) -> str:
-    rows = [
-        [name, found[name]["image_auroc"], found[name]["image_ap"], found[name]["overkill"], found[name]["escape"]]
-        for name in ("worst", "mean")
-    ]
+    names = ("image_auroc", "image_ap", "threshold", "overkill", "escape", "escape_upper95")
+    rows = [[word, *[found[key].get(name) for name in names]] for word, key in _JUDGED_BY.items()]
     return f"<p>{found['n_good']} good and {found['n_bad']} bad parts.</p>" + _table(
-        ["judged by", "AUROC", "AP", "overkill", "escape"], rows
+        ["judged by", "AUROC", "AP", "threshold", "overkill", "escape", "escape, 95 % bound"], rows
     )
+
+
+_JUDGED_BY: Final = {"the worst picture": "worst", "the mean of its pictures": "mean"}
 
 
 def _agreement(found: dict[str, Any]) -> str:
@@ -260,11 +263,13 @@ def _place(score: float) -> float:
     return (float(np.log(clipped / (1 - clipped))) + _LOGIT) / (2 * _LOGIT) * _WIDE
 
 
-def _mark(score: float, word: str) -> str:
+def _mark(score: float, word: str, *, left: bool = False) -> str:
+    """A line with its name on its right, or on its left: two may lie close together."""
     x = _place(score)
+    side, anchor = (-4, "end") if left else (4, "start")
     return (
         f"<line x1={x:.1f} x2={x:.1f} y1=4 y2=200 stroke=currentColor stroke-dasharray='4 3'/>"
-        f"<text x={x + 4:.1f} y=14>{word} {score:.3f}</text>"
+        f"<text x={x + side:.1f} y=14 text-anchor={anchor}>{word} {score:.3f}</text>"
     )
 
 

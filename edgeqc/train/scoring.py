@@ -40,6 +40,21 @@ class Scored:
     pieces: NDArray[np.int64]
     """(n, 256) the same of each connected defect; n = 0 where none is marked."""
 
+    @property
+    def group(self) -> str:
+        """The picture's; its path where it stands alone."""
+        return self.picture.group or str(self.picture.path)
+
+    @property
+    def part(self) -> str:
+        """The picture's."""
+        return self.picture.part
+
+    @property
+    def is_defect(self) -> bool:
+        """Is the part on the picture bad."""
+        return self.picture.is_defect
+
 
 class Scorer:
     """One engine with the preprocessing of one task. One thread."""

@@ -19,6 +19,7 @@ from edgeqc.inference.manifest import Normalise, Preprocessing
 from edgeqc.inference.package import load_package
 from edgeqc.sim.parts import draw_set
 from edgeqc.train.calibrate import Reading, Rule, calibrated, promise_of, rehearsed
+from edgeqc.train.figures import parts_of
 from edgeqc.train.learn import Plan, learn
 from edgeqc.train.lite0 import LITE0, Head, pretrained_trunk
 from edgeqc.train.pool import Pool
@@ -67,6 +68,8 @@ def test_training_makes_a_signed_package_with_out_of_fold_scores(way):
     assert len(rows) == 48
     assert len({row["path"] for row in rows}) == 48
     assert len((folder / "engine" / "1.work" / "fold1.curve.csv").read_text().splitlines()) == 3
+    trained = {file.stem for file in (folder / "engine" / "1.work").glob("*.pt")}
+    assert trained == {"fold1", "fold1.2", "fold2", "fold2.2", "final", "final.2"}
 
 
 def test_too_few_good_parts_promise_nothing_and_say_how_many_are_missing(way, capsys):
@@ -136,6 +139,9 @@ def test_report_has_every_figure_and_the_pictures(way, tmp_path):
     assert {"p50", "p99"} == found["latency_ms"].keys()
     assert found["n_good"] + found["n_bad"] == 16
     assert found["n_groups"] == 8
+    parts = found["per_part"]
+    assert parts["n_good"] + parts["n_bad"] <= 16
+    assert {"image_auroc", "threshold", "overkill", "escape", "ci95"} <= parts["worst"].keys()
     table = found["confusion"]
     assert found["escape"] == pytest.approx(table["bad_passed"] / found["n_bad"])
     assert found["overkill"] == pytest.approx(table["good_rejected"] / found["n_good"])
@@ -338,6 +344,23 @@ def test_promise_made_on_one_half_of_the_parts_is_kept_by_the_other():
     assert found.kept >= 195
     assert 0.005 < found.seen < 0.05
     assert rehearsed(goods[:120], Rule(overkill=0.05)).overkill > 0.05  # 20 parts cannot promise 5 %
+
+
+def test_mean_of_a_parts_pictures_has_a_threshold_of_its_own():
+    rng = np.random.default_rng(5)
+    readings = [
+        Reading(score=float(np.clip(rng.normal(0.7 if bad else 0.3, 0.15), 0, 1)), is_defect=bad, group=f"{bad}{index}")
+        for bad in (False, True)
+        for index in range(200)
+        for _exposure in range(6)
+    ]
+    calibration = calibrated(readings, Rule(), map_threshold=0.5, backend="x")
+    assert calibration.part_threshold < calibration.threshold - 0.1
+    parts = parts_of(readings)
+    assert sum(bad and score < calibration.part_threshold for score, bad, _ in parts) == 0
+    assert sum(not bad and score >= calibration.part_threshold for score, bad, _ in parts) <= 4
+    alone = calibrated(readings[::6], Rule(), map_threshold=0.5, backend="x")
+    assert alone.part_threshold is None
 
 
 def test_threshold_lies_between_good_and_bad_where_they_are_apart():
