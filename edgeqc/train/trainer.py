@@ -161,6 +161,7 @@ class Trainer:
         plan = Plan(
             steps=self._job.steps,
             minutes=self._job.minutes,
+            patience=_PATIENCE_STEPS,
             rate=self._job.rate,
             threads=self._job.threads,
             seed=seed,
@@ -201,6 +202,7 @@ class Curve:
 _CROP_PX: Final = 192
 _CURVE_STEPS: Final = 10
 _GOLDEN: Final = 4
+_PATIENCE_STEPS: Final = 200
 _SEEDS_APART: Final = 1000
 
 

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -296,6 +297,29 @@ def test_interrupted_training_ends_as_one_that_was_not(tmp_path, trunk):
     resumed = weights(tmp_path / "b.pt", None)
     for one, two in zip(whole, resumed, strict=True):
         assert np.array_equal(one, two)
+
+
+def test_training_that_no_longer_gains_is_cut_short_and_resumes_so(tmp_path, trunk):
+    """The loss of a net that learns nothing (rate 0) is idle from the first: one look after twice the patience."""
+    pool = _pool(tmp_path / "pool", trunk)
+    seen = []
+
+    def steps(checkpoint, last):
+        def told(step, _done, _loss):
+            seen.append(step)
+            if step == last:
+                raise KeyboardInterrupt
+
+        plan = Plan(steps=200, patience=20, rate=0.0, checkpoint=checkpoint, key="k")
+        seen.clear()
+        with suppress(KeyboardInterrupt):
+            learn(lambda: Head(1), pool.batches(without=(), size=2, seed=1), LITE0, plan, told)
+        return seen[-1]
+
+    assert steps(None, None) == 40 + 50
+    assert steps(tmp_path / "a.pt", 60) == 60
+    assert steps(tmp_path / "a.pt", None) == 40 + 50
+    assert seen[0] == 51
 
 
 def test_views_of_a_group_that_is_held_out_are_not_learned_from_donors_included(tmp_path, trunk):
