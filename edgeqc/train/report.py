@@ -149,7 +149,7 @@ def _histogram(scored: Sequence[Scored], threshold: float, hold: float | None) -
         for value in (0.01, 0.1, 0.5, 0.9, 0.99)
     )
     return (
-        f"<svg viewBox='0 0 {_WIDE} 220' width={_WIDE} role=img aria-label='scores' font-size=12 fill=currentColor>"
+        f"<svg viewBox='0 -18 {_WIDE} 238' width={_WIDE} role=img aria-label='scores' font-size=12 fill=currentColor>"
         f"{''.join(bars)}<text x=4 y=14>good</text><text x=4 y=196>bad</text>{''.join(lines)}{axis}</svg>"
     )
 
@@ -268,8 +268,8 @@ def _mark(score: float, word: str, *, left: bool = False) -> str:
     x = _place(score)
     side, anchor = (-4, "end") if left else (4, "start")
     return (
-        f"<line x1={x:.1f} x2={x:.1f} y1=4 y2=200 stroke=currentColor stroke-dasharray='4 3'/>"
-        f"<text x={x + side:.1f} y=14 text-anchor={anchor}>{word} {score:.3f}</text>"
+        f"<line x1={x:.1f} x2={x:.1f} y1=-14 y2=200 stroke=currentColor stroke-dasharray='4 3'/>"
+        f"<text x={x + side:.1f} y=-6 text-anchor={anchor}>{word} {score:.3f}</text>"
     )
 
 
