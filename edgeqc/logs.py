@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from typing import cast
@@ -9,6 +10,19 @@ from typing import cast
 import structlog
 
 Log = structlog.typing.FilteringBoundLogger
+
+
+class _StandardError:
+    """Writes each line to what is standard error at that moment.
+
+    A line that cannot be written (the journal's daemon is gone, the terminal closed) is lost: the part in hand is not.
+    """
+
+    def msg(self, message: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed
+            print(message, file=sys.stderr, flush=True)
+
+    debug = info = warning = error = critical = fatal = exception = log = msg
 
 
 def configure(*, process: str, json: bool | None = None) -> Log:
@@ -26,7 +40,7 @@ def configure(*, process: str, json: bool | None = None) -> Log:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=_StandardError,
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)

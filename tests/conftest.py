@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+import structlog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
 GRACE_S = 3.0
 """A killed process or a thread that was told to stop is gone within milliseconds; a loaded box needs longer."""
+
+
+@pytest.fixture(autouse=True)
+def _logs_are_set_up_anew() -> Iterator[None]:
+    """A command that was run within the test set up the logs of the whole process, and to a stream that is gone."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)
