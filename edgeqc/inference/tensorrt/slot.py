@@ -167,6 +167,8 @@ class Slot:
         self.out = False
         try:
             until_ns = time.monotonic_ns() + _DRY_NS
+            self._cuda.record(self._event, self._stream)  # behind all that is queued, a state's zeroing included
+            self.submitted = True
             while not self.idle():
                 if time.monotonic_ns() > until_ns:
                     return False

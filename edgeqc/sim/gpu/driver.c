@@ -49,7 +49,14 @@ int fake_set(const char *name, long value) {
         if (!strcmp(all[i].name, name)) { *all[i].place = value; return 0; }
     return -1;
 }
-void fake_fail(int code) { sticky = code; } /* as after a fault of the device: every later call says so */
+static int queued; /* steps on all streams, those that run included */
+void fake_settle(void) { /* until all streams are empty; a second at most, for one that is held */
+    for (int i = 0; i < 10000 && __atomic_load_n(&queued, __ATOMIC_SEQ_CST); i++) usleep(100);
+}
+void fake_fail(int code) { /* as after a fault of the device: every later call says so; 0 mends it */
+    if (!code) fake_settle(); /* what was queued before is not carried out on a mended one */
+    sticky = code;
+}
 void fake_hold(int hold) { /* while held, no stream does anything: what is submitted stays pending */
     pthread_mutex_lock(&gate_lock);
     held = hold;
@@ -70,6 +77,10 @@ typedef struct Memory {
     struct Memory *next;
 } Memory;
 static Memory *memories;
+/* Memory that was freed while a step ran: a step that began before may still go there, as on a real device, and must
+ * find wrong bytes, not the end of this process. A step that begins later finds its memory gone. */
+static Memory *freed;
+static int running; /* steps, on all streams */
 static size_t pages(size_t size) { return (size + 4095) & ~(size_t)4095; }
 
 static Memory *find_device(Address at, size_t size) {
@@ -126,13 +137,23 @@ static Result take(const void *at, int kind) {
     if (m) {
         *link = m->next;
         if (kind != FOREIGN) used -= m->size;
+        m->next = freed;
+        freed = m;
+    }
+    Memory *gone = NULL;
+    if (!__atomic_load_n(&running, __ATOMIC_SEQ_CST)) {
+        gone = freed;
+        freed = NULL;
     }
     pthread_mutex_unlock(&lock);
+    for (Memory *next; gone; gone = next) {
+        next = gone->next;
+        munmap(gone->device, pages(gone->size));
+        if (gone->kind != FOREIGN) munmap(gone->host, pages(gone->size));
+        free(gone);
+    }
     if (!m) return kind == FOREIGN ? NOT_REGISTERED : INVALID_VALUE;
-    munmap(m->device, pages(m->size));
-    if (kind != FOREIGN) munmap(m->host, pages(m->size));
     count(kind == FOREIGN ? REGISTRATIONS : ALLOCATIONS, -1);
-    free(m);
     return OK;
 }
 
@@ -217,13 +238,17 @@ static void *work(void *arg) {
         pthread_mutex_lock(&gate_lock);
         while (held) pthread_cond_wait(&gate_open, &gate_lock);
         pthread_mutex_unlock(&gate_lock);
+        __atomic_add_fetch(&running, 1, __ATOMIC_SEQ_CST);
         if (!sticky || step->what == RECORD) carry_out(step);
+        __atomic_add_fetch(&running, -1, __ATOMIC_SEQ_CST);
+        __atomic_add_fetch(&queued, -1, __ATOMIC_SEQ_CST);
         free(step);
         pthread_mutex_lock(&s->lock);
         s->busy = 0;
         pthread_cond_broadcast(&s->moved);
     }
     pthread_mutex_unlock(&s->lock);
+    free(s);
     return NULL;
 }
 static Stream *make_stream(void) {
@@ -242,6 +267,7 @@ static Stream *stream_of(Stream *s) {
 static Result enqueue(Stream *stream, Step step) {
     Stream *s = stream_of(stream);
     pthread_mutex_lock(&s->lock);
+    if (!s->capture) __atomic_add_fetch(&queued, 1, __ATOMIC_SEQ_CST);
     append(s->capture ? &s->capture->steps : &s->steps, step);
     pthread_cond_broadcast(&s->moved);
     pthread_mutex_unlock(&s->lock);
@@ -381,12 +407,11 @@ Result cuCtxSynchronize(void) { return cuStreamSynchronize(NULL); }
 Result cuStreamDestroy_v2(Stream *s) {
     STARTED;
     if (!current) return INVALID_CONTEXT;
+    pthread_detach(s->thread); /* returns at once; what is queued still runs, then the stream ends itself */
     pthread_mutex_lock(&s->lock);
     s->ending = 1;
     pthread_cond_broadcast(&s->moved);
     pthread_mutex_unlock(&s->lock);
-    pthread_join(s->thread, NULL);
-    free(s);
     count(STREAMS, -1);
     return sticky;
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,9 +65,9 @@ class PretendedDriver:
         self._lib.fake_fail(code)
 
     def settle(self) -> None:
-        """Give streams that nobody ended the time to finish what they have: 50 ms."""
+        """Let all streams finish what they have."""
         self.let_go()
-        time.sleep(0.05)
+        self._lib.fake_settle()
 
     def forget(self) -> None:
         """Let go of everything that was not freed, as the end of a process does."""

@@ -10,6 +10,7 @@ import ctypes
 import enum
 import hashlib
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -448,6 +449,8 @@ class ICudaEngine:
 
 
 _Callback: Final[Callable[..., Any]] = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_CALLBACKS: Final[list[Any]] = []
+"""Never emptied: a stream may still enter one whose engine is gone, when its device was lost."""
 
 
 class IExecutionContext:
@@ -458,7 +461,6 @@ class IExecutionContext:
         self._engine = engine
         self._addresses: dict[str, int] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._kept: list[Any] = []  # callbacks that a graph may still call
         self._running = threading.Lock()
 
     def set_input_shape(self, name: str, shape: Any) -> bool:
@@ -485,14 +487,19 @@ class IExecutionContext:
         addresses = dict(self._addresses)
         before = {name: self._print(driver, name, addresses[name]) for name in self._inputs()}
 
+        reference = weakref.ref(self)
+
         def run(_: Any) -> None:
+            context = reference()
+            if context is None:
+                return
             try:
-                self._run(driver, addresses, before)
+                context._run(driver, addresses, before)
             except Exception as exc:  # noqa: BLE001 - it must not unwind into C
-                self._report(driver, f"{type(exc).__name__}: {exc}")
+                context._report(driver, f"{type(exc).__name__}: {exc}")
 
         callback = _Callback(run)
-        self._kept.append(callback)
+        _CALLBACKS.append(callback)
         code = driver.launch(int(stream_handle), ctypes.cast(callback, ctypes.c_void_p).value or 0)
         return code == 0
 

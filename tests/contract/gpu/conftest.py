@@ -26,8 +26,8 @@ def driver(pretended):
     pageable = pretended.pageable_copies
     double.Stage.driver = pretended
     yield pretended
-    pretended.fail(0)
     pretended.let_go()
+    pretended.fail(0)
     pretended.pretend(integrated=0, maps=1, registers=1, no_device=0, limit_bytes=8 << 30, copy_delay_us=0)
     double.Stage.refuse_execute, double.Stage.fail_execute, double.Stage.wrong_by = False, "", 0.0
     races, double.Stage.races[:] = list(double.Stage.races), []

@@ -280,6 +280,20 @@ def test_device_that_hangs_is_lost(pretended_gpu, monkeypatch):
     engine.close()
 
 
+def test_closing_waits_for_the_zeroing_of_a_slot_that_was_lent_and_never_ran(pretended_gpu):
+    driver = pretended_gpu.driver
+    engine = pretended_gpu.engine(cell(), carry=CARRY)
+    driver.hold()
+    engine.acquire()
+    letting_go = threading.Timer(0.1, driver.let_go)
+    letting_go.start()
+    engine.close()
+    letting_go.join()
+    driver.settle()
+    again = pretended_gpu.engine(cell(), carry=CARRY)  # a device that found its memory gone is lost for good
+    _run(again, again.acquire(), x=np.ones((1, WIDTH), np.float32))
+
+
 def test_lost_device_is_told_as_such_and_closing_does_not_raise(pretended_gpu):
     engine = pretended_gpu.engine(cnn())
     slot = engine.acquire()
