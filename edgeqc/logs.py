@@ -20,7 +20,8 @@ class _StandardError:
 
     def msg(self, message: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed
-            print(message, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{message}\n")
+            sys.stderr.flush()
 
     debug = info = warning = error = critical = fatal = exception = log = msg
 

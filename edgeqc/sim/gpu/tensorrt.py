@@ -494,9 +494,9 @@ class IExecutionContext:
             if context is None:
                 return
             try:
-                context._run(driver, addresses, before)
+                context._run(driver, addresses, before)  # noqa: SLF001 - its own
             except Exception as exc:  # noqa: BLE001 - it must not unwind into C
-                context._report(driver, f"{type(exc).__name__}: {exc}")
+                context._report(driver, f"{type(exc).__name__}: {exc}")  # noqa: SLF001 - its own
 
         callback = _Callback(run)
         _CALLBACKS.append(callback)
