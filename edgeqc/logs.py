@@ -18,6 +18,9 @@ class _StandardError:
     A line that cannot be written (the journal's daemon is gone, the terminal closed) is lost: the part in hand is not.
     """
 
+    def __init__(self, *_names: object) -> None:
+        """What a module named its logger by is not told: the process and the event are."""
+
     def msg(self, message: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed
             sys.stderr.write(f"{message}\n")

@@ -49,6 +49,10 @@ class Row:
     """Topic below the prefix; empty: nobody is told."""
     told_s: float = 2.0
     """From the fault."""
+    logged: str = ""
+    """The event of the log that tells of it, and one of its facts; empty: nothing happened that needs telling."""
+    times: int = 1
+    """How often the log says so."""
     back_s: float = 0.0
     """From the fault's end (a killed process: from the fault) to the next judged part; 0: they never stopped."""
 
@@ -70,8 +74,14 @@ class Row:
 _WELL: Final = (Signal.ON, Signal.OFF, Signal.OFF, Signal.MOVES)
 HEAD: Final = ("fault", "parts get", "READY", "FAULT", "STOP", "HEARTBEAT, within", "told, within", "back within")
 _BLIND: Final[dict[str, Any]] = {"parts": Parts.REJECT, "stop": Signal.ON, "back_s": 2}
-_CAMERA: Final[dict[str, Any]] = {**_BLIND, "codes": (101,), "told": "alert/top.camera.lost"}
+_CAMERA: Final[dict[str, Any]] = {
+    **_BLIND,
+    "codes": (101,),
+    "told": "alert/top.camera.lost",
+    "logged": "peer_lost peer=camera",
+}
 _STOP: Final = "alert/top.line.stop"
+_STATION: Final = "process_ended name=station-top"
 _DEAD: Final[dict[str, Any]] = {
     "parts": Parts.NOTHING,
     "ready": Signal.AS_IT_WAS,
@@ -81,7 +91,13 @@ _DEAD: Final[dict[str, Any]] = {
     "seen_s": 0.3,
 }
 _ENDED: Final[dict[str, Any]] = {**_DEAD, "ready": Signal.OFF, "fault_bit": Signal.OFF, "seen_s": 2}
-_PLC: Final[dict[str, Any]] = {**_DEAD, "seen_s": 0.5, "told": "alert/top.plc.lost", "back_s": 2}
+_PLC: Final[dict[str, Any]] = {
+    **_DEAD,
+    "seen_s": 0.5,
+    "told": "alert/top.plc.lost",
+    "logged": "peer_lost peer=plc",
+    "back_s": 2,
+}
 
 ROWS: Final[dict[str, Row]] = {
     "camera_gone": Row(fault="camera gone", ready=Signal.OFF, fault_bit=Signal.ON, **_CAMERA),
@@ -91,46 +107,73 @@ ROWS: Final[dict[str, Row]] = {
         fault_bit=Signal.COMES_AND_GOES,
         **_CAMERA,
     ),
-    "camera_late": Row(fault="image later than its part", codes=(101,), told=_STOP, **_BLIND),
-    "camera_broken": Row(fault="image incomplete", codes=(102,), told=_STOP, **_BLIND),
-    "engine_slow": Row(fault="engine slower than the budget", codes=(100, 101), told=_STOP, **_BLIND),
+    "camera_late": Row(fault="image later than its part", codes=(101,), told=_STOP, logged="line_stop_asked", **_BLIND),
+    "camera_broken": Row(fault="image incomplete", codes=(102,), told=_STOP, logged="line_stop_asked", **_BLIND),
+    "engine_slow": Row(
+        fault="engine slower than the budget", codes=(100, 101), told=_STOP, logged="line_stop_asked", **_BLIND
+    ),
     "engine_nan": Row(fault="a score is no number", parts=Parts.REJECT, codes=(103,)),
     "engine_failing": Row(
         fault="engine fails three times in a row: the station ends and starts anew",
         told="alert/top.engine.failed",
+        logged="engine_failed",
         back_s=8,
         codes=(103,),
         **_ENDED,
     ),
     "tags_gone": Row(
-        fault="server of a required tag gone", codes=(104,), parts_s=1, told="alert/tags.sim.lost", told_s=4, **_BLIND
+        fault="server of a required tag gone",
+        codes=(104,),
+        parts_s=1,
+        told="alert/tags.sim.lost",
+        told_s=4,
+        logged="alert_raised id=tags.sim.lost",
+        **_BLIND,
     ),
     "tags_hung": Row(
-        fault="server of a required tag hangs", codes=(104,), parts_s=1, told="alert/tags.sim.hung", told_s=4, **_BLIND
+        fault="server of a required tag hangs",
+        codes=(104,),
+        parts_s=1,
+        told="alert/tags.sim.hung",
+        told_s=4,
+        logged="alert_raised id=tags.sim.hung",
+        **_BLIND,
     ),
     "plc_program_stopped": Row(
         fault="PLC answers, its program stands still",
         parts=Parts.JUDGED,
         ready=Signal.OFF,
         told="alert/top.plc.program",
+        logged="plc_program_stopped",
     ),
     "plc_refuses": Row(fault="PLC refuses writes", **_PLC),
     "plc_hung": Row(fault="PLC hangs", **_PLC),
     "plc_gone": Row(fault="PLC or its network gone", **_PLC),
-    "office_killed": Row(fault="office killed", parts=Parts.JUDGED, told="state"),
-    "broker_gone": Row(fault="broker gone", parts=Parts.JUDGED),
-    "server_killed": Row(fault="SCADA server killed", parts=Parts.JUDGED, told="event"),
-    "station_killed": Row(fault="station killed", told="event", back_s=8, **_DEAD),
-    "station_hung": Row(fault="station hangs", told="event", told_s=5, back_s=11, **_DEAD),
+    "office_killed": Row(fault="office killed", parts=Parts.JUDGED, told="state", logged="process_ended name=office"),
+    "broker_gone": Row(fault="broker gone", parts=Parts.JUDGED, logged="broker_lost"),
+    "server_killed": Row(
+        fault="SCADA server killed", parts=Parts.JUDGED, told="event", logged="process_ended name=server-modbus"
+    ),
+    "station_killed": Row(fault="station killed", told="event", logged=_STATION, back_s=8, **_DEAD),
+    "station_hung": Row(
+        fault="station hangs", told="event", logged="process_hung name=station-top", told_s=5, back_s=11, **_DEAD
+    ),
     "station_keeps_ending": Row(
-        fault="station ends more than three times in 10 s", told="alert/process.station-top", back_s=9, **_DEAD
+        fault="station ends more than three times in 10 s",
+        told="alert/process.station-top",
+        logged=_STATION,
+        times=4,
+        back_s=9,
+        **_DEAD,
     ),
     "supervisor_hung": Row(fault="supervisor hangs", parts=Parts.JUDGED),
-    "supervisor_killed": Row(fault="supervisor killed", told="state", back_s=10, **_ENDED),
-    "told_to_stop": Row(fault="told to stop", told="state", back_s=10, **_ENDED),
-    "box_dead": Row(fault="box dead: power, kernel", told="state", back_s=10, **_DEAD),
-    "disk_full": Row(fault="disk full", parts=Parts.JUDGED, told="alert/office.archive.stuck"),
-    "disk_used_up": Row(fault="disk full, and what the journal had prepared used up", codes=(105,), **_BLIND),
+    "supervisor_killed": Row(fault="supervisor killed", told="state", logged="daemon_started", back_s=10, **_ENDED),
+    "told_to_stop": Row(fault="told to stop", told="state", logged="daemon_stopping", back_s=10, **_ENDED),
+    "box_dead": Row(fault="box dead: power, kernel", told="state", logged="daemon_started", back_s=10, **_DEAD),
+    "disk_full": Row(fault="disk full", parts=Parts.JUDGED, told="alert/office.archive.stuck", logged="archive_stuck"),
+    "disk_used_up": Row(
+        fault="disk full, and what the journal had prepared used up", codes=(105,), logged="disk_full", **_BLIND
+    ),
 }
 """By the name of what brings the fault about, in the order in which they come."""
 

@@ -1,7 +1,8 @@
 """What the line sees when something breaks: fail-safe verdicts in time, one clear event, recovery by itself.
 
 Witnesses are the PLC's own log, the archive and the broker; never the daemon's word alone. Most tests share one line,
-which goes on from one to the next: each breaks something, mends it, and accounts for its own parts.
+which goes on from one to the next: each breaks something, mends it, and accounts for its own parts. What the fail-safe
+matrix has (test_failsafe) is not here.
 """
 
 from __future__ import annotations
@@ -120,22 +121,6 @@ def test_an_opcua_plc_gets_the_same_verdicts_and_its_killed_process_is_started_a
 # --- camera ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_camera_means_rejects_in_time_and_comes_back(line: Bench) -> None:
-    camera = line.line.cameras[0]
-    first = line.stage.part
-    camera.kill()
-    line.passes(15)
-    last = line.stage.part
-    camera.start()
-    back_ns = time.monotonic_ns()
-    line.recovered()
-    report = line.section()
-    whole(report)
-    assert codes(between(line.parts(), first, last)) == {CODE["no_frame"]}
-    assert first_good_after(line.parts(), back_ns) <= RECOVERY_S
-    assert len(line.logged("peer_lost", peer="camera")) == 1
-
-
 def test_a_frozen_camera_means_rejects_in_time_and_comes_back(line: Bench) -> None:
     camera = line.line.cameras[0]
     first = line.stage.part
@@ -150,22 +135,6 @@ def test_a_frozen_camera_means_rejects_in_time_and_comes_back(line: Bench) -> No
     assert codes(between(line.parts(), first, last)) == {CODE["no_frame"]}
     assert first_good_after(line.parts(), back_ns) <= RECOVERY_S
     assert len(line.logged("peer_lost", peer="camera")) == 1
-
-
-def test_a_silent_camera_means_rejects_in_time_and_comes_back(line: Bench) -> None:
-    first = line.stage.part
-    line.stage.break_camera(CameraFault.SILENT)
-    line.passes(20)
-    last = line.stage.part
-    line.stage.break_camera(CameraFault.NONE)
-    back_ns = time.monotonic_ns()
-    line.recovered()
-    report = line.section()
-    whole(report)
-    assert codes(between(line.parts(), first, last)) == {CODE["no_frame"]}
-    assert first_good_after(line.parts(), back_ns) <= RECOVERY_S
-    # it answers, so it is opened again and called back once; that it still delivers nothing is told once more
-    assert 1 <= len(line.logged("peer_lost", peer="camera")) <= 2
 
 
 def test_a_slow_camera_never_gives_a_part_the_image_of_another(line: Bench) -> None:
@@ -183,10 +152,9 @@ def test_a_slow_camera_never_gives_a_part_the_image_of_another(line: Bench) -> N
     assert first_good_after(line.parts(), back_ns) <= RECOVERY_S
 
 
-@pytest.mark.parametrize("fault", [CameraFault.SHORT, CameraFault.WRONG_SIZE])
-def test_a_frame_that_is_not_whole_is_never_judged(line: Bench, fault: CameraFault) -> None:
+def test_a_frame_of_another_size_is_never_judged(line: Bench) -> None:
     first = line.stage.part
-    line.stage.break_camera(fault)
+    line.stage.break_camera(CameraFault.WRONG_SIZE)
     line.passes(15)
     last = line.stage.part
     line.stage.break_camera(CameraFault.NONE)
@@ -204,61 +172,7 @@ def test_a_frame_that_is_not_whole_is_never_judged(line: Bench, fault: CameraFau
 # --- PLC ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_plc_that_restarts_is_served_again(bench: Make) -> None:
-    line = bench()
-    line.part_is(10)
-    line.plc.kill()
-    time.sleep(1.0)  # long enough for the daemon to try in vain
-    line.plc.start()
-    line.plc.go()
-    back_ns = time.monotonic_ns()
-    line.recovered()
-    report = line.finish()
-    clean(report)
-    assert first_good_after(line.line.judged(), back_ns) <= RECOVERY_S
-    assert len(line.logged("peer_lost", peer="plc")) == 1
-
-
-def test_a_hung_plc_is_left_and_served_again(line: Bench) -> None:
-    line.plc.freeze()
-    time.sleep(3.0)  # a switch that reboots
-    line.plc.thaw()
-    back_ns = time.monotonic_ns()
-    line.recovered()
-    report = line.section()
-    clean(report)
-    assert first_good_after(line.parts(), back_ns) <= RECOVERY_S
-    assert len(line.logged("peer_lost", peer="plc")) == 1
-
-
-def test_a_plc_that_refuses_writes_is_no_reason_to_stop(line: Bench) -> None:
-    line.plc.refuse(True)
-    line.passes(15)
-    line.plc.refuse(False)
-    back_ns = time.monotonic_ns()
-    line.recovered()
-    report = line.section()
-    clean(report)
-    assert first_good_after(line.parts(), back_ns) <= RECOVERY_S
-    assert len(line.logged("peer_lost", peer="plc")) == 1
-
-
 # --- broker ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_broker_that_is_gone_costs_no_verdict_and_no_message(bench: Make) -> None:
-    line = bench()
-    broker = line.line.broker
-    assert broker is not None
-    line.part_is(5)
-    broker.stop()
-    line.passes(20)
-    broker.start()
-    line.recovered()
-    report = line.finish()
-    whole(report)
-    assert report["mqtt_received"] == report["archive_rows"] == report["triggers"]
-    assert len(line.logged("broker_lost")) == 1
 
 
 def test_a_hung_broker_costs_no_verdict_and_no_message(bench: Make) -> None:
@@ -315,7 +229,7 @@ def test_a_killed_office_costs_nothing(line: Bench, dice: random.Random) -> None
     assert len(line.logged("process_ended", name="office")) == 2
 
 
-@pytest.mark.parametrize("name", ["watch", "server-modbus", "server-opcua"])
+@pytest.mark.parametrize("name", ["watch", "server-opcua"])
 def test_a_killed_process_beside_the_line_costs_no_verdict_and_comes_back(
     line: Bench, dice: random.Random, name: str
 ) -> None:
@@ -330,41 +244,6 @@ def test_a_killed_process_beside_the_line_costs_no_verdict_and_comes_back(
     whole(report)
     assert report["archive_rows"] == report["triggers"]
     assert len(line.logged("process_ended", name=name)) == 1
-
-
-def test_a_killed_station_is_back_and_loses_nothing_that_the_plc_saw(line: Bench, dice: random.Random) -> None:
-    line.passes(1)
-    time.sleep(dice.random() * 0.08)  # anywhere within a part
-    old = line.pid("station-top")
-    killed_ns = time.monotonic_ns()
-    os.kill(old, signal.SIGKILL)
-    line.restarted("station-top", old)
-    line.recovered()
-    report = line.section()
-    clean(report)
-    assert first_good_after(line.parts(), killed_ns + 10**8) <= RESTART_S
-    assert len(line.logged("process_ended", name="station-top")) == 1
-
-
-def test_a_hung_station_is_killed_and_started_again(line: Bench) -> None:
-    old = line.pid("station-top")
-    os.kill(old, signal.SIGSTOP)
-    line.restarted("station-top", old)
-    line.recovered()
-    clean(line.section())
-    assert len(line.logged("process_hung", name="station-top")) == 1
-
-
-def test_the_whole_daemon_killed_at_once_loses_nothing_that_the_plc_saw(bench: Make, dice: random.Random) -> None:
-    line = bench()
-    line.recovered(10)
-    time.sleep(dice.random() * 0.08)  # anywhere within a part
-    line.line.kill_daemon()
-    line.line.start_daemon()
-    line.line.wait_ready()
-    line.recovered()
-    report = line.finish()
-    clean(report)
 
 
 def test_a_killed_supervisor_leaves_no_process_behind(bench: Make) -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import ENGINE
 from flatpackage import UNSIGNED, flat_images, flat_package, seal
-from linebench import Bench, until
+from linebench import Bench
 
 pytestmark = pytest.mark.timeout(120)
 Make = Callable[..., Bench]
@@ -36,18 +36,6 @@ def test_a_score_that_is_no_number_is_a_reject(bench: Make, tmp_path: Path) -> N
     assert report["confusion"]["fn"] == 0
     (told,) = line.logged("package_not_trusted")
     assert (told["vouched"], told["level"]) == ("is not signed", "warning"), "said loudly at each start"
-
-
-def test_an_engine_that_fails_three_times_in_a_row_is_started_afresh(bench: Make, tmp_path: Path) -> None:
-    levels = [50] * 12 + [200] * 3 + [50] * 1000
-    line = bench(engine=flat_package(tmp_path / "flat" / "1"), images=flat_images(tmp_path, levels), changes=UNSIGNED)
-    until(lambda: bool(line.logged("process_ended", name="station-top")))
-    line.restarted("station-top", 0)
-    line.recovered()
-    report = line.finish()
-    assert (report["plc_mismatch"], report["duplicates"]) == (0, 0)
-    assert line.logged("process_ended", name="station-top", exit_code=1)
-    assert line.line.judged()[-1]["code"] == 1
 
 
 @pytest.mark.parametrize(
@@ -161,43 +149,6 @@ def test_a_second_daemon_on_the_same_state_is_refused(bench: Make) -> None:
     assert done.returncode == 8, done.stderr
     report = line.finish()
     assert report["unaccounted"] == 0
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
-def test_a_full_disk_rejects_what_cannot_be_recorded_and_recovers(bench: Make, tmp_path: Path) -> None:
-    """The state directory is a tmpfs of 24 MiB, filled to the brim while parts pass."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
-    try:
-        line = bench(
-            mqtt=False,
-            changes={
-                "state_dir": str(disk / "state"),
-                "journal": {"segment_mb": 1, "ballast_mb": 1, "budget_mb": 8},
-                "archive": {"images_mb": 1, "disk_free_mb": 0},
-                "stations": [{"images": {"rejects": False, "every_nth_pass": 0}}],
-            },
-        )
-        line.line.state_dir = disk / "state"
-        line.part_is(10)
-        filler = disk / "filler"
-        with filler.open("wb") as file:
-            try:
-                while True:
-                    file.write(bytes(65536))
-                    file.flush()
-            except OSError:
-                pass
-        line.part_is(120)
-        filler.unlink()
-        line.recovered()
-        report = line.finish()
-        assert (report["unaccounted"], report["plc_mismatch"], report["duplicates"]) == (0, 0, 0)
-        assert report["archive_rows"] == report["triggers"]
-        assert line.line.judged()[-1]["code"] in {1, 10}
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_a_clock_that_is_stepped_changes_no_verdict(bench: Make, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import structlog
 
 from edgeqc import logs
 
@@ -28,8 +29,10 @@ def test_a_line_names_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
     log = logs.configure(process="station")
     monkeypatch.setattr(sys, "stderr", second := io.StringIO())
     log.warning("camera_silent", camera="top")
+    structlog.get_logger("by module").info("camera_back")
     assert not first.getvalue()  # it is standard error of now that counts
-    line = json.loads(second.getvalue())
+    line, other = (json.loads(text) for text in second.getvalue().splitlines())
+    assert other["event"] == "camera_back"
     assert (line["process"], line["event"], line["camera"], line["level"]) == (
         "station",
         "camera_silent",
