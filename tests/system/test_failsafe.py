@@ -174,13 +174,14 @@ class Faults:
     def broker_gone(self) -> Iterator[None]:
         broker = self.line.line.broker
         assert broker is not None
-        until(lambda: self._of_the_broker()[-1] == "broker_connected")  # the office was killed just before
+        until(lambda: self._of_the_office()[-1] == "broker_connected")  # it was killed just before
         broker.stop()
         yield
         broker.start()
 
-    def _of_the_broker(self) -> list[str]:
-        return ["", *(said["event"] for said in self.line.events() if said["event"].startswith("broker_"))]
+    def _of_the_office(self) -> list[str]:
+        known = [said["event"] for said in self.line.events() if said.get("name", "office") == "office"]
+        return [event for event in known if event in {"process_ended", "broker_connected"}]
 
     def server_killed(self) -> Iterator[None]:
         yield from self._kill("server-modbus")
