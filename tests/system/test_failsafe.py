@@ -82,6 +82,8 @@ class Faults:
         self.dice = random.Random(seed)
         self.momentary = False
         """The fault is over as soon as it has come."""
+        self.began_ns: int | None = None
+        """When it was complete, where bringing it about takes its time."""
         self._images = np.load(line.line.plan.images.file, mmap_mode="r+")
 
     # --- camera
@@ -202,6 +204,7 @@ class Faults:
         for _ in range(4):
             until(lambda old=pid: self.line.pid(STATION) not in {0, old})
             pid = self.line.pid(STATION)
+            self.began_ns = time.monotonic_ns()
             os.kill(pid, signal.SIGKILL)
         self.momentary = True
         yield
@@ -261,6 +264,7 @@ class Faults:
 
     def disk_used_up(self) -> Iterator[None]:
         until(lambda: self.witness.sights[-1].image.code == RESULT_CODE[Cause.JOURNAL], 40)
+        self.began_ns = self.witness.sights[-1].at_ns  # until then the disk was only full
         yield
         (self.line.line.state_dir.parent / "filler").unlink()
 
@@ -282,15 +286,14 @@ def _undergo(line: Bench, tags: SimTags, keys: Iterable[str]) -> Seen:
 
 
 def _bring_about(key: str, faults: Faults, listener: Listener) -> Window:
-    row, faults.momentary = ROWS[key], False
+    row, faults.momentary, faults.began_ns = ROWS[key], False, None
     time.sleep(faults.dice.random() * TAKT_NS / 1e9)  # anywhere within a part
     said = len(faults.line.events())
     fault_ns = time.monotonic_ns()
     print(key, dt.datetime.now(dt.UTC))  # noqa: T201 - beside the daemon's log, where a cell fails
     course = getattr(faults, key)()
     next(course)
-    if key == "disk_used_up":
-        fault_ns = faults.witness.sights[-1].at_ns  # until then the disk was only full
+    fault_ns = faults.began_ns or fault_ns
     if row.told:
         _wait(lambda: first_told(listener.received(), row, fault_ns) is not None, row.told_s + 1)
     if not faults.momentary:
