@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -12,6 +13,8 @@ from edgeqc.errors import EdgeqcError
 
 USER: Final = "edge"
 PASSWORD: Final = "s3cret"  # noqa: S105 - of a server on loopback
+INSTALLED: Final = Path(sys.prefix) / "node-opcua"
+"""Where `scripts/install test` puts it."""
 _PACKAGE: Final = "node-opcua@2"
 _INSTALL_S: Final = 300
 _START_S: Final = 120.0

@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -21,13 +20,11 @@ from edgeqc.plc.opcua_session import server_certificate
 from edgeqc.records import NS_PER_MS, PlcResult, Verdict
 from edgeqc.settings import OpcuaEndpoint, OpcuaPlcSettings
 from edgeqc.sim import plc_opcua
-from edgeqc.sim.nodeopcua import PASSWORD, USER, NodeOpcua
+from edgeqc.sim.nodeopcua import INSTALLED, PASSWORD, USER, NodeOpcua
 from edgeqc.station.plckeeper import Manners, PlcEvents, PlcKeeper
 
 pytestmark = pytest.mark.timeout(180)
 PATIENCE_S = 20.0
-INSTALLED = Path(sys.prefix) / "node-opcua"
-"""By scripts/install."""
 
 
 @pytest.fixture(scope="module")

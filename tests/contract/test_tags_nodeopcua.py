@@ -1,28 +1,30 @@
-"""OPC UA tags from an independent server: node-opcua, installed by npm into a folder of the test run."""
+"""OPC UA tags from an independent server: node-opcua, with SignAndEncrypt, user and password."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from edgeqc.plc.opcua_session import server_certificate
 from edgeqc.records import Quality
 from edgeqc.settings import OpcuaEndpoint, OpcuaTagSource
-from edgeqc.sim.nodeopcua import NodeOpcua
+from edgeqc.sim.nodeopcua import INSTALLED, NodeOpcua
 from edgeqc.sim.tagsink import TagRecorder
 from edgeqc.tags import open_source
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(180)
 TAGS = 1000
 
 
 @pytest.fixture
-def server(tmp_path: Path):
-    with NodeOpcua(tmp_path, tags=TAGS) as running:
+def server():
+    if not (INSTALLED / "node_modules").is_dir() or shutil.which("node") is None:
+        pytest.skip("node-opcua is not installed (scripts/install test, needs npm and a registry)")
+    with NodeOpcua(INSTALLED, tags=TAGS) as running:
         yield running
 
 
@@ -48,25 +50,12 @@ async def test_a_thousand_encrypted_tags_lose_no_sample(server, tmp_path: Path):
     sink = TagRecorder([tag.name for tag in settings.tags])
     task = asyncio.create_task(open_source(settings, sink=sink, state_dir=tmp_path).run())
     end = time.monotonic() + 60
-    while sink.samples < 5 * TAGS:
+    while sink.samples < 20 * TAGS:
         assert time.monotonic() < end, sink.reasons
         await asyncio.sleep(0.05)  # polls the condition
-    us, peer = psutil.Process(), psutil.Process(server.pid)
-    busy = [sum(who.cpu_times()[:2]) for who in (us, peer)]
-    began, samples = time.monotonic(), sink.samples
-    await asyncio.sleep(30)  # the measurement
-    elapsed = time.monotonic() - began
-    ours, theirs = (
-        100 * (sum(who.cpu_times()[:2]) - before) / elapsed for who, before in zip((us, peer), busy, strict=True)
-    )
-    rate = (sink.samples - samples) / elapsed
-    print(  # noqa: T201 - shown by pytest -s
-        f"{rate:.0f} samples/s, client {ours:.1f} % of a core, server {theirs:.1f} %, {sink.jumps} jumps"
-    )
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert sink.values[TAGS].quality is Quality.BAD
     assert sink.reasons == []
     assert sink.jumps == 0
-    assert rate > TAGS  # a shared machine may slow the server; it loses no sample for that, and none waits
     assert time.time() - sink.values[0].source_ts < 10
