@@ -32,6 +32,8 @@ class Mutant:
     """Of a line on which it shows."""
     breaks: str = ""
     """The invariant that it violates there."""
+    fails: str = ""
+    """Instead: `module.function`, the test of the rule that fails with it."""
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
@@ -57,10 +59,15 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 @contextmanager
-def mutated(mutant: Mutant) -> Iterator[ModuleType]:
-    """The simulation's campaign module around a core with this bug; of other packages the very module that has it."""
+def mutated(mutant: Mutant, *, test: str = "") -> Iterator[ModuleType]:
+    """The simulation's campaign module around a core with this bug; of other packages the very module that has it.
+
+    `test`: that module of tests instead, around the same core.
+    """
     own = f"edgeqc.{mutant.module}"
     reloaded, yields = (CORE, CAMPAIGN) if own.startswith(CORE) else ((own,), own)
+    if test:
+        reloaded, yields = (*reloaded, test), test
     kept = {name: module for name, module in sys.modules.items() if name.startswith(reloaded)}
     finder = _Finder(mutant)
     for name in kept:
@@ -75,8 +82,10 @@ def mutated(mutant: Mutant) -> Iterator[ModuleType]:
         sys.modules.update(kept)
 
 
-def _core(name: str, module: str, before: str, after: str, *, seed: int, breaks: str) -> Mutant:
-    return Mutant(name, f"core.{module}", before, after, seed=seed, breaks=breaks)
+def _core(
+    name: str, module: str, before: str, after: str, *, seed: int = 0, breaks: str = "", fails: str = ""
+) -> Mutant:
+    return Mutant(name, f"core.{module}", before, after, seed=seed, breaks=breaks, fails=fails)
 
 
 MUTANTS = [
@@ -177,8 +186,8 @@ MUTANTS = [
     _core(
         "the threshold is not asked",
         "decide",
-        "if score < threshold else",
-        "if score <= 1 else",
+        "if score < (threshold if hold is None else min(hold, threshold)):",
+        "if score <= 1:",
         seed=0,
         breaks="production check",
     ),
@@ -376,6 +385,175 @@ MUTANTS = [
         "if limits.fail_safe_in_a_row < 0:",
         seed=3,
         breaks="I11 stop",
+    ),
+    # --- noticed by the rule's own test ---
+    _core(
+        "a doubled id judged",
+        "account",
+        "doubled = bool(part_id) and part_id == self._last_id",
+        "doubled = False",
+        fails="test_accounting.test_the_part_id_of_the_part_before_is_a_doubled_part",
+    ),
+    _core(
+        "a swapped id judged",
+        "account",
+        "part_id in self._ids\n",
+        "False\n",
+        fails="test_accounting.test_the_part_id_of_an_earlier_part_is_a_swapped_part",
+    ),
+    _core(
+        "a restart taken for missed parts",
+        "account",
+        " or moved.missed > MOST_MISSED",
+        "",
+        fails="test_lane.test_a_counter_that_leaps_further_than_parts_can_was_set_anew",
+    ),
+    _core(
+        "a part's age forgotten",
+        "account",
+        "waited_ns=gap_ns",
+        "waited_ns=0",
+        fails="test_accounting.test_a_trigger_seen_after_a_silent_link_is_not_fresh",
+    ),
+    _core(
+        "a doubled frame judged",
+        "exposure",
+        "if moved.step is Step.SAME:",
+        "if moved.step is None:",
+        fails="test_lane.test_a_frame_sent_twice_costs_the_next_part_nothing",
+    ),
+    _core(
+        "frames in doubt judged",
+        "exposure",
+        "if now_ns < self._doubt_until_ns:",
+        "if now_ns < 0:",
+        fails="test_lane.test_a_frame_that_comes_while_nothing_is_trusted_is_nobodys",
+    ),
+    _core(
+        "a second frame judged",
+        "exposure",
+        "one.ordinal <= owner.ordinal",
+        "one.ordinal < owner.ordinal",
+        fails="test_accounting.test_a_frame_that_comes_twice_is_judged_once",
+    ),
+    _core(
+        "a late exposure judged",
+        "exposure",
+        "if first_ns - usual_ns > owner.until_ns:",
+        "if first_ns < 0:",
+        fails="test_accounting.test_a_frame_that_was_exposed_when_the_part_had_moved_on_is_stale",
+    ),
+    _core(
+        "exposing while in doubt",
+        "exposure",
+        "return now_ns >= self._doubt_until_ns and (",
+        "return (",
+        fails="test_accounting.test_a_trigger_that_the_camera_ignored_gives_no_part_anothers_frame",
+    ),
+    _core(
+        "a reopened camera's counter trusted",
+        "exposure",
+        "        self._base = None\n        self._frame_id = None\n",
+        "",
+        fails="test_accounting.test_a_fresh_connection_counts_from_where_it_likes",
+    ),
+    _core(
+        "zero taken for a frame number",
+        "account",
+        "GVSP_CYCLE: Final = 65_535",
+        "GVSP_CYCLE: Final = 65_536",
+        fails="test_lane.test_a_cameras_counter_goes_from_65535_to_1",
+    ),
+    _core(
+        "a camera that counts anew is stale for ever",
+        "exposure",
+        "        self._frame_id = frame_id\n        if moved.step is Step.BACK:",
+        "        if moved.step is not Step.BACK:\n            self._frame_id = frame_id\n        if moved.step is Step.BACK:",
+        fails="test_accounting.test_a_camera_that_counts_anew_is_not_stale_for_ever",
+    ),
+    _core(
+        "two verdicts for a part",
+        "flight",
+        "if part.settled:\n            return False",
+        "if part.settled:\n            return True",
+        fails="test_lane.test_a_part_has_one_verdict",
+    ),
+    _core(
+        "no fail-safe verdict",
+        "flight",
+        "and part.fail_safe_at_ns <= now_ns]",
+        "and part.fail_safe_at_ns < 0]",
+        fails="test_accounting.test_every_part_that_is_due_is_named_and_none_before",
+    ),
+    _core(
+        "a pass after the time",
+        "decide",
+        "    if now_ns >= fail_safe_at_ns:\n        return Verdict.REJECT, Cause.LATE\n    return verdict",
+        "    return verdict",
+        fails="test_lane.test_a_pass_is_not_begun_when_its_time_is_up",
+    ),
+    _core(
+        "judged under an id that is another's",
+        "lane",
+        "if not known:",
+        "if known is None:",
+        fails="test_lane.test_a_part_whose_id_is_anothers_is_rejected_unseen",
+    ),
+    _core(
+        "a picture may be as old as it likes",
+        "lane",
+        "trigger_ns + self._expose_within_ns)",
+        "trigger_ns + (1 << 62))",
+        fails="test_lane.test_a_picture_of_a_part_that_has_moved_on_is_not_its_own",
+    ),
+    _core(
+        "a swapped frame leaves its part waiting",
+        "lane",
+        "found = (self._parts.get(sequence) for sequence in sequences)",
+        "found = (self._parts.get(sequence + 1) for sequence in sequences)",
+        fails="test_lane.test_the_part_of_a_frame_that_is_anothers_waits_no_longer",
+    ),
+    _core(
+        "the result stays when the link is lost",
+        "handshake",
+        "            case Act.FORGET:\n                self._put(None)\n",
+        "            case Act.FORGET:\n",
+        fails="test_handshake.test_a_link_that_is_lost_leaves_no_result_to_be_shown",
+    ),
+    _core(
+        "any acknowledgement releases",
+        "handshake",
+        "if not _same(sequence, self._shown.sequence):",
+        "if sequence < 0:",
+        fails="test_handshake.test_without_acknowledgement_the_next_result_takes_the_place_and_overrun_goes_on",
+    ),
+    _core(
+        "a code without a result",
+        "handshake",
+        "code=0 if shown is None else shown.code,",
+        "code=10 if shown is None else shown.code,",
+        fails="test_handshake.test_without_a_result_there_is_no_code",
+    ),
+    _core(
+        "a restart takes for ever",
+        "restart",
+        "return self.backoff.delay_s(self._over, lot)",
+        "return 3600.0",
+        fails="test_core.test_restarts_are_free_then_slow_down_and_never_end",
+    ),
+    _core(
+        "the encoder's wrap is a leap",
+        "axis",
+        "step = (raw - before + half) % self._cycle - half",
+        "step = raw - before",
+        fails="test_gate.test_an_encoder_counts_on_over_its_wrap_and_backwards",
+    ),
+    _core(
+        "fail-safe verdicts are not counted in a row",
+        "stopping",
+        "self.in_a_row + 1 if blind else 0",
+        "1 if blind else 0",
+        fails="test_gate.test_three_verdicts_in_a_row_that_say_nothing_ask_for_a_stop",
     ),
 ]
 

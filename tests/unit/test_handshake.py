@@ -209,6 +209,17 @@ def test_a_fresh_link_begins_with_a_clear_block(form: Form) -> None:
     assert (shown(handshake), handshake.block.waiting, handshake.block.overrun) == (None, 0, lost)
 
 
+def test_a_link_that_is_lost_leaves_no_result_to_be_shown() -> None:
+    handshake = online(Form.ACK)
+    give(handshake, 1)
+    handshake.lost()
+    assert shown(handshake) is None
+
+
+def test_without_a_result_there_is_no_code() -> None:
+    assert online(Form.ACK).block.code == 0
+
+
 @pytest.mark.parametrize("form", ACKNOWLEDGED)
 def test_a_register_that_had_the_number_before_the_result_is_no_acknowledgement(form: Form) -> None:
     handshake = online(form)
