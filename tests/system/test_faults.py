@@ -172,6 +172,21 @@ def test_a_frame_of_another_size_is_never_judged(line: Bench) -> None:
 # --- PLC ------------------------------------------------------------------------------------------------------------
 
 
+def test_a_plc_that_restarts_is_served_again(bench: Make) -> None:
+    line = bench()
+    line.part_is(10)
+    line.plc.kill()
+    time.sleep(1.0)  # long enough for the daemon to try in vain
+    line.plc.start()
+    line.plc.go()
+    back_ns = time.monotonic_ns()
+    line.recovered()
+    report = line.finish()
+    clean(report)
+    assert first_good_after(line.line.judged(), back_ns) <= RECOVERY_S
+    assert len(line.logged("peer_lost", peer="plc")) == 1
+
+
 # --- broker ---------------------------------------------------------------------------------------------------------
 
 

@@ -151,6 +151,43 @@ def test_a_second_daemon_on_the_same_state_is_refused(bench: Make) -> None:
     assert report["unaccounted"] == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to mount a small tmpfs")
+def test_a_full_disk_rejects_what_cannot_be_recorded_and_recovers(bench: Make, tmp_path: Path) -> None:
+    """The state directory is a tmpfs of 24 MiB, filled to the brim while parts pass."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(disk)], check=True)
+    try:
+        line = bench(
+            mqtt=False,
+            changes={
+                "state_dir": str(disk / "state"),
+                "journal": {"segment_mb": 1, "ballast_mb": 1, "budget_mb": 8},
+                "archive": {"images_mb": 1, "disk_free_mb": 0},
+                "stations": [{"images": {"rejects": False, "every_nth_pass": 0}}],
+            },
+        )
+        line.line.state_dir = disk / "state"
+        line.part_is(10)
+        filler = disk / "filler"
+        with filler.open("wb") as file:
+            try:
+                while True:
+                    file.write(bytes(65536))
+                    file.flush()
+            except OSError:
+                pass
+        line.part_is(120)
+        filler.unlink()
+        line.recovered()
+        report = line.finish()
+        assert (report["unaccounted"], report["plc_mismatch"], report["duplicates"]) == (0, 0, 0)
+        assert report["archive_rows"] == report["triggers"]
+        assert line.line.judged()[-1]["code"] in {1, 10}
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
 def test_a_clock_that_is_stepped_changes_no_verdict(bench: Make, tmp_path: Path) -> None:
     """The daemon's wall clock jumps by an hour and back while parts pass; verdicts go by the monotonic clock."""
     compiler = shutil.which("cc")
