@@ -51,7 +51,7 @@ PADDED_CONTRAST: Final = 10
 """Pictures are padded with black, and have dark corners themselves: at 24 up to 31 px of a magnetic tile were cut off."""
 SEED: Final = 20_261_122
 """Of the parts on the line: another one than training drew from."""
-DAEMON_READY_S: Final = 30.0
+DAEMON_READY_S: Final = 90.0
 STOP_S: Final = 15.0
 TRUSTED: Final = tuple(sorted((Path(__file__).parents[2] / "engines" / "trust").glob("*.pub")))
 """Of the packages that come with the project."""

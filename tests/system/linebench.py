@@ -14,8 +14,8 @@ from edgeqc.sim.report import archived, build
 
 ENDLESS = 100_000
 """Parts of a line that a test ends."""
-START_S = 60
-"""A busy box takes its time to start all processes; those that serve strangers are the last, by their niceness."""
+COMES_S = 90
+"""For whatever comes without a promised time: a starved box takes ten times as long to start a process as a free one."""
 _COUNTED = ("duplicates", "wrong_part", "both_bits", "valid_without_bit", "bit_without_valid")
 """Of the PLC's summary: what happened since the section began is the difference."""
 _SINCE = ("bad_frames", "missed", "stale", "doubled", "images_given_up")
@@ -63,7 +63,7 @@ class Bench:
             if found["event"] == event and all(found.get(key) == value for key, value in facts.items())
         ]
 
-    def part_is(self, number: int, timeout_s: float = 20) -> None:
+    def part_is(self, number: int, timeout_s: float = COMES_S) -> None:
         """Wait until that part stands before the camera."""
         until(lambda: self.stage.part >= number, timeout_s)
 
@@ -74,7 +74,7 @@ class Bench:
     def recovered(self, parts: int = 4) -> None:
         """Wait until so many more parts were judged (no fail-safe verdicts) and announced."""
         enough = self._judged() + parts
-        until(lambda: self._judged() >= enough, 20)
+        until(lambda: self._judged() >= enough)
 
     def _judged(self) -> int:
         counters = self.row.counters()
@@ -82,7 +82,7 @@ class Bench:
 
     def restarted(self, name: str, old: int) -> None:
         """Wait until another process than `old` does this job, and is ready."""
-        until(lambda: self.pid(name) not in {0, old} and self.board[name].state is State.READY, 60)
+        until(lambda: self.pid(name) not in {0, old} and self.board[name].state is State.READY)
 
     def begin_section(self) -> None:
         """What `section` says is of the parts from here on."""
@@ -95,10 +95,10 @@ class Bench:
     def section(self) -> dict[str, Any]:
         """Hold the witnesses against each other for the parts since `begin_section`, while the line runs on."""
         last = self.stage.part
-        until(lambda: any(part["part"] >= last for part in self.line.judged()), 10)
+        until(lambda: any(part["part"] >= last for part in self.line.judged()))
         judged = [part for part in self.line.judged() if self.first_part <= part["part"] <= last]
         answered = {part["sequence"] for part in judged if part["result"] != "none"}
-        end = time.monotonic() + 10
+        end = time.monotonic() + COMES_S
         while time.monotonic() < end:
             rows = [row for row in archived(self.line.state_dir) if row["trigger_ns"] >= judged[0]["triggered_ns"]]
             rows = [row for row in rows if row["sequence"] <= max(answered, default=0)]
@@ -128,7 +128,7 @@ class Bench:
         """Wait until so many more parts have stood before the camera."""
         self.part_is(self.stage.part + parts)
 
-    def finish(self, timeout_s: float = 40) -> dict[str, Any]:
+    def finish(self, timeout_s: float = COMES_S) -> dict[str, Any]:
         """Let the parts through that were ordered, no further ones where none were; stop in order; `account`."""
         if self.line.plan.parts == ENDLESS:
             self.plc.end()
@@ -143,7 +143,7 @@ class Bench:
         """Stop in order and hold the witnesses against each other; the PLC has written its summary."""
         summary = self.plc.summary()
         if self.line.listener is not None and self.line.plan.broker_acl is None:
-            self.line.listener.wait(self.row.get("verdicts"), "/verdict", timeout_s=10)
+            self.line.listener.wait(self.row.get("verdicts"), "/verdict", timeout_s=COMES_S)
         counters, backend = self.row.counters(), self.row.backend
         assert self.line.stop_daemon() == 0, self.line.log.read_text()[-3000:]
         rows = archived(self.line.state_dir)
@@ -166,13 +166,13 @@ class Bench:
 
 def set_going(line: SimLine) -> Bench:
     """Wait until the daemon is ready, then let the parts come."""
-    line.wait_ready(START_S)
+    line.wait_ready(COMES_S)
     assert line.plc is not None
     line.plc.go()
     return Bench(line)
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = COMES_S) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, f"it did not come within {timeout_s} s"

@@ -31,7 +31,7 @@ def test_kills_at_random_moments_lose_nothing_that_the_plc_saw(bench: Make) -> N
         pid = line.pid(victim)
         if pid:
             os.kill(pid, signal.SIGKILL)
-    until(lambda: bool(line.row.get("plc_up")) and bool(line.row.get("camera_up")), 30)
+    until(lambda: bool(line.row.get("plc_up")) and bool(line.row.get("camera_up")))
     seen = line.stage.part
     line.part_is(seen + 40)
     report = line.finish()

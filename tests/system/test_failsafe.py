@@ -263,7 +263,7 @@ class Faults:
         yield
 
     def disk_used_up(self) -> Iterator[None]:
-        until(lambda: self.witness.sights[-1].image.code == RESULT_CODE[Cause.JOURNAL], 40)
+        until(lambda: self.witness.sights[-1].image.code == RESULT_CODE[Cause.JOURNAL])
         self.began_ns = self.witness.sights[-1].at_ns  # until then the disk was only full
         yield
         (self.line.line.state_dir.parent / "filler").unlink()

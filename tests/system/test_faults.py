@@ -254,7 +254,7 @@ def test_a_killed_process_beside_the_line_costs_no_verdict_and_comes_back(
     line.board["watch"].put("tags_good", 0 if name == "watch" else TAGS)
     os.kill(old, signal.SIGKILL)
     line.restarted(name, old)
-    until(lambda: line.board["watch"].get("tags_good") == TAGS, 20)
+    until(lambda: line.board["watch"].get("tags_good") == TAGS)
     report = line.section()
     whole(report)
     assert report["archive_rows"] == report["triggers"]
@@ -270,7 +270,7 @@ def test_a_killed_supervisor_leaves_no_process_behind(bench: Make) -> None:
     line.line.daemon.wait()
     line.line.daemon = None
     for pid in pids:
-        until(lambda pid=pid: gone(pid), 8)
+        until(lambda pid=pid: gone(pid))
 
 
 def test_a_new_supervisor_ends_what_the_killed_one_left(bench: Make) -> None:
@@ -303,7 +303,7 @@ def test_a_damaged_archive_is_set_aside_and_the_line_runs(bench: Make) -> None:
     line.line.start_daemon()
     line.line.wait_ready()
     until(lambda: any(archive.parent.glob("archive.db.damaged-*")))
-    until(lambda: rows_in(archive) >= 30, 20)  # the journal still has them
+    until(lambda: rows_in(archive) >= 30)  # the journal still has them
     assert line.line.stop_daemon() == 0
     assert len(line.logged("archive_set_aside")) == 1
 

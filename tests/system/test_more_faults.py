@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import ENGINE
 from flatpackage import UNSIGNED, flat_images, flat_package, seal
-from linebench import Bench
+from linebench import COMES_S, Bench
 
 pytestmark = pytest.mark.timeout(120)
 Make = Callable[..., Bench]
@@ -98,7 +98,11 @@ def test_twenty_faults_in_a_configuration_are_told_at_once_and_nothing_runs(tmp_
     config = tmp_path / "line.yaml"
     config.write_text(text)
     done = subprocess.run(
-        [sys.executable, "-m", "edgeqc", "run", str(config)], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-m", "edgeqc", "run", str(config)],
+        capture_output=True,
+        text=True,
+        timeout=COMES_S,
+        check=False,
     )
     assert done.returncode == 3
     told = [line for line in done.stderr.splitlines() if "line.yaml:" in line]
@@ -131,7 +135,11 @@ def run_daemon(folder: Path, *, engine: str) -> tuple[int, str]:
     config = folder / "line.yaml"
     config.write_text(yaml.safe_dump(settings))
     done = subprocess.run(
-        [sys.executable, "-m", "edgeqc", "run", str(config)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "edgeqc", "run", str(config)],
+        capture_output=True,
+        text=True,
+        timeout=COMES_S,
+        check=False,
     )
     return done.returncode, done.stderr
 
@@ -142,7 +150,7 @@ def test_a_second_daemon_on_the_same_state_is_refused(bench: Make) -> None:
         [sys.executable, "-m", "edgeqc", "run", str(line.line.config)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=COMES_S,
         check=False,
         env={**os.environ, "EDGEQC__RUN_DIR": str(line.line.run_dir) + "-second"},
     )
