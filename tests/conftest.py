@@ -34,6 +34,7 @@ def _logs_are_set_up_anew() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_is_left_behind() -> Iterator[None]:
     """Compare what is there after a test with what was there before it; fixtures of a wider scope come before."""
+    gc.freeze()  # so that the collections below look at this test's objects only: 0.2 s less a test where torch is loaded
     before = _present()
     yield
     gc.collect()
