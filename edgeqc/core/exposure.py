@@ -54,6 +54,9 @@ class _Exposure:
     until_ns: int
     ordinal: int
     open: bool = True
+    """Its part still waits for its frame."""
+    came: bool = False
+    """Its frame was seen. One whose part has been given up may still be under way."""
 
 
 class Exposures:
@@ -144,6 +147,7 @@ class Exposures:
         for one in self._exposures:
             if one.ordinal <= owner.ordinal:
                 one.open = False
+        owner.came = True
         self._base = frame_id, owner.ordinal
         took_ns = first_ns - owner.at_ns
         usual_ns = took_ns if self._usual_ns is None else self._usual_ns
@@ -161,11 +165,12 @@ class Exposures:
         return None
 
     def _doubt(self) -> tuple[int, ...]:
-        without = self._give_up()
-        if without:
-            self._doubt_until_ns = self._exposures[-1].at_ns + self._most_ns
+        """Give up all parts that wait, and trust nothing until each frame that may be under way has had its time."""
+        under_way = [exposure.at_ns for exposure in self._exposures if not exposure.came]
+        if under_way:
+            self._doubt_until_ns = under_way[-1] + self._most_ns
         self._base = None
-        return without
+        return self._give_up()
 
     def _give_up(self) -> tuple[int, ...]:
         without = tuple(exposure.sequence for exposure in self._exposures if exposure.open)

@@ -196,6 +196,21 @@ def test_an_old_counter_is_a_stale_frame() -> None:
     assert camera.frame(9, TAKT + 5 * MS, TAKT + 6 * MS).claim is Claim.STALE
 
 
+def test_a_given_up_parts_frame_may_still_come_when_the_counter_went_back() -> None:
+    """Two frames are overtaken, so that their parts are given up; the second must not be the next part's."""
+    camera = synced()
+    for sequence in range(2, 6):
+        camera.exposed(sequence, sequence * TAKT, sequence * TAKT + 10 * MS)
+    first_ns = 3 * TAKT + 4 * MS
+    assert camera.frame(12, first_ns, first_ns + MS).sequence == 3  # 2's, number 11, is overtaken
+    first_ns = 5 * TAKT + 4 * MS
+    assert camera.frame(14, first_ns, first_ns + MS).without == (4,)
+    assert camera.frame(11, first_ns + MS, first_ns + 2 * MS).claim is Claim.STALE
+    assert not camera.ready(6 * TAKT)  # 4's is still under way
+    assert camera.frame(13, 6 * TAKT, 6 * TAKT + MS).claim is Claim.STALE
+    assert camera.ready(4 * TAKT + 100 * MS)
+
+
 def test_a_camera_that_counts_anew_is_not_stale_for_ever() -> None:
     camera = synced(40_000)
     camera.exposed(2, TAKT, TAKT + 10 * MS)
