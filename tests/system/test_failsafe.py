@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import itertools
 import os
 import random
 import signal
@@ -269,6 +270,10 @@ class Faults:
         (self.line.line.state_dir.parent / "filler").unlink()
 
 
+SILENT_NS = 3 * 10**8
+"""Nobody writes: a heartbeat comes every 200 ms."""
+
+
 def _undergo(line: Bench, tags: SimTags, keys: Iterable[str]) -> Seen:
     """Bring about one fault after the other; then stop in order, and hold PLC, archive and broker against each other."""
     listener, plc = line.line.listener, line.plc
@@ -422,14 +427,14 @@ def _parts(seen: Seen, from_ns: int, to_ns: int) -> list[dict[str, Any]]:
 
 
 def _first_sight(window: Window, seen: Seen) -> Sight | None:
-    """What stood in the block when somebody wrote it again for the first time."""
-    before = seen.witness.at(window.fault_ns).image
-    written = [
-        sight
-        for sight in seen.witness.between(window.fault_ns + int(3e8), window.end_ns)
-        if sight.image.heartbeat not in {0, before.heartbeat}
-    ]
-    return written[0] if written else None
+    """What stood in the block when somebody wrote it again: after the longest time in which nobody did."""
+    written = [seen.witness.at(window.fault_ns)]
+    for sight in seen.witness.between(window.fault_ns, window.end_ns):
+        if sight.image.heartbeat not in {0, written[-1].image.heartbeat}:
+            written.append(sight)
+    pauses = [(after.at_ns - before.at_ns, after) for before, after in itertools.pairwise(written)]
+    longest_ns, first = max(pauses, key=lambda pause: pause[0], default=(0, None))
+    return first if longest_ns > SILENT_NS else None
 
 
 @each_row
