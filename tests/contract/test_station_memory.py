@@ -101,7 +101,8 @@ def test_no_allocation_of_frame_size_after_warm_up(tmp_path: Path, parts: int) -
         journal.close()
         inspection.close()
     frame = SHAPE[0] * SHAPE[1]
-    assert peak - before < frame // 4, f"{peak - before} bytes at the peak, a frame has {frame}"
+    # a reject's labels and outlines and the journal's listing of its folder, all at once, are 120 kB
+    assert peak - before < frame // 2, f"{peak - before} bytes at the peak, a frame has {frame}"
     assert after - before < frame // 4
     # what the journal's segments take is the page cache's: mapped, shared, and given back
     assert grown < JOURNAL_SEGMENTS + 4 * frame, f"{grown} bytes resident more after {parts} parts"
