@@ -86,6 +86,11 @@ class OpencvCameraSettings(CameraBase):
     rate_hz: float | None = Field(None, gt=0, le=1000, description="video files only: paces them")
     loop: bool = Field(False, description="video files only: start again at the end")
 
+    @property
+    def streams(self) -> bool:
+        """Does it come over a network, through buffers that nobody knows?"""
+        return "://" in self.source
+
 
 class ReplayCameraSettings(CameraBase):
     """A folder of images, in name order."""

@@ -6,7 +6,13 @@ from pydantic import Field
 
 from edgeqc.core.handshake import Form
 from edgeqc.settings.base import Model, Name
-from edgeqc.settings.camera import CameraSettings, GigeCameraSettings, TriggerSettings, TriggerSource
+from edgeqc.settings.camera import (
+    CameraSettings,
+    GigeCameraSettings,
+    OpencvCameraSettings,
+    TriggerSettings,
+    TriggerSource,
+)
 from edgeqc.settings.gate import DelayGate, GateSettings, PartIdGate
 from edgeqc.settings.plc import ModbusPlcSettings, ModbusServerPlcSettings, NoPlcSettings, OpcuaPlcSettings, PlcSettings
 from edgeqc.settings.recipe import ChangeoverSettings, RecipeSettings, RegionMode, RegionSettings
@@ -103,6 +109,11 @@ class StationSettings(Model):
         faults += self._gate_misfits()
         faults += self._cameras_misfits()
         for place, camera in self._camera_paths().items():
+            if self.trigger.source is TriggerSource.PLC and isinstance(camera, OpencvCameraSettings) and camera.streams:
+                faults.append(
+                    f"{place}.source: nobody knows how old a stream's pictures are, so none can be a trigger's; "
+                    "use trigger.source: camera, or a camera of type: gige"
+                )
             exposure_us = getattr(camera, "exposure_us", None)
             if exposure_us is not None and exposure_us > self.takt_ms * 1000:
                 faults.append(f"{place}.exposure_us: {exposure_us:g} is over {self.takt_ms * 1000:g} {takt}")

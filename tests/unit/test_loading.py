@@ -385,6 +385,11 @@ def test_each_camera_has_the_recipe_with_what_its_view_has_of_its_own():
         ("trigger: {source: plc}", "trigger: {}", "trigger.source: camera goes with one camera, cameras has 2"),
         ("name: right, ", "name: left, ", "cameras[1].name: left is the name of cameras[0] already"),
         ("{engine: engines/right/4, region: {mode: full}}", "{threshold: 0.5}", "recipe.region: box ends at 300x200"),
+        (
+            "name: right, type: replay, folder: parts",
+            "name: right, type: opencv, source: 'rtsp://camera/1'",
+            "cameras[1].source: nobody knows how old a stream's pictures are",
+        ),
         ("mode: full", "mode: fixed", "recipe.views.right.region: width_px and height_px must be over 0"),
         ("        right: {", "        rear: {", "recipe.views.rear: is no camera of this station"),
         ("height_px: 240}", "height_px: 240, exposure_ns: 5}", "cameras[1].exposure_ns: is no key here"),
