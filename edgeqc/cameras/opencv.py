@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +18,8 @@ from edgeqc.shm.slots import FrameSlots
 
 TIMEOUT_MS: Final = 3000
 """An RTSP server that says nothing for this long is lost."""
+WAITS_S: Final = 0.005
+"""A picture that takes longer to come than this was waited for; one that does not had been waiting for us."""
 V4L2_MANUAL_EXPOSURE: Final = 1
 """V4L2_EXPOSURE_MANUAL."""
 V4L2_EXPOSURE_US: Final = 100
@@ -93,4 +96,16 @@ class _Capture:
         if not capture.isOpened():
             capture.release()
             raise PeerError(self._peer, f"{source}: OpenCV cannot open it")
+        if settings.streams:
+            _catch_up(capture)
         return capture
+
+
+def _catch_up(capture: cv2.VideoCapture) -> None:
+    """Drop what came while FFmpeg looked at the stream, a second of it: those parts have gone by."""
+    until_s = time.monotonic() + TIMEOUT_MS / 1000
+    began_s = time.monotonic()
+    while began_s < until_s and capture.grab():
+        began_s, asked_s = time.monotonic(), began_s
+        if began_s - asked_s > WAITS_S:
+            return
