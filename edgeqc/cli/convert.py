@@ -35,7 +35,8 @@ def convert(  # noqa: PLR0917 - each is a switch of the command
         Path | None, typer.Option(help="Frames to calibrate int8 on; default: the golden inputs.")
     ] = None,
     locate: Annotated[
-        bool, typer.Option("--locate", help="Judge the part in the frame, as region.mode: locate.")
+        bool,
+        typer.Option("--locate", help="Judge the part in the frame, as region.mode: locate; default: as in training."),
     ] = False,
     key: Annotated[Path | None, typer.Option(help="Private key to sign with; default: state/keys/local.key.")] = None,
 ) -> None:
@@ -95,7 +96,8 @@ def _inputs(package: Package, images: Path | None, *, locate: bool) -> list[dict
         return [{name: case} for case in golden]
     from edgeqc.settings import RegionMode, RegionSettings  # noqa: PLC0415 - heavy
 
-    region = RegionSettings(mode=RegionMode.LOCATE if locate else RegionMode.FULL)
+    trained = package.manifest.training.region or RegionSettings()
+    region = RegionSettings(mode=RegionMode.LOCATE) if locate else trained
     found = [{name: each} for each in _prepared(package, images, region)]
     if not found:
         raise PackageError(f"{images}: no image in which a part was found")
@@ -108,6 +110,7 @@ def _prepared(package: Package, images: Path, region: RegionSettings) -> Iterato
 
     from edgeqc.inference.precision import CALIBRATION_MOST  # noqa: PLC0415 - heavy
     from edgeqc.inference.preprocess import Preprocess  # noqa: PLC0415 - heavy
+    from edgeqc.sim.images import pad_onto  # noqa: PLC0415 - heavy
 
     files = sorted(path for path in images.rglob("*") if path.suffix.lower() in _SUFFIXES)
     by_shape: dict[tuple[int, ...], Any] = {}
@@ -117,6 +120,9 @@ def _prepared(package: Package, images: Path, region: RegionSettings) -> Iterato
             talk(f"{path}: cannot be read, left out", style="yellow")
             continue
         shape = (int(frame.shape[0]), int(frame.shape[1]))
+        camera = package.manifest.training.frame
+        if camera is not None and shape[0] <= camera[0] and shape[1] <= camera[1]:
+            frame, shape = pad_onto(np.asarray(frame, np.uint8), camera), camera
         if shape not in by_shape:
             by_shape[shape] = Preprocess(package.manifest.preprocess, package.input_shape, shape, region)
         tensor = package.manifest.inputs[0]

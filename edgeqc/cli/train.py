@@ -33,6 +33,10 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
     group_by: Annotated[
         str | None, typer.Option(metavar="REGEX", help="Pictures with the same match in their path stay together.")
     ] = None,
+    by_picture: Annotated[
+        bool,
+        typer.Option("--by-picture", help="Each picture is a group of its own, as in published splits; flatters."),
+    ] = False,
     one_class: Annotated[bool, typer.Option("--one-class", help="Learn from the good parts alone.")] = False,
     mirrored: Annotated[
         bool, typer.Option("--mirrored", help="Judge each part four times, mirrored: better, 4 times the engine time.")
@@ -43,15 +47,11 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
     contrast: Annotated[int, typer.Option(help="Of --region locate: grey levels between part and background.")] = 24,
     side: Annotated[int, typer.Option(metavar="PX", min=64, max=2048, help="Longest side that the net sees.")] = 448,
     overkill: Annotated[float, typer.Option(help="Share of good parts that may be rejected.")] = 0.02,
-    steps: Annotated[int, typer.Option(min=1, help="Batches of 16.")] = 900,
-    views: Annotated[int, typer.Option(min=32, help="Varied crops to learn from; 200 KB of disk each.")] = 4800,
+    steps: Annotated[int, typer.Option(min=1, help="Batches of 12.")] = 450,
+    views: Annotated[int, typer.Option(min=32, help="Varied crops to learn from; 110 KB of disk each.")] = 4000,
     folds: Annotated[
         int, typer.Option(min=0, max=20, help="Of the cross-validation that the threshold is from; 0: one held back.")
     ] = 5,
-    heads: Annotated[
-        int,
-        typer.Option(min=1, max=8, help="Nets, alike but for their seeds, whose mean judges; training is as often."),
-    ] = 2,
     cross_validate: Annotated[
         bool, typer.Option("--cross-validate", help="Also score the test's pictures out of fold; as long again.")
     ] = False,
@@ -83,6 +83,7 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
         name=package_name(name or data.resolve().stem),
         version=version,
         group_by=group_by,
+        by_picture=by_picture,
         one_class=one_class,
         mirrored=mirrored,
         long_side_px=side,
@@ -90,7 +91,6 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
         views=views,
         steps=steps,
         folds=folds,
-        heads=heads,
         rule=Rule(overkill=overkill),
         cross_validate=cross_validate,
         seed=seed,

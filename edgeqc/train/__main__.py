@@ -143,7 +143,7 @@ def _train_drawn(asked: argparse.Namespace, console: Console) -> Package:
 
 
 def _train_images(asked: argparse.Namespace, console: Console) -> Package:
-    """The way of `edgeqc train vision`; quick: one head, its threshold from a quarter of the groups."""
+    """The way of `edgeqc train vision`; quick: its threshold from a quarter of the groups."""
     out: Path | None = asked.out
     if out is None:
         raise EdgeqcError("--data needs --out DIR: the package's licence is that of the images")
@@ -163,7 +163,7 @@ def _train_images(asked: argparse.Namespace, console: Console) -> Package:
         steps = asked.steps or _QUICK_STEPS
         views = min(_QUICK_VIEWS, BATCH * steps)  # no more than the steps look at
         return train_vision(
-            replace(job, views=views, steps=steps, folds=0, heads=1, minutes=asked.minutes or _QUICK_MINUTES), console
+            replace(job, views=views, steps=steps, folds=0, minutes=asked.minutes or _QUICK_MINUTES), console
         )
     return train_vision(replace(job, steps=asked.steps or job.steps, minutes=asked.minutes), console)
 

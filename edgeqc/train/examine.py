@@ -39,8 +39,13 @@ class Examined:
     findings: list[Finding]
 
 
-def examine(pictures: list[Picture], told: Callable[[int], None] = lambda _count: None) -> Examined:
+def examine(
+    pictures: list[Picture], told: Callable[[int], None] = lambda _count: None, *, by_picture: bool = False
+) -> Examined:
     """Open all; leave out what cannot be used; join the groups of pictures that are the same.
+
+    `by_picture`: each is a group of its own, as published splits have it, and nothing is joined: what is nearly the same
+    in training and test is told and stays, so that figures flatter.
 
     Groups that lie in train and in test are split by the user's own word; that, and pictures of one split that are
     found again in the other, is told as a finding and the pictures of the training split are left out.
@@ -57,8 +62,9 @@ def examine(pictures: list[Picture], told: Callable[[int], None] = lambda _count
             sizes.append((image.shape[0], image.shape[1]))
             prints.append((hashlib.sha256(image.tobytes()).hexdigest(), _thumb(image)))
         told(count)
-    usable, again = _same(usable, prints)
+    joined, again = _same(usable, prints)
     findings += again
+    usable = [replace(picture, group=str(picture.path)) for picture in usable] if by_picture else joined
     findings += _odd_sizes(usable, sizes)
     usable, sizes, split = _leaks(usable, sizes)
     findings += split

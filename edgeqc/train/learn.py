@@ -67,7 +67,7 @@ def learn(
     net = make()
     net.to(memory_format=torch.channels_last)
     average = deepcopy(net)
-    optimiser = torch.optim.AdamW(net.parameters(), lr=plan.rate, weight_decay=_DECAY)
+    optimiser = torch.optim.AdamW(_paces(net, traits), weight_decay=_DECAY)
     run = _Run(net, average, optimiser, source)
     step, loss = run.resumed(plan), math.nan
     done = (step + run.cut) / plan.steps
@@ -75,7 +75,9 @@ def learn(
     net.train()
     while done < 1:
         for group in optimiser.param_groups:
-            group["lr"] = plan.rate * min(1.0, done / _WARM_UP + 0.05) * (0.5 + 0.5 * math.cos(math.pi * done))
+            group["lr"] = (
+                group["pace"] * plan.rate * min(1.0, done / _WARM_UP + 0.05) * (0.5 + 0.5 * math.cos(math.pi * done))
+            )
         if done > _SETTLE:
             _hold_statistics(net)
         loss = _step(run, traits)
@@ -107,6 +109,7 @@ _DECAY: Final = 2e-2
 _WARM_UP: Final = 0.05  # share of the run over which the rate rises
 _SETTLE: Final = 0.75  # from here batch statistics stay as they are: small batches make them noisy
 _MEMORY: Final = 0.99  # of the running average of the weights
+_GENTLY: Final = 0.2  # share of the rate at which weights that have learned elsewhere move
 _HARD_CELLS: Final = 32
 _FLAWED_CELL: Final = 0.5
 _KEEP_STEPS: Final = 50
@@ -164,6 +167,15 @@ class _Run:
 
 def _key(plan: Plan) -> str:
     return f"{plan.key} {plan.steps} {plan.seed} {plan.rate} {plan.patience}"
+
+
+def _paces(net: nn.Module, traits: Traits) -> list[dict[str, Any]]:
+    """Parameters that start from nothing, and those that have learned elsewhere."""
+    known = [bool(traits.pretrained) and name.startswith(traits.pretrained) for name, _ in net.named_parameters()]
+    return [
+        {"params": [p for p, old in zip(net.parameters(), known, strict=True) if old == learned], "pace": pace}
+        for learned, pace in ((False, 1.0), (True, _GENTLY))
+    ]
 
 
 def _idle(losses: list[float], patience: int) -> bool:

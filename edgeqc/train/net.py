@@ -27,6 +27,8 @@ class Traits:
     """The image score is the mean of this many largest cells: one alone is noise, and with many small flaws vanish."""
     full_cover: float
     """A cell counts as wholly flawed from one over this on: a scratch is thinner than a cell."""
+    pretrained: str = ""
+    """Parameters whose names begin so have learned elsewhere: they move at a fraction of the rate."""
 
 
 SMALL: Final = Traits(stride=8, deepest=16, peak_cells=3, full_cover=6.0)

@@ -1,4 +1,4 @@
-"""Views with their trunk features, computed once and shared by every fold of a cross-validation. Files, resumable."""
+"""Views with their early features, computed once and shared by every fold of a cross-validation. Files, resumable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeqc.errors import EdgeqcError
-from edgeqc.train.lite0 import TAP_CHANNELS, TAP_STRIDES, Trunk
+from edgeqc.train.lite0 import EARLY_CHANNELS, EARLY_STRIDE, Trunk
 from edgeqc.train.net import quick
 from edgeqc.train.views import Views
 
@@ -35,11 +35,8 @@ class Pool:
             if held["stamp"] == stamp:
                 self._state = held
         fresh = not self._state["groups"]
-        self._taps = [
-            _mapped(folder / f"stride{stride}.npy", np.float16, (count, *shape), fresh=fresh)
-            for stride, shape in zip(TAP_STRIDES, _shapes(crop), strict=True)
-        ]
-        cells = (crop[0] // TAP_STRIDES[0], crop[1] // TAP_STRIDES[0])
+        cells = (crop[0] // EARLY_STRIDE, crop[1] // EARLY_STRIDE)
+        self._early = _mapped(folder / "early.npy", np.float16, (count, EARLY_CHANNELS, *cells), fresh=fresh)
         self._masks = _mapped(folder / "masks.npy", np.uint8, (count, *cells), fresh=fresh)
 
     @property
@@ -60,10 +57,9 @@ class Pool:
             drawn = [source.one(flawed=index % 2 == 0) for index in range(min(_CHUNK, self._count - first))]
             images = torch.from_numpy(np.stack([view.image for view in drawn])[:, None])
             with torch.no_grad(), quick():
-                taps = trunk(images.contiguous(memory_format=torch.channels_last))
+                early = trunk.early(images.contiguous(memory_format=torch.channels_last))
             last = first + len(drawn)
-            for kept, tap in zip(self._taps, taps, strict=True):
-                kept[first:last] = tap.float().numpy()
+            self._early[first:last] = early.float().numpy()
             height, width = self._masks.shape[1:]
             for index, view in enumerate(drawn, first):
                 cover = cv2.resize(view.mask, (width, height), interpolation=cv2.INTER_AREA)
@@ -82,7 +78,7 @@ class Pool:
         usable = np.array([not held.intersection(groups) for groups in self._state["groups"]], np.bool_)
         kinds = np.array(self._state["kinds"], np.int64)
         masked = np.array(self._state["masked"], np.bool_)
-        return PoolBatches(self._taps, self._masks, kinds, masked, usable, size=size, seed=seed)
+        return PoolBatches(self._early, self._masks, kinds, masked, usable, size=size, seed=seed)
 
 
 class PoolBatches:
@@ -90,7 +86,7 @@ class PoolBatches:
 
     def __init__(
         self,
-        taps: list[Any],
+        early: Any,
         masks: NDArray[np.uint8],
         kinds: NDArray[np.int64],
         masked: NDArray[np.bool_],
@@ -99,7 +95,7 @@ class PoolBatches:
         size: int,
         seed: int,
     ) -> None:
-        self._taps, self._masks, self._kinds, self._masked = taps, masks, kinds, masked
+        self._early, self._masks, self._kinds, self._masked = early, masks, kinds, masked
         self.rng = np.random.default_rng(seed)
         self._size = size
         self._goods = np.flatnonzero(usable & (kinds < 0))
@@ -107,17 +103,17 @@ class PoolBatches:
         self._flawed = [pool for pool in pools if len(pool)]
 
     def next(self) -> tuple[list[NDArray[np.float32]], NDArray[np.float32], NDArray[np.int64], NDArray[np.bool_]]:
-        """Taps, masks (n, 1, h, w) in 0..1 at stride 4, kinds (n,), masked (n,)."""
+        """Early features, masks (n, 1, h, w) in 0..1 at stride 4, kinds (n,), masked (n,)."""
         picked = []
         for index in range(self._size):
             pool = self._goods
             if index % 2 == 0 and self._flawed:
                 pool = self._flawed[int(self.rng.integers(len(self._flawed)))]
             picked.append(int(pool[int(self.rng.integers(len(pool)))]))
-        taps = [np.stack([tap[index] for index in picked]).astype(np.float32) for tap in self._taps]
+        early = np.stack([self._early[index] for index in picked]).astype(np.float32)
         masks = np.stack([self._masks[index] for index in picked])[:, None].astype(np.float32)
         masks /= 255
-        return taps, masks, self._kinds[picked], self._masked[picked]
+        return [early], masks, self._kinds[picked], self._masked[picked]
 
 
 _CHUNK: Final = 16
@@ -138,10 +134,3 @@ def _mapped(file: Path, kind: type[np.generic], shape: tuple[int, ...], *, fresh
             f"{file}: {exc.strerror}; it takes {size_mb:.0f} MB. Name another --work folder, or fewer --views"
         ) from exc
     return array
-
-
-def _shapes(crop: tuple[int, int]) -> list[tuple[int, int, int]]:
-    return [
-        (channels, crop[0] // stride, crop[1] // stride)
-        for channels, stride in zip(TAP_CHANNELS, TAP_STRIDES, strict=True)
-    ]

@@ -1,4 +1,4 @@
-"""Nets for a job: features of all views once, then heads on them for every fold and for the line."""
+"""Nets for a job: early features of all views once, then a net learns from them for every fold, and one for the line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgeqc.settings import RegionSettings
 from edgeqc.train.calibrate import Rule
 from edgeqc.train.dataset import Picture
 from edgeqc.train.learn import Plan, count_parameters, learn
-from edgeqc.train.lite0 import LITE0, Head, Lite0, Trunk, pretrained_trunk
+from edgeqc.train.lite0 import LITE0, Lite0, Trunk, Tuned, pretrained_trunk
 from edgeqc.train.oneclass import fit_one_class
 from edgeqc.train.package import export_onnx, golden_of
 from edgeqc.train.pool import Pool
@@ -28,7 +28,7 @@ from edgeqc.train.scoring import Scored, Scorer, framed
 from edgeqc.train.splits import folds_of
 from edgeqc.train.views import WIDE, Views
 
-BATCH: Final = 16
+BATCH: Final = 12
 """Views that a step learns from."""
 
 
@@ -44,21 +44,21 @@ class Job:
     version: str = "1"
     licence: str = "as the training images"
     group_by: str | None = None
+    by_picture: bool = False
+    """Each picture is a group of its own, as in published splits: figures flatter."""
     one_class: bool = False
     mirrored: bool = False
     """Judge each part four times, mirrored: better where parts may lie either way round, at four times the time."""
     long_side_px: int = 448
     region: RegionSettings | None = None
     """None: all of the frame where all pictures are of one size, else the part is located on a black surround."""
-    views: int = 4800
-    steps: int = 900
+    views: int = 4000
+    steps: int = 450
     minutes: float | None = None
     """Ends the training of each net early; what it then is depends on the machine. None: steps alone decide."""
-    rate: float = 2e-3
+    rate: float = 1e-3
     folds: int = 5
     """For out-of-fold scores, which the threshold is taken from; 0: a quarter of the groups is held back instead."""
-    heads: int = 2
-    """Alike but for their seeds; their mean judges, in each fold as on the line."""
     rule: Rule
     cross_validate: bool = False
     """Also score every picture, the test's included, by a net that saw nothing of its group: cross.csv in the work folder."""
@@ -69,7 +69,7 @@ class Job:
 
 
 class Trainer:
-    """Features once, then heads for each fold and for the line."""
+    """Early features once, then a net for each fold and one for the line."""
 
     def __init__(self, job: Job, task: Task, console: Console, *, one_class: bool) -> None:
         self._job, self._task, self._console, self._one_class = job, task, console, one_class
@@ -106,49 +106,41 @@ class Trainer:
 
     def cross_fit(
         self, name: str, pictures: list[Picture], *, without: Sequence[Picture] = ()
-    ) -> tuple[list[Any], list[Scored]]:
-        """The nets of the last fold, and each picture scored by those that saw nothing of its group, nor of `without`."""
+    ) -> tuple[Any, list[Scored]]:
+        """The net of the last fold, and each picture scored by one that saw nothing of its group, nor of `without`."""
         job = self._job
         folds = folds_of(pictures, job.folds or 4, job.seed)
         never = {picture.group for picture in without}
-        nets: list[Any] = []
+        net: Any = None
         scored: list[Scored] = []
         for fold in range(max(folds.values()) + 1 if job.folds else 1):
             held = [picture for picture in pictures if folds[picture.group] == fold]
             groups = never | {picture.group for picture in held}
-            nets = self._nets(f"{name}{fold + 1}", groups, job.seed + 1 + fold)
-            engine = OnnxRuntimeEngine(self._exported(nets), threads=job.threads)
+            net = self._net(f"{name}{fold + 1}", groups, job.seed + 1 + fold)
+            engine = OnnxRuntimeEngine(self._exported(net), threads=job.threads)
             with Told(self._console, f"score {name}{fold + 1}", len(held)) as told:
                 scored += Scorer(engine, self._task)(held, told.at)
             engine.close()
-        return nets, scored
+        return net, scored
 
     def final(
-        self, nets: list[Any], pictures: list[Picture], *, without: Sequence[Picture]
+        self, net: Any, pictures: list[Picture], *, without: Sequence[Picture]
     ) -> tuple[bytes, int, NDArray[np.float32]]:
         """The model for the line, its parameters, and inputs for the golden vectors.
 
         It is made as those of the folds were, from all of their groups, so that its scores are like theirs, which the
-        threshold is from. Without folds it is the very `nets` that left out what the threshold is from.
+        threshold is from. Without folds it is the very `net` that left out what the threshold is from.
         """
         if self._job.folds:
-            nets = self._nets("final", {picture.group for picture in without}, self._job.seed)
+            net = self._net("final", {picture.group for picture in without}, self._job.seed)
         golden = golden_of(self._task, framed(self._task, _few(pictures)))
-        return self._exported(nets), count_parameters(self._whole(nets)), golden
+        return self._exported(net), count_parameters(self._whole(net)), golden
 
-    def _exported(self, nets: list[Any]) -> bytes:
-        return export_onnx(self._whole(nets), LITE0, self._task, mirrored=self._job.mirrored)
+    def _exported(self, net: Any) -> bytes:
+        return export_onnx(self._whole(net), LITE0, self._task, mirrored=self._job.mirrored)
 
-    def _whole(self, nets: list[Any]) -> Any:
-        return nets[0] if self._one_class else Lite0(self._trunk, nets).eval()
-
-    def _nets(self, name: str, without: Collection[str], seed: int) -> list[Any]:
-        """As many as judge together; a one-class net knows no seed, so that a second would be the first."""
-        count = 1 if self._one_class else self._job.heads
-        return [
-            self._net(name if index == 0 else f"{name}.{index + 1}", without, seed + index * _SEEDS_APART)
-            for index in range(count)
-        ]
+    def _whole(self, net: Any) -> Any:
+        return net if self._one_class else Lite0(self._trunk, net).eval()
 
     def _net(self, name: str, without: Collection[str], seed: int) -> Any:
         """Learn from everything that shows nothing of the groups `without`; resumes and never repeats what is done."""
@@ -176,7 +168,7 @@ class Trainer:
                 curve.add(step, loss)
                 told.trained(step, done, curve.smooth)
 
-            return learn(lambda: Head(len(self._task.classes)), source, LITE0, plan, both)
+            return learn(lambda: Tuned(self._trunk, len(self._task.classes)), source, LITE0, plan, both)
 
 
 class Curve:
@@ -203,7 +195,6 @@ _CROP_PX: Final = 192
 _CURVE_STEPS: Final = 10
 _GOLDEN: Final = 4
 _PATIENCE_STEPS: Final = 200
-_SEEDS_APART: Final = 1000
 
 
 def _few(pictures: list[Picture]) -> list[Picture]:

@@ -40,7 +40,7 @@ def look_through(job: Job, console: Console) -> Examined:
     """Read and examine the pictures; writes findings.csv. EdgeqcError where too little is left."""
     pictures = with_split(read_dataset(job.data, group_by=job.group_by), job.seed)
     with Told(console, "look", len(pictures)) as told:
-        examined = examine(pictures, told.at)
+        examined = examine(pictures, told.at, by_picture=job.by_picture)
     job.work.mkdir(parents=True, exist_ok=True)
     write_findings(job.work / "findings.csv", examined.findings)
     for what, count in Counter(
@@ -65,9 +65,9 @@ def train_vision(job: Job, console: Console) -> Package:
     _promise(console, learned, job.rule, one_class=one_class)
     trainer = Trainer(job, task, console, one_class=one_class)
     trainer.prepare(pictures if job.cross_validate else learned)
-    nets, scored = trainer.cross_fit("fold", learned, without=tested)
+    net, scored = trainer.cross_fit("fold", learned, without=tested)
     write_scores(job.work / "scores.csv", scored)
-    model, parameters, golden = trainer.final(nets, learned, without=tested)
+    model, parameters, golden = trainer.final(net, learned, without=tested)
     with Told(console, "test", len(tested)) as told:
         test = list(Scorer(OnnxRuntimeEngine(model, threads=job.threads), task)(tested, told.at))
     calibration = calibrated(readings_of(scored), job.rule, map_threshold=best_map_threshold(scored), backend=_BACKEND)

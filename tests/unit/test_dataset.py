@@ -233,6 +233,19 @@ def test_same_picture_in_both_splits_is_left_out_of_training(tmp_path):
     assert any("shares its group" in what for what in whats)
 
 
+def test_by_picture_what_both_splits_show_is_told_and_stays(tmp_path):
+    for name, seed in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
+        _put(tmp_path / name, seed=seed)
+    rows = [
+        ["a.png", "good", "", "g", "train"],
+        ["b.png", "good", "", "g", "test"],
+        ["c.png", "good", "", "g", "train"],
+    ]
+    found = examine(read_dataset(_index(tmp_path, rows)), by_picture=True)
+    assert len({one.group for one in found.pictures}) == 3
+    assert [(one.path.name, one.left_out) for one in found.findings] == [("b.png", False)]
+
+
 def test_nearly_the_same_pictures_share_a_group(tmp_path):
     for name, seed in (("a.png", 1), ("c.png", 2), ("d.png", 3)):
         _put(tmp_path / name, seed=seed)

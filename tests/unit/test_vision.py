@@ -22,7 +22,7 @@ from edgeqc.sim.parts import draw_set
 from edgeqc.train.calibrate import Reading, Rule, calibrated, promise_of, rehearsed
 from edgeqc.train.figures import parts_of
 from edgeqc.train.learn import Plan, learn
-from edgeqc.train.lite0 import LITE0, Head, pretrained_trunk
+from edgeqc.train.lite0 import LITE0, Tuned, pretrained_trunk
 from edgeqc.train.pool import Pool
 from edgeqc.train.samples import Sample
 from edgeqc.train.views import WIDE, Views
@@ -70,7 +70,7 @@ def test_training_makes_a_signed_package_with_out_of_fold_scores(way):
     assert len({row["path"] for row in rows}) == 48
     assert len((folder / "engine" / "1.work" / "fold1.curve.csv").read_text().splitlines()) == 3
     trained = {file.stem for file in (folder / "engine" / "1.work").glob("*.pt")}
-    assert trained == {"fold1", "fold1.2", "fold2", "fold2.2", "final", "final.2"}
+    assert trained == {"fold1", "fold2", "final"}
 
 
 def test_too_few_good_parts_promise_nothing_and_say_how_many_are_missing(way, capsys):
@@ -229,16 +229,17 @@ class _Broken:
         self.rng = np.random.default_rng(1)
 
     def next(self):
-        taps = [
-            np.full((2, channels, 8 // k, 8 // k), np.nan, np.float32)
-            for channels, k in zip((24, 40, 112, 320), (1, 2, 4, 8), strict=True)
-        ]
-        return taps, np.zeros((2, 1, 8, 8), np.float32), np.array([-1, -1]), np.array([True, True])
+        return (
+            [np.full((2, 24, 8, 8), np.nan, np.float32)],
+            np.zeros((2, 1, 8, 8), np.float32),
+            np.array([-1, -1]),
+            np.array([True, True]),
+        )
 
 
-def test_loss_that_is_not_a_number_ends_training():
+def test_loss_that_is_not_a_number_ends_training(trunk):
     with pytest.raises(EdgeqcError, match="step 1: the loss is nan"):
-        learn(lambda: Head(1), _Broken(), LITE0, Plan(steps=3), lambda *_told: None)
+        learn(lambda: Tuned(trunk, 1), _Broken(), LITE0, Plan(steps=3), lambda *_told: None)
 
 
 def _samples(count=6):
@@ -287,10 +288,10 @@ def test_interrupted_training_ends_as_one_that_was_not(tmp_path, trunk):
 
         plan = Plan(steps=70, checkpoint=checkpoint, key="k")
         try:
-            head = learn(lambda: Head(1), pool.batches(without=(), size=2, seed=1), LITE0, plan, told)
+            net = learn(lambda: Tuned(trunk, 1), pool.batches(without=(), size=2, seed=1), LITE0, plan, told)
         except KeyboardInterrupt:
             return None
-        return [value.numpy() for value in head.state_dict().values()]
+        return [value.numpy() for value in net.state_dict().values()]
 
     whole = weights(tmp_path / "a.pt", None)
     assert weights(tmp_path / "b.pt", 60) is None
@@ -313,7 +314,7 @@ def test_training_that_no_longer_gains_is_cut_short_and_resumes_so(tmp_path, tru
         plan = Plan(steps=200, patience=20, rate=0.0, checkpoint=checkpoint, key="k")
         seen.clear()
         with suppress(KeyboardInterrupt):
-            learn(lambda: Head(1), pool.batches(without=(), size=2, seed=1), LITE0, plan, told)
+            learn(lambda: Tuned(trunk, 1), pool.batches(without=(), size=2, seed=1), LITE0, plan, told)
         return seen[-1]
 
     assert steps(None, None) == 40 + 50
