@@ -20,15 +20,14 @@ from torch.nn import functional
 from edgeqc.errors import EdgeqcError
 from edgeqc.train.net import Traits
 
-TAP_CHANNELS: Final = (24, 40, 112)
-"""Of the trunk's outputs at strides 4, 8 and 16. Lite0's last five blocks, at stride 32, are left out: a quarter of the
-time, and most of the weights; a convolution in the head looks as far around."""
+TAP_CHANNELS: Final = (24, 40, 112, 320)
+"""Of the trunk's outputs at strides 4, 8, 16 and 32."""
 EARLY_CHANNELS, EARLY_STRIDE = TAP_CHANNELS[0], 4
 """Of what no training changes."""
 
 
 class Trunk(nn.Module):
-    """(n, 1, h, w) prepared images to features at strides 4, 8 and 16."""
+    """(n, 1, h, w) prepared images to features at strides 4, 8, 16 and 32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +42,7 @@ class Trunk(nn.Module):
         return values
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """The three taps."""
+        """The four taps."""
         return _taps(self.blocks[_EARLY:], self.early(images))
 
 
@@ -58,7 +57,6 @@ class Tuned(nn.Module):
             nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), nn.BatchNorm2d(width))
             for channels, width in zip(TAP_CHANNELS, _WIDTHS, strict=True)
         )
-        self.context = _conv3(_WIDTHS[2], stride=2)
         self.smooth = nn.ModuleList(_conv3(width) for width in _WIDTHS)
         self.narrow = nn.Conv2d(_WIDTHS[1], _WIDTHS[0], 1)
         self.head = nn.Conv2d(_WIDTHS[0], 1 + classes, 1)
@@ -67,11 +65,11 @@ class Tuned(nn.Module):
     def forward(self, early: torch.Tensor) -> torch.Tensor:
         """Logits of the map and of the kinds."""
         taps = _taps(self.late, early)
-        joined = self.lateral[2](taps[2])
-        joined = self.smooth[2](joined + _doubled(self.context(joined)))
-        for level in (1, 0):
+        joined = self.smooth[3](self.lateral[3](taps[3]))
+        for level in (2, 1, 0):
             coarse = self.narrow(joined) if level == 0 else joined
-            joined = self.smooth[level](self.lateral[level](taps[level]) + _doubled(coarse))
+            coarse = functional.interpolate(coarse, scale_factor=2.0, mode="nearest")
+            joined = self.smooth[level](self.lateral[level](taps[level]) + coarse)
         return self.head(joined)
 
 
@@ -107,14 +105,16 @@ def pretrained_trunk() -> Trunk:
 
 
 _EARLY: Final = 3  # blocks
-_TAPS: Final = (4, 10)  # blocks whose outputs are taps, beside the early features
-_WIDTHS: Final = (24, 48, 48)
+_TAPS: Final = (4, 10, 15)  # blocks whose outputs are taps, beside the early features
+_WIDTHS: Final = (24, 48, 48, 48)
 _STAGES: Final = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
     (2, 5, 2, 6, 40),
     (3, 3, 2, 6, 80),
     (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
 )
 """Repeats, kernel, stride, expansion, channels: table 1 of the EfficientNet paper (arXiv 1905.11946), without SE."""
 
@@ -132,8 +132,8 @@ _SHAPES: Final = tuple(_shapes())
 _EPSILON: Final = 1e-3  # of TensorFlow's batch normalising
 
 
-def _conv3(width: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+def _conv3(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
 
 
 class _Block(nn.Module):
@@ -152,10 +152,6 @@ class _Block(nn.Module):
         inner = functional.relu6(self.depthwise(functional.pad(inner, self.pad)))
         projected = self.project(inner)
         return values + projected if self.skip else projected
-
-
-def _doubled(values: torch.Tensor) -> torch.Tensor:
-    return functional.interpolate(values, scale_factor=2.0, mode="nearest")
 
 
 def _taps(blocks: Iterable[nn.Module], early: torch.Tensor) -> list[torch.Tensor]:
