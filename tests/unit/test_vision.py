@@ -27,7 +27,9 @@ from edgeqc.train.pool import Pool
 from edgeqc.train.samples import Sample
 from edgeqc.train.views import WIDE, Views
 
-SIZES = ["--views", "96", "--steps", "24", "--folds", "2", "--side", "96", "--threads", "1"]
+pytestmark = pytest.mark.timeout(300)  # the fixture trains three nets: 15 s of one core, much longer on a busy one
+
+SIZES = ["--views", "48", "--steps", "12", "--folds", "2", "--side", "96", "--threads", "1"]
 
 
 def _drawn(folder, count=64):
@@ -68,7 +70,7 @@ def test_training_makes_a_signed_package_with_out_of_fold_scores(way):
         rows = list(csv.DictReader(file))
     assert len(rows) == 48
     assert len({row["path"] for row in rows}) == 48
-    assert len((folder / "engine" / "1.work" / "fold1.curve.csv").read_text().splitlines()) == 3
+    assert len((folder / "engine" / "1.work" / "fold1.curve.csv").read_text().splitlines()) == 2
     trained = {file.stem for file in (folder / "engine" / "1.work").glob("*.pt")}
     assert trained == {"fold1", "fold2", "final"}
 
