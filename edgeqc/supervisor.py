@@ -32,6 +32,8 @@ from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.tagtable import FILE_NAME as TAG_TABLE
 
 _PERIOD_S: Final = 0.05
+_STOOD_NS: Final = NS_PER_S // 2
+"""A round takes milliseconds."""
 _LEFTOVER_S: Final = 5.0
 _PACKAGE_REFUSED: Final = 5
 """A station's exit code where its model package may not judge parts."""
@@ -199,8 +201,12 @@ class Supervisor:
         )
         self._log.info("daemon_started", version=__version__, config=str(config_path), state_dir=str(self._state_dir))
         try:
+            before_ns = time.monotonic_ns()
             while not self._stopping:
                 now_ns = time.monotonic_ns()
+                if now_ns - before_ns > _STOOD_NS:  # what died meanwhile was not seen to
+                    self._log.warning("supervisor_stood_still", seconds=round((now_ns - before_ns) / NS_PER_S, 1))
+                before_ns = now_ns
                 for child in self._children:
                     self._tend(child, now_ns)
                 self._notify(now_ns)

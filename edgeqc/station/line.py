@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,6 +50,8 @@ class Peers:
     plc: PlcKeeper | None
     row: Row
     tags: TagWatch
+    on_engine_failure: Callable[[str], None] = lambda _reason: None
+    """Told why the engine gave a part no score, when that part has its verdict."""
 
 
 class Line:
@@ -68,6 +71,8 @@ class Line:
         """Part, camera and slot of frames that are judged, but whose images may still be kept: other views are to come."""
         self._engine_failures = 0
         self._engine_error: EngineError | None = None
+        self._untold = ""
+        """Why the engine failed, if nobody has been told yet."""
         self._ran_ns = 0
         self._collected_ns = 0
 
@@ -76,6 +81,9 @@ class Line:
         while not self.stopping:
             self._peers.row.beat("line")
             self._cycle()
+            if self._untold:
+                self._untold, reason = "", self._untold
+                self._peers.on_engine_failure(reason)
             if self._engine_failures >= _ENGINE_FAILURES_MOST:
                 if isinstance(self._engine_error, EngineLostError):
                     raise self._engine_error
@@ -280,6 +288,7 @@ class Line:
         lost = isinstance(error, EngineLostError)
         self._engine_failures = _ENGINE_FAILURES_MOST if lost else self._engine_failures + 1
         self._engine_error = error
+        self._untold = str(error)
 
     def _tell_changeover(self, part: Part) -> None:
         for told in self._peers.recipes.changeover(part.recipe, part.trigger.sequence):

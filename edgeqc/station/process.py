@@ -9,6 +9,7 @@ import secrets
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from edgeqc.loading import digest, paths, restore
 from edgeqc.logs import Log, configure
 from edgeqc.plc import plc_door
 from edgeqc.plc.gate import ModbusGate
-from edgeqc.records import NS_PER_MS, RECIPE_READY, AlertChange, Event, Ne107, Started
+from edgeqc.records import NS_PER_MS, NS_PER_S, RECIPE_READY, AlertChange, Event, Ne107, Started
 from edgeqc.settings import (
     CameraSettings,
     HandshakeSettings,
@@ -69,6 +70,7 @@ _EXPOSE_WITHIN_RATIO: Final = 0.25
 _SILENT_FRAMES: Final = 10
 """A free-running camera that misses so many frames in a row is taken for lost, after half a second at least."""
 _SILENT_LEAST_MS: Final = 500
+_SAY_AGAIN_NS: Final = 60 * NS_PER_S
 
 
 def main(argv: list[str]) -> int:
@@ -102,6 +104,7 @@ class Station:
     def __init__(self, settings: Settings, station: StationSettings, *, row: Row, log: Log) -> None:
         """Load the engine, open journal and slots; camera and PLC are connected to by their keepers' threads."""
         self._settings, self._station, self._row, self._log = settings, station, row, log
+        self._engine_told_ns = -_SAY_AGAIN_NS
         row.state = State.STARTING
         row.put("camera_up", 0)
         row.put("plc_up", 0)
@@ -225,6 +228,7 @@ class Station:
                 plc=self._plc,
                 row=row,
                 tags=tags,
+                on_engine_failure=self._on_engine_failure,
             ),
         )
 
@@ -420,6 +424,13 @@ class Station:
                 else "",
             )
         )
+
+    def _on_engine_failure(self, reason: str) -> None:
+        """Say it once in a while: each part's is in the journal, and an engine that is broken would fill the log."""
+        now_ns = time.monotonic_ns()
+        if now_ns - self._engine_told_ns > _SAY_AGAIN_NS:
+            self._log.warning("part_without_score", reason=reason, next_said_after_s=_SAY_AGAIN_NS // NS_PER_S)
+            self._engine_told_ns = now_ns
 
     def _on_turn(self, sequence: int, at_ns: int, reason: str) -> None:
         self._outcome.turn(sequence, at_ns, reason)

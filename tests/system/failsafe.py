@@ -47,10 +47,12 @@ class Row:
     """From the fault until the signals are so."""
     told: str = ""
     """Topic below the prefix; empty: nobody is told."""
+    event: str = "process_ended"
+    """Its name, where `told` is `event`."""
     told_s: float = 2.0
     """From the fault."""
     logged: str = ""
-    """The event of the log that tells of it, and one of its facts; empty: nothing happened that needs telling."""
+    """The event of the log that tells of it, and one of its facts."""
     times: int = 1
     """How often the log says so."""
     back_s: float = 0.0
@@ -112,7 +114,14 @@ ROWS: Final[dict[str, Row]] = {
     "engine_slow": Row(
         fault="engine slower than the budget", codes=(100, 101), told=_STOP, logged="line_stop_asked", **_BLIND
     ),
-    "engine_nan": Row(fault="a score is no number", parts=Parts.REJECT, codes=(103,)),
+    "engine_nan": Row(
+        fault="a score is no number",
+        parts=Parts.REJECT,
+        codes=(103,),
+        told="event",
+        event="engine_failed",
+        logged="part_without_score",
+    ),
     "engine_failing": Row(
         fault="engine fails three times in a row: the station ends and starts anew",
         told="alert/top.engine.failed",
@@ -166,7 +175,7 @@ ROWS: Final[dict[str, Row]] = {
         back_s=9,
         **_DEAD,
     ),
-    "supervisor_hung": Row(fault="supervisor hangs", parts=Parts.JUDGED),
+    "supervisor_hung": Row(fault="supervisor hangs", parts=Parts.JUDGED, logged="supervisor_stood_still"),
     "supervisor_killed": Row(fault="supervisor killed", told="state", logged="daemon_started", back_s=10, **_ENDED),
     "told_to_stop": Row(fault="told to stop", told="state", logged="daemon_stopping", back_s=10, **_ENDED),
     "box_dead": Row(fault="box dead: power, kernel", told="state", logged="daemon_started", back_s=10, **_DEAD),
