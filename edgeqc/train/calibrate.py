@@ -184,10 +184,12 @@ def _threshold(readings: Sequence[Reading], rule: Rule) -> tuple[float, Promise 
 
 
 def _between(threshold: float, bads: Sequence[float]) -> float:
-    """Half way, in logits, to the next bad part: no more escapes here, and less overkill than promised."""
-    above = [score for score in bads if score >= threshold]
-    if not above or above[0] <= threshold:
+    """Where good and bad are apart half way between them, in logits.
+
+    Where they overlap the overkill that is allowed is used in full: a gap among few bad parts says nothing of others.
+    """
+    if not bads or bads[0] <= threshold:
         return threshold
-    low, high = (min(max(value, _EDGE), 1 - _EDGE) for value in (threshold, above[0]))
+    low, high = (min(max(value, _EDGE), 1 - _EDGE) for value in (threshold, bads[0]))
     middle = (math.log(low / (1 - low)) + math.log(high / (1 - high))) / 2
-    return min(above[0], max(threshold, 1 / (1 + math.exp(-middle))))
+    return min(bads[0], max(threshold, 1 / (1 + math.exp(-middle))))

@@ -395,3 +395,11 @@ def test_threshold_lies_between_good_and_bad_where_they_are_apart():
     readings += [Reading(score=0.99, is_defect=True, group=f"b{index}") for index in range(9)]
     calibration = calibrated(readings, Rule(), map_threshold=0.5, backend="x")
     assert calibration.threshold == pytest.approx(0.5, abs=0.01)
+
+
+def test_threshold_uses_all_of_the_allowed_overkill_where_good_and_bad_overlap():
+    readings = [Reading(score=index / 200, is_defect=False, group=str(index)) for index in range(100)]
+    readings += [Reading(score=score, is_defect=True, group=f"b{score}") for score in (0.2, 0.9, 0.95)]
+    calibration = calibrated(readings, Rule(overkill=0.02), map_threshold=0.5, backend="x")
+    assert sum(one.score >= calibration.threshold for one in readings if not one.is_defect) == 2
+    assert calibration.threshold == pytest.approx(97 / 200, abs=1e-9)
