@@ -301,6 +301,8 @@ class PlcTrigger:
     """Sequence of the result that the PLC took last; 0 where it does not acknowledge."""
     heartbeat: int = 0
     """The PLC program's own; 0 where it has none."""
+    written: bool = True
+    """False: the PLC is to write the block here, and has not done so yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

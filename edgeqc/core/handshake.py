@@ -230,7 +230,8 @@ class Handshake:
         return self._until_ns
 
     def connected(self) -> None:
-        """Begin on a fresh link: what the registers hold may be of another life. Write `block`."""
+        """Begin on a fresh link, whose registers may be of another life. READY is off until it is said anew. Write `block`."""
+        self._ready = False
         self._move(Event.CONNECTED)
 
     def lost(self) -> tuple[int, ...]:

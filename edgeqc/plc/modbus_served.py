@@ -118,6 +118,8 @@ class _Blocks:
         self._trigger = bytearray(2 * registers.RECIPE_REGISTERS)
         self._triggered_ns = 0
         """When the counter that is in the block came."""
+        self._written = False
+        """Has the PLC written its counter since we listen?"""
         self._told_counter: int | None = None
         self._asked_ns = 0
         """When the PLC asked last for anything."""
@@ -160,6 +162,7 @@ class _Blocks:
             self._asked_ns = time.monotonic_ns()
             before = bytes(self._trigger[:2])
             self._trigger[2 * first : 2 * first + len(data)] = data
+            self._written = self._written or first == 0
             if bytes(self._trigger[:2]) != before:
                 self._triggered_ns = self._asked_ns
             self._changed.notify_all()
@@ -191,6 +194,7 @@ class _Blocks:
                 ack=seen.ack,
                 heartbeat=seen.heartbeat,
                 recipe=seen.recipe,
+                written=self._written,
             )
 
     def show(self, result: PlcResult, until_ns: int) -> None:

@@ -43,6 +43,9 @@ class Manners:
     rules: Rules = field(default_factory=Rules)
     plc_heartbeat_ns: int | None = None
     """The PLC changes its heartbeat at least so often; None: not watched."""
+    triggers: bool = False
+    """The PLC's triggers are the parts. A link is up once its trigger block was read: what is raised from then on is a
+    part, though nobody looked between."""
     write_ns: int = 50 * NS_PER_MS
     """For a write that carries no new verdict of a part under way: the turn of one that waited, the end of a hold."""
 
@@ -72,6 +75,8 @@ class PlcKeeper:
         """Parts that got their verdict while somebody else held the link for too long."""
         self._ack = 0
         self._counter = 0
+        self._triggers = manners.triggers
+        self._opening: PlcTrigger | None = None
         self._write_ns = manners.write_ns
         self._heartbeat = None if manners.plc_heartbeat_ns is None else Heartbeat(manners.plc_heartbeat_ns)
         self._program_alive = True
@@ -119,6 +124,11 @@ class PlcKeeper:
         self._stopping.set()
         self._lost.set()
         self._thread.join(timeout=5)
+
+    def opening(self) -> PlcTrigger | None:
+        """What stood in the trigger block when the link was opened; once for each link. With `Manners.triggers` only."""
+        seen, self._opening = self._opening, None
+        return seen
 
     def read_trigger(self, until_ns: int) -> PlcTrigger:
         """Read the trigger block, and do what the PLC's acknowledgement in it asks for. One thread at a time.
@@ -253,7 +263,8 @@ class PlcKeeper:
                 continue
             failures = 0
             self._events.link(True, "")
-            self._lost.wait()
+            if not self._stopping.is_set():  # `stop` may have come while the link was being opened
+                self._lost.wait()
             self._link = None
             link.close()
             if not self._stopping.is_set():
@@ -270,6 +281,8 @@ class PlcKeeper:
                 handshake.connected()
                 try:
                     link.write_result(handshake.block, until_ns)
+                    if self._triggers:
+                        self._opening = self._read_opening(link, until_ns)
                 except PeerError:
                     handshake.lost()
                     raise
@@ -282,6 +295,13 @@ class PlcKeeper:
             link.close()
             raise
         return link
+
+    def _read_opening(self, link: PlcLink, until_ns: int) -> PlcTrigger:
+        seen = link.read_trigger(until_ns)
+        if not seen.written:
+            raise PeerError(self._peer, "has not written its trigger block yet: it must do so when it connects")
+        self._counter = seen.counter
+        return seen
 
 
 class _Held:

@@ -490,6 +490,7 @@ def _manners(station: StationSettings, handshake: HandshakeSettings) -> Manners:
             form=handshake.form, depth=handshake.depth, hold_ns=None if hold_ms is None else int(hold_ms * NS_PER_MS)
         ),
         plc_heartbeat_ns=None if handshake.plc_heartbeat_ms is None else int(handshake.plc_heartbeat_ms * NS_PER_MS),
+        triggers=station.trigger.source is TriggerSource.PLC,
     )
 
 

@@ -82,7 +82,7 @@ class TriggerWatch:
 
     def _look(self) -> None:
         watched = self._watched
-        reading = watched.plc.read_trigger(time.monotonic_ns() + _READ_NS)
+        reading = watched.plc.opening() or watched.plc.read_trigger(time.monotonic_ns() + _READ_NS)
         watched.intake.announce(reading.recipe)
         arrival = self._account.reading(reading.counter, reading.part_id, reading.read_ns)
         if arrival.restarted:

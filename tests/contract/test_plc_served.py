@@ -8,7 +8,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from edgeqc.plc.modbus_served import HandshakeServer, ServedLink
 from edgeqc.plc.registers import Status, pack_trigger, unpack_result
 from edgeqc.records import NS_PER_MS, PlcResult, Verdict
 from edgeqc.settings import ModbusServerPlcSettings
+from edgeqc.station.plckeeper import Manners, PlcEvents, PlcKeeper
 
 TRIGGER, RESULT = 0, 100
 
@@ -39,6 +40,13 @@ def server() -> Iterator[HandshakeServer]:
 
 def within(ms: float = 500) -> int:
     return time.monotonic_ns() + int(ms * NS_PER_MS)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 def result(sequence: int, verdict: Verdict | None = Verdict.PASS, part_id: str = "P1") -> PlcResult:
@@ -130,6 +138,37 @@ def test_a_trigger_is_seen_with_the_moment_at_which_it_came(server: HandshakeSer
         )
         assert began_ns <= seen.read_ns <= came_ns
         assert link.read_trigger(within()).read_ns > came_ns  # nothing new: the link is alive now
+
+
+def test_ready_waits_for_a_plc_that_has_not_written_its_counter_yet(server: HandshakeServer) -> None:
+    """Else the trigger that it raises first could not be told from an old one, and its part would have no record."""
+    lost: list[str] = []
+    events = PlcEvents(
+        link=lambda up, reason: None if up else lost.append(reason),
+        program=lambda _alive: None,
+        turn=lambda _sequence, _at_ns, _reason: None,
+    )
+    keeper = PlcKeeper(server.open, peer="press", events=events, manners=Manners(triggers=True))
+    with connected(server) as (link, plc):
+        assert not link.read_trigger(within()).written
+        keeper.start()
+        try:
+            until(lambda: bool(lost))
+            assert "has not written its trigger block yet" in lost[0]
+            with pytest.raises(PeerError):
+                keeper.beat(ready=True, fault=False, until_ns=within())
+            assert not any(status & Status.READY for _sequence, status in plc.seen)
+            plc.trigger(41, "A-1")
+            until(lambda: keeper.up)
+            keeper.beat(ready=True, fault=False, until_ns=within())
+            assert plc.saw(0, Status.READY)
+            opening = keeper.opening()
+            assert opening is not None
+            assert opening.counter == 41
+            plc.trigger(42, "A-2")
+            assert keeper.read_trigger(within()).part_id == "A-2"
+        finally:
+            keeper.stop()
 
 
 def test_a_result_is_delivered_when_the_plc_has_fetched_it(server: HandshakeServer) -> None:

@@ -40,9 +40,9 @@ def result(sequence: int, verdict: Verdict = Verdict.PASS) -> PlcResult:
 
 def online(form: Form, *, hold_ns: int | None = None, depth: int = DEPTH) -> Handshake:
     handshake = Handshake(Rules(form=form, depth=depth, hold_ns=hold_ns))
-    handshake.health(ready=True, fault=False)
     handshake.connected()
     handshake.written(0)
+    handshake.health(ready=True, fault=False)
     return handshake
 
 
@@ -214,6 +214,16 @@ def test_a_link_that_is_lost_leaves_no_result_to_be_shown() -> None:
     give(handshake, 1)
     handshake.lost()
     assert shown(handshake) is None
+
+
+def test_a_fresh_link_begins_without_ready_until_that_is_said_anew() -> None:
+    handshake = online(Form.ACK)
+    assert handshake.block.ready
+    handshake.lost()
+    handshake.connected()
+    assert not handshake.block.ready
+    handshake.health(ready=True, fault=False)
+    assert handshake.block.ready
 
 
 def test_without_a_result_there_is_no_code() -> None:

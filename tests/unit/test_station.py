@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeqc.core.account import TriggerAccount
 from edgeqc.core.handshake import Form, Rules
 from edgeqc.core.keeping import KeepRule
 from edgeqc.core.stopping import StopLimits, StopReason, StopRule
@@ -252,6 +253,49 @@ def test_a_fresh_link_begins_clear_whatever_waited(tmp_path: Path) -> None:
             assert time.monotonic() < until
             time.sleep(0.01)  # the keeper's own pace
         assert [(told.verdict, told.waiting) for told in line.plc.told] == [(None, 0)]
+    finally:
+        line.close()
+
+
+def test_a_part_that_comes_before_anybody_has_looked_is_a_part(tmp_path: Path) -> None:
+    line = Line(tmp_path, manners=Manners(triggers=True))
+    try:
+        line.plc.says = PlcTrigger(counter=1, part_id="P1", read_ns=0)  # the PLC saw READY; nobody has polled yet
+        account = TriggerAccount(fresh_ns=NS_PER_S)
+        opening = line.keeper.opening()
+        assert opening is not None
+        assert not account.reading(opening.counter, opening.part_id, opening.read_ns).part
+        seen = line.keeper.read_trigger(soon())
+        arrival = account.reading(seen.counter, seen.part_id, seen.read_ns)
+        assert (arrival.part, arrival.missed) == (True, 0)
+        assert line.keeper.opening() is None, "it is told once"
+    finally:
+        line.close()
+
+
+def test_a_stop_while_the_link_is_being_opened_waits_for_nobody(tmp_path: Path) -> None:
+    line = Line(tmp_path)
+    opening, may_open = threading.Event(), threading.Event()
+    plc = line.plc
+
+    def slow(result: PlcResult, until_ns: int) -> None:
+        opening.set()
+        may_open.wait(5)
+        plc.told.append(result)
+
+    try:
+        line.keeper.beat(ready=True, fault=False, until_ns=soon())
+        plc.broken = True
+        with pytest.raises(PeerError):
+            line.keeper.beat(ready=True, fault=False, until_ns=soon())
+        plc.told.clear()
+        plc.write_result = slow  # type: ignore[method-assign]
+        assert opening.wait(5)
+        threading.Timer(0.1, may_open.set).start()
+        began_s = time.monotonic()
+        line.keeper.stop()
+        assert time.monotonic() - began_s < 4
+        assert not any(told.ready for told in plc.told), "READY is said anew on a fresh link"
     finally:
         line.close()
 
