@@ -77,7 +77,7 @@ REMEMBERED_IDS: Final = 64
 
 
 class TriggerAccount:
-    """Counts the PLC's parts by its counter and part ids. One lane, readings in order."""
+    """Counts the PLC's parts by its counter and part ids. One lane."""
 
     def __init__(self, *, cycle: int = MODBUS_CYCLE, fresh_ns: int) -> None:
         """`fresh_ns`: with readings further apart than this nobody knows when a part came."""
@@ -89,7 +89,13 @@ class TriggerAccount:
         self._last_id = ""
 
     def reading(self, counter: int, part_id: str, read_ns: int) -> Arrival:
-        """Account for one reading of counter and part id, taken at `read_ns` (monotonic)."""
+        """Account for one reading of counter and part id, taken at `read_ns` (monotonic).
+
+        One that was overtaken, as the first of a fresh link can be by the last of the link before, says nothing: its counter
+        would look like one that went back.
+        """
+        if read_ns < self._read_ns:
+            return NOTHING
         moved = move(self._counter, counter, cycle=self._cycle)
         gap_ns = read_ns - self._read_ns
         self._counter, self._read_ns = counter, read_ns

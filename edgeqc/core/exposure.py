@@ -87,7 +87,7 @@ class Exposures:
     @property
     def outstanding(self) -> int:
         """Parts whose frame is still to come."""
-        return sum(exposure.open for exposure in self._exposures)
+        return len([exposure for exposure in self._exposures if exposure.open])
 
     def ready(self, now_ns: int) -> bool:
         """May the camera be triggered for the next part?
@@ -116,8 +116,12 @@ class Exposures:
 
     def overdue(self, now_ns: int) -> tuple[int, ...]:
         """Parts whose frame had its time; from then on nothing is trusted until all that was exposed has had its time."""
-        due = any(exposure.open and now_ns - exposure.at_ns > self._most_ns for exposure in self._exposures)
-        return self._doubt() if due else ()
+        for exposure in self._exposures:
+            if now_ns - exposure.at_ns <= self._most_ns:
+                break
+            if exposure.open:
+                return self._doubt()
+        return ()
 
     def frame(self, frame_id: int, first_ns: int, now_ns: int) -> Match:
         """A frame whose first packet came at `first_ns`; `frame_id` by the camera's counter."""

@@ -23,20 +23,21 @@ class Flight(Generic[PartT]):
 
     def __init__(self, *, depth: int) -> None:
         """`depth`: so many parts may be under way at once."""
+        self.parts: deque[PartT] = deque()
+        """Oldest first; for looking only."""
         self._depth = depth
-        self._parts: deque[PartT] = deque()
 
     def __len__(self) -> int:
-        return len(self._parts)
+        return len(self.parts)
 
     @property
     def full(self) -> bool:
         """Are as many parts under way as may be? One more is settled at once, and judged no more."""
-        return len(self._parts) >= self._depth
+        return len(self.parts) >= self._depth
 
     def open(self, part: PartT) -> None:
         """A part is under way; parts come in order."""
-        self._parts.append(part)
+        self.parts.append(part)
 
     def settle(self, part: PartT) -> bool:
         """This part has a verdict now; False if it has one already: the first one counts."""
@@ -47,16 +48,16 @@ class Flight(Generic[PartT]):
 
     def due_ns(self) -> int | None:
         """When the next fail-safe verdict is due; None while none is."""
-        return min((part.fail_safe_at_ns for part in self._parts if not part.settled), default=None)
+        return min((part.fail_safe_at_ns for part in self.parts if not part.settled), default=None)
 
     def overdue(self, now_ns: int) -> list[PartT]:
         """Parts, oldest first, whose fail-safe verdict is due."""
-        return [part for part in self._parts if not part.settled and part.fail_safe_at_ns <= now_ns]
+        return [part for part in self.parts if not part.settled and part.fail_safe_at_ns <= now_ns]
 
     @property
     def landable(self) -> bool:
         """Is there a part that is to be announced now?"""
-        return bool(self._parts) and self._parts[0].settled
+        return bool(self.parts) and self.parts[0].settled
 
     def land(self) -> PartT | None:
         """The oldest part, if it is settled: it is announced now and is under way no more.
@@ -64,6 +65,6 @@ class Flight(Generic[PartT]):
         A verdict that was made early waits for those of the parts before it. Their deadlines are earlier, so the wait
         is never too long, and the PLC never hears of parts out of order.
         """
-        if self._parts and self._parts[0].settled:
-            return self._parts.popleft()
+        if self.parts and self.parts[0].settled:
+            return self.parts.popleft()
         return None

@@ -73,7 +73,7 @@ def signals(*, passing: bool, rejecting: bool, valid: bool, fault: bool, code: i
         found.append("I3 both")
     if valid != (passing or rejecting):
         found.append("I3 valid")
-    if passing != (code == ok_code):
+    if passing != (code == ok_code) or (code and not valid):
         found.append("I3 code")
     if passing and fault:
         found.append("I11 pass while fault")

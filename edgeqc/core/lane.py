@@ -58,7 +58,7 @@ class Lane(Generic[PartT]):
 
     def __len__(self) -> int:
         """Parts under way."""
-        return len(self._flight)
+        return len(self._flight.parts)
 
     def open(
         self, part: PartT, *, fresh: bool = True, known: bool = True, trigger_ns: int, now_ns: int

@@ -71,6 +71,7 @@ class Courier:
         barred: Callable[[str], str | None],
         greet: Callable[[ArchiveView | None], list[Message]],
         alerts: Callable[[ArchiveView | None], list[Message]],
+        now_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         """Begin with the greeting: how things stand.
 
@@ -83,13 +84,15 @@ class Courier:
             barred: why a topic need not even be tried, or None.
             greet: the retained messages to begin with, alerts among them.
             alerts: the alerts as they stand, for when their history has been replayed.
+            now_ns: the clock of the rows' `mono_ns`.
         """
         self.published = 0
         self.replayed = 0
         self.acknowledged = 0
         self.refusals: list[tuple[str, str]] = []
         """(topic, reason) of what the broker refused or was not asked to take; the owner takes them out."""
-        self._since_ns = time.monotonic_ns()
+        self._now_ns = now_ns
+        self._since_ns = now_ns()
         self._connection = connection
         self._archive = archive
         self._prefix = prefix
@@ -197,7 +200,7 @@ class Courier:
         lane.rows.extend(row for row in rows if row.id not in ended)
 
     def _send_row(self, row: OutboxRow) -> None:
-        age_ns = time.monotonic_ns() - row.mono_ns
+        age_ns = self._now_ns() - row.mono_ns
         old = row.boot != self._boot or row.mono_ns < self._since_ns or not 0 <= age_ns <= _LIVE_NS
         if not old and row.id > self._backlog:
             expiry_s = None if row.retain else self._live_expiry_s

@@ -1,4 +1,4 @@
-"""Planted bugs: each a change of the shipping core's text, which the simulated line must notice.
+"""Planted bugs: each a change of the shipping code's text, which must be noticed.
 
 `mutated` loads core and simulation anew with one module's text changed, and puts everything back.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-CORE = ("edgeqc.core", "edgeqc.sim.virtual")
+RELOADED = ("edgeqc.core", "edgeqc.office.courier", "edgeqc.sim.virtual")
 CAMPAIGN = "edgeqc.sim.virtual.campaign"
 
 
@@ -33,7 +33,7 @@ class Mutant:
     breaks: str = ""
     """The invariant that it violates there."""
     fails: str = ""
-    """Instead: `module.function`, the test of the rule that fails with it."""
+    """Instead: `module.function`, the test of the rule that fails with it: no line can show it."""
 
 
 class _Loader(importlib.machinery.SourceFileLoader):
@@ -60,21 +60,15 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 @contextmanager
 def mutated(mutant: Mutant, *, test: str = "") -> Iterator[ModuleType]:
-    """The simulation's campaign module around a core with this bug; of other packages the very module that has it.
-
-    `test`: that module of tests instead, around the same core.
-    """
-    own = f"edgeqc.{mutant.module}"
-    reloaded, yields = (CORE, CAMPAIGN) if own.startswith(CORE) else ((own,), own)
-    if test:
-        reloaded, yields = (*reloaded, test), test
+    """The simulation's campaign module around code with this bug. `test`: that module of tests instead."""
+    reloaded = (*RELOADED, test) if test else RELOADED
     kept = {name: module for name, module in sys.modules.items() if name.startswith(reloaded)}
     finder = _Finder(mutant)
     for name in kept:
         del sys.modules[name]
     sys.meta_path.insert(0, finder)
     try:
-        yield importlib.import_module(yields)
+        yield importlib.import_module(test or CAMPAIGN)
     finally:
         sys.meta_path.remove(finder)
         for name in [name for name in sys.modules if name.startswith(reloaded)]:
@@ -88,19 +82,36 @@ def _core(
     return Mutant(name, f"core.{module}", before, after, seed=seed, breaks=breaks, fails=fails)
 
 
+def _courier(name: str, before: str, after: str, *, seed: int, breaks: str) -> Mutant:
+    return Mutant(name, "office.courier", before, after, seed=seed, breaks=breaks)
+
+
 MUTANTS = [
     _core(
-        "a standing trigger counts again", "account", "if distance == 0:", "if distance < 0:", seed=0, breaks="I1 count"
+        "a standing trigger counts again",
+        "account",
+        "if distance == 0:",
+        "if distance < 0:",
+        seed=0,
+        breaks="I1 phantom",
     ),
     _core(
         "counters compared without their wrap",
         "account",
         "distance = (after - before) % cycle",
         "distance = after - before",
-        seed=3,
+        seed=47,
         breaks="I1 phantom",
     ),
     _core("one missed part too many", "account", "missed=distance - 1)", "missed=distance)", seed=3, breaks="I1 count"),
+    _core(
+        "a reading that was overtaken counts",
+        "account",
+        "if read_ns < self._read_ns:",
+        "if read_ns < 0:",
+        seed=37,
+        breaks="I1 phantom",
+    ),
     _core("missed parts forgotten", "account", "missed=distance - 1)", "missed=0)", seed=3, breaks="I1 count"),
     _core(
         "the old trigger taken for a part",
@@ -108,7 +119,7 @@ MUTANTS = [
         "{Step.FIRST, Step.SAME}",
         "{Step.SAME}",
         seed=0,
-        breaks="I7 echo",
+        breaks="I1 phantom",
     ),
     _core(
         "a stale trigger taken for fresh",
@@ -116,15 +127,15 @@ MUTANTS = [
         "fresh=not restarted and gap_ns <= self._fresh_ns",
         "fresh=True",
         seed=75,
-        breaks="I6 gate",
+        breaks="I2 age",
     ),
     _core(
         "the counter not asked",
         "exposure",
         "if owner.ordinal != ordinal or not owner.open:",
         "if not owner.open:",
-        seed=14,
-        breaks="I7 identity",
+        seed=5,
+        breaks="I7 frame",
     ),
     _core(
         "the oldest part gets the frame",
@@ -132,37 +143,36 @@ MUTANTS = [
         "for exposure in reversed(self._exposures):\n            if exposure.at_ns",
         "for exposure in self._exposures:\n            if exposure.at_ns",
         seed=0,
-        breaks="I13 recovery",
+        breaks="I13 frame",
     ),
     _core(
         "the latest frame is the part's",
         "exposure",
         "if exposure.at_ns + self._least_ns - slack_ns <= first_ns:\n                return exposure if first_ns - exposure.at_ns <= self._most_ns else None",
         "return exposure",
-        seed=5,
-        breaks="I7 identity",
+        seed=41,
+        breaks="I13 frame",
     ),
     _core(
         "a pipeline before the counter is known",
         "exposure",
         "(self._base is not None or not self.outstanding)",
         "True",
-        seed=30,
-        breaks="I7 identity",
+        fails="test_accounting.test_one_part_at_a_time_until_the_cameras_counter_is_known",
     ),
     _core(
         "a frame that stays out is not noticed",
         "exposure",
-        "due = any(",
-        "due = False and any(",
+        "            if exposure.open:\n                return self._doubt()",
+        "            if exposure is None:\n                return self._doubt()",
         seed=29,
         breaks="I13 recovery",
     ),
     _core(
         "verdicts overtake each other",
         "flight",
-        "if self._parts and self._parts[0].settled:\n            return self._parts.popleft()",
-        "for part in self._parts:\n            if part.settled:\n                self._parts.remove(part)\n                return part",
+        "if self.parts and self.parts[0].settled:\n            return self.parts.popleft()",
+        "for part in self.parts:\n            if part.settled:\n                self.parts.remove(part)\n                return part",
         seed=5,
         breaks="production check",
     ),
@@ -172,7 +182,7 @@ MUTANTS = [
         "if not engine_ok or not math.isfinite(score) or not 0 <= score <= 1:",
         "if not engine_ok:",
         seed=0,
-        breaks="production check",
+        breaks="I6 overkill",
     ),
     _core(
         "NaN passes",
@@ -182,7 +192,7 @@ MUTANTS = [
         seed=0,
         breaks="production check",
     ),
-    _core("bad tags do not matter", "decide", "if not tags_good:", "if tags_good is None:", seed=14, breaks="I8 tags"),
+    _core("bad tags do not matter", "decide", "if not tags_good:", "if tags_good is None:", seed=4, breaks="I8 tags"),
     _core(
         "the threshold is not asked",
         "decide",
@@ -220,7 +230,7 @@ MUTANTS = [
         "views",
         "_badness(ruling) > _badness(worst)",
         "_badness(ruling) < _badness(worst)",
-        seed=3,
+        seed=4,
         breaks="production check",
     ),
     _core(
@@ -228,7 +238,7 @@ MUTANTS = [
         "views",
         "if worst is None or _badness(ruling) > _badness(worst):",
         "if True:",
-        seed=3,
+        seed=4,
         breaks="production check",
     ),
     _core(
@@ -245,15 +255,15 @@ MUTANTS = [
         "if not fresh or now_ns - trigger_ns > self._expose_within_ns:",
         "if fresh is None:",
         seed=0,
-        breaks="I7 identity",
+        breaks="I2 age",
     ),
     _core(
         "exposed while the camera is in doubt",
         "lane",
         "if self.unready(now_ns) >= 0:",
         "if not self.cameras:",
-        seed=28,
-        breaks="I7 identity",
+        seed=130,
+        breaks="I7 frame",
     ),
     _core(
         "the result of the part before",
@@ -268,7 +278,7 @@ MUTANTS = [
         "handshake",
         "part_id=part_id if shown is None else shown.part_id,",
         "part_id=part_id,",
-        seed=0,
+        seed=3,
         breaks="I6 escape",
     ),
     _core(
@@ -276,7 +286,7 @@ MUTANTS = [
         "handshake",
         "self._put(self._waiting.popleft())",
         "self._put(self._waiting.pop())",
-        seed=5,
+        seed=41,
         breaks="I5 order",
     ),
     _core(
@@ -284,7 +294,7 @@ MUTANTS = [
         "handshake",
         "(Phase.VALID, Event.ACK_NEXT): (Phase.OFFERED, Act.NEXT)",
         "(Phase.VALID, Event.ACK_NEXT): (Phase.VALID, Act.NOTHING)",
-        seed=30,
+        seed=4,
         breaks="I13 recovery",
     ),
     _core(
@@ -292,7 +302,7 @@ MUTANTS = [
         "restart",
         'return next((loop for loop in loops if now_ns - beats.get(loop, started_ns) > limit_ns), "")',
         'return ""',
-        seed=3,
+        seed=41,
         breaks="I17 resources",
     ),
     _core(
@@ -300,7 +310,7 @@ MUTANTS = [
         "backoff",
         "plain = min(self.most_s, ",
         "plain = 3600 + min(self.most_s, ",
-        seed=14,
+        seed=3,
         breaks="I13 recovery",
     ),
     _core(
@@ -308,7 +318,7 @@ MUTANTS = [
         "budget",
         "- self.plc_write_ns",
         "+ self.plc_write_ns",
-        seed=23,
+        seed=11,
         breaks="I2 deadline",
     ),
     _core(
@@ -356,7 +366,7 @@ MUTANTS = [
         "track",
         "events.append(_event(GateFact.WENT_BY, tracked))",
         "pass",
-        seed=3,
+        seed=47,
         breaks="I6 gate",
     ),
     _core(
@@ -376,7 +386,7 @@ MUTANTS = [
         breaks="I6 gate",
     ),
     _core(
-        "an encoder set anew is movement", "axis", "if abs(step) > self._most_step or", "if", seed=30, breaks="I6 gate"
+        "an encoder set anew is movement", "axis", "if abs(step) > self._most_step or", "if", seed=47, breaks="I6 gate"
     ),
     _core(
         "nobody asks for a stop",
@@ -386,7 +396,7 @@ MUTANTS = [
         seed=3,
         breaks="I11 stop",
     ),
-    # --- noticed by the rule's own test ---
+    # --- parts and their ids ---
     _core(
         "a doubled id judged",
         "account",
@@ -394,33 +404,136 @@ MUTANTS = [
         "doubled = False",
         fails="test_accounting.test_the_part_id_of_the_part_before_is_a_doubled_part",
     ),
-    _core(
-        "a swapped id judged",
-        "account",
-        "part_id in self._ids\n",
-        "False\n",
-        fails="test_accounting.test_the_part_id_of_an_earlier_part_is_a_swapped_part",
-    ),
+    _core("a swapped id judged", "account", "part_id in self._ids\n", "False\n", seed=29, breaks="I7 id"),
+    _core("judged under an id that is another's", "lane", "if not known:", "if known is None:", seed=0, breaks="I7 id"),
     _core(
         "a restart taken for missed parts",
         "account",
         " or moved.missed > MOST_MISSED",
         "",
-        fails="test_lane.test_a_counter_that_leaps_further_than_parts_can_was_set_anew",
+        seed=64,
+        breaks="I1 phantom",
     ),
+    _core("a part's age forgotten", "account", "waited_ns=gap_ns", "waited_ns=0", seed=0, breaks="I2 age"),
     _core(
-        "a part's age forgotten",
+        "zero taken for a frame number",
         "account",
-        "waited_ns=gap_ns",
-        "waited_ns=0",
-        fails="test_accounting.test_a_trigger_seen_after_a_silent_link_is_not_fresh",
+        "GVSP_CYCLE: Final = 65_535",
+        "GVSP_CYCLE: Final = 65_536",
+        seed=9,
+        breaks="I13 frame",
     ),
     _core(
         "a doubled frame judged",
         "exposure",
         "if moved.step is Step.SAME:",
         "if moved.step is None:",
-        fails="test_lane.test_a_frame_sent_twice_costs_the_next_part_nothing",
+        seed=5,
+        breaks="I7 doubled frame",
+    ),
+    _core(
+        "a late exposure judged",
+        "exposure",
+        "if first_ns - usual_ns > owner.until_ns:",
+        "if first_ns < 0:",
+        seed=0,
+        breaks="I7 frame",
+    ),
+    _core(
+        "a reopened camera's counter trusted",
+        "exposure",
+        "        self._base = None\n        self._frame_id = None\n",
+        "",
+        seed=4,
+        breaks="I13 frame",
+    ),
+    _core(
+        "a camera that counts anew is stale for ever",
+        "exposure",
+        "        self._frame_id = frame_id\n        if moved.step is Step.BACK:",
+        "        if moved.step is not Step.BACK:\n            self._frame_id = frame_id\n        if moved.step is Step.BACK:",
+        seed=0,
+        breaks="I13 recovery",
+    ),
+    _core(
+        "two verdicts for a part",
+        "flight",
+        "if part.settled:\n            return False",
+        "if part.settled:\n            return True",
+        seed=0,
+        breaks="I1 two verdicts",
+    ),
+    _core(
+        "no fail-safe verdict",
+        "flight",
+        "and part.fail_safe_at_ns <= now_ns]",
+        "and part.fail_safe_at_ns < 0]",
+        seed=0,
+        breaks="I2 fail-safe",
+    ),
+    _core(
+        "a pass after the time",
+        "decide",
+        "    if now_ns >= fail_safe_at_ns:\n        return Verdict.REJECT, Cause.LATE\n    return verdict",
+        "    return verdict",
+        seed=6,
+        breaks="production check",
+    ),
+    _core(
+        "a picture may be as old as it likes",
+        "lane",
+        "trigger_ns + self._expose_within_ns)",
+        "trigger_ns + (1 << 62))",
+        seed=0,
+        breaks="I7 frame",
+    ),
+    _core(
+        "a swapped frame leaves its part waiting",
+        "lane",
+        "found = (self._parts.get(sequence) for sequence in sequences)",
+        "found = (self._parts.get(sequence + 1) for sequence in sequences)",
+        seed=0,
+        breaks="I7 given up",
+    ),
+    _core(
+        "any acknowledgement releases",
+        "handshake",
+        "if not _same(sequence, self._shown.sequence):",
+        "if sequence < 0:",
+        seed=0,
+        breaks="I7 acknowledgement",
+    ),
+    _core(
+        "a code without a result",
+        "handshake",
+        "code=0 if shown is None else shown.code,",
+        "code=10 if shown is None else shown.code,",
+        seed=0,
+        breaks="I3 code",
+    ),
+    _core(
+        "a restart takes for ever",
+        "restart",
+        "return self.backoff.delay_s(self._over, lot)",
+        "return 3600.0",
+        seed=14,
+        breaks="I13 recovery",
+    ),
+    _core(
+        "the encoder's wrap is a leap",
+        "axis",
+        "step = (raw - before + half) % self._cycle - half",
+        "step = raw - before",
+        seed=9,
+        breaks="I13 gate",
+    ),
+    _core(
+        "fail-safe verdicts are not counted in a row",
+        "stopping",
+        "self.in_a_row + 1 if blind else 0",
+        "1 if blind else 0",
+        seed=0,
+        breaks="I11 stop",
     ),
     _core(
         "frames in doubt judged",
@@ -437,81 +550,11 @@ MUTANTS = [
         fails="test_accounting.test_a_frame_that_comes_twice_is_judged_once",
     ),
     _core(
-        "a late exposure judged",
-        "exposure",
-        "if first_ns - usual_ns > owner.until_ns:",
-        "if first_ns < 0:",
-        fails="test_accounting.test_a_frame_that_was_exposed_when_the_part_had_moved_on_is_stale",
-    ),
-    _core(
         "exposing while in doubt",
         "exposure",
         "return now_ns >= self._doubt_until_ns and (",
         "return (",
         fails="test_accounting.test_a_trigger_that_the_camera_ignored_gives_no_part_anothers_frame",
-    ),
-    _core(
-        "a reopened camera's counter trusted",
-        "exposure",
-        "        self._base = None\n        self._frame_id = None\n",
-        "",
-        fails="test_accounting.test_a_fresh_connection_counts_from_where_it_likes",
-    ),
-    _core(
-        "zero taken for a frame number",
-        "account",
-        "GVSP_CYCLE: Final = 65_535",
-        "GVSP_CYCLE: Final = 65_536",
-        fails="test_lane.test_a_cameras_counter_goes_from_65535_to_1",
-    ),
-    _core(
-        "a camera that counts anew is stale for ever",
-        "exposure",
-        "        self._frame_id = frame_id\n        if moved.step is Step.BACK:",
-        "        if moved.step is not Step.BACK:\n            self._frame_id = frame_id\n        if moved.step is Step.BACK:",
-        fails="test_accounting.test_a_camera_that_counts_anew_is_not_stale_for_ever",
-    ),
-    _core(
-        "two verdicts for a part",
-        "flight",
-        "if part.settled:\n            return False",
-        "if part.settled:\n            return True",
-        fails="test_lane.test_a_part_has_one_verdict",
-    ),
-    _core(
-        "no fail-safe verdict",
-        "flight",
-        "and part.fail_safe_at_ns <= now_ns]",
-        "and part.fail_safe_at_ns < 0]",
-        fails="test_accounting.test_every_part_that_is_due_is_named_and_none_before",
-    ),
-    _core(
-        "a pass after the time",
-        "decide",
-        "    if now_ns >= fail_safe_at_ns:\n        return Verdict.REJECT, Cause.LATE\n    return verdict",
-        "    return verdict",
-        fails="test_lane.test_a_pass_is_not_begun_when_its_time_is_up",
-    ),
-    _core(
-        "judged under an id that is another's",
-        "lane",
-        "if not known:",
-        "if known is None:",
-        fails="test_lane.test_a_part_whose_id_is_anothers_is_rejected_unseen",
-    ),
-    _core(
-        "a picture may be as old as it likes",
-        "lane",
-        "trigger_ns + self._expose_within_ns)",
-        "trigger_ns + (1 << 62))",
-        fails="test_lane.test_a_picture_of_a_part_that_has_moved_on_is_not_its_own",
-    ),
-    _core(
-        "a swapped frame leaves its part waiting",
-        "lane",
-        "found = (self._parts.get(sequence) for sequence in sequences)",
-        "found = (self._parts.get(sequence + 1) for sequence in sequences)",
-        fails="test_lane.test_the_part_of_a_frame_that_is_anothers_waits_no_longer",
     ),
     _core(
         "the result stays when the link is lost",
@@ -520,69 +563,33 @@ MUTANTS = [
         "            case Act.FORGET:\n",
         fails="test_handshake.test_a_link_that_is_lost_leaves_no_result_to_be_shown",
     ),
-    _core(
-        "any acknowledgement releases",
-        "handshake",
-        "if not _same(sequence, self._shown.sequence):",
-        "if sequence < 0:",
-        fails="test_handshake.test_without_acknowledgement_the_next_result_takes_the_place_and_overrun_goes_on",
-    ),
-    _core(
-        "a code without a result",
-        "handshake",
-        "code=0 if shown is None else shown.code,",
-        "code=10 if shown is None else shown.code,",
-        fails="test_handshake.test_without_a_result_there_is_no_code",
-    ),
-    _core(
-        "a restart takes for ever",
-        "restart",
-        "return self.backoff.delay_s(self._over, lot)",
-        "return 3600.0",
-        fails="test_core.test_restarts_are_free_then_slow_down_and_never_end",
-    ),
-    _core(
-        "the encoder's wrap is a leap",
-        "axis",
-        "step = (raw - before + half) % self._cycle - half",
-        "step = raw - before",
-        fails="test_gate.test_an_encoder_counts_on_over_its_wrap_and_backwards",
-    ),
-    _core(
-        "fail-safe verdicts are not counted in a row",
-        "stopping",
-        "self.in_a_row + 1 if blind else 0",
-        "1 if blind else 0",
-        fails="test_gate.test_three_verdicts_in_a_row_that_say_nothing_ask_for_a_stop",
-    ),
-]
-
-
-def _courier(name: str, before: str, after: str, breaks: str) -> Mutant:
-    return Mutant(name, "office.courier", before, after, breaks=breaks)
-
-
-COURIER_MUTANTS = [
     _courier(
         "settled when it is sent",
         "        self.published += 1\n        if qos:",
         "        self.published += 1\n        if row:\n            self._archive.put(Settled(ids=[row]))\n        if qos:",
-        "I9 lost",
+        seed=0,
+        breaks="I9 lost",
     ),
     _courier(
         "a refusal is a success",
         "if refusal is not None:\n                self._refuse",
         "if False:\n                self._refuse",
-        "I9 lost",
+        seed=0,
+        breaks="I9 refused",
     ),
     _courier(
-        "no bound", "while len(self._sent) < self._connection.inflight:", "while len(self._sent) < 10**6:", "I10 bound"
+        "no bound",
+        "while len(self._sent) < self._connection.inflight:",
+        "while len(self._sent) < 10**6:",
+        seed=1,
+        breaks="I10 bound",
     ),
-    _courier("the newest first", "return lane.rows.popleft()", "return lane.rows.pop()", "I10 order"),
+    _courier("the newest first", "return lane.rows.popleft()", "return lane.rows.pop()", seed=0, breaks="I10 order"),
     _courier(
         "acknowledgements are not heard",
         "if sent.row:\n                done",
         "if sent.row < 0:\n                done",
-        "I9 lost",
+        seed=0,
+        breaks="I13 outbox",
     ),
 ]

@@ -52,6 +52,14 @@ def test_a_trigger_seen_after_a_silent_link_is_not_fresh() -> None:
     assert triggers.reading(2, "P2", 12 * MS) == arrival(1)
 
 
+def test_a_reading_that_was_overtaken_says_nothing() -> None:
+    account = TriggerAccount(fresh_ns=10 * MS)
+    account.reading(258, "P258", 1 * MS)
+    assert account.reading(260, "P260", 9 * MS).missed == 1
+    assert account.reading(259, "P259", 8 * MS) == Arrival(), "the first of a fresh link, which was read before that"
+    assert account.reading(261, "P261", 10 * MS) == Arrival(part=True, waited_ns=1 * MS)
+
+
 def test_the_part_id_of_the_part_before_is_a_doubled_part() -> None:
     triggers = account()
     triggers.reading(1, "P1", MS)
@@ -429,6 +437,8 @@ def test_signals_never_contradict_each_other() -> None:
     right = {"passing": True, "rejecting": False, "valid": True, "fault": False, "code": 1, "ok_code": 1}
     assert signals(**right) == []
     assert signals(**{**right, "rejecting": True}) == ["I3 both"]
-    assert signals(**{**right, "valid": False}) == ["I3 valid"]
+    assert signals(**{**right, "valid": False}) == ["I3 valid", "I3 code"]
     assert signals(**{**right, "code": 100}) == ["I3 code"]
+    assert signals(**{**right, "passing": False, "valid": False, "code": 0}) == []
+    assert signals(**{**right, "passing": False, "valid": False, "code": 100}) == ["I3 code"]
     assert signals(**{**right, "fault": True}) == ["I11 pass while fault"]

@@ -9,8 +9,9 @@ from typing import Any
 from edgeqc.core.restart import RestartBudget, hung
 from edgeqc.records import NS_PER_MS, NS_PER_S, PartRecord, Verdict
 from edgeqc.sim.virtual.kernel import Kernel, Stalled
+from edgeqc.sim.virtual.lots import Lots
 from edgeqc.sim.virtual.oracle import Oracle, Violation
-from edgeqc.sim.virtual.plant import Lots, Plant
+from edgeqc.sim.virtual.plant import Plant
 from edgeqc.sim.virtual.station import Station
 from edgeqc.sim.virtual.swarm import Swarm, draw
 
@@ -18,6 +19,8 @@ PER_SEED = 500
 """Parts of one seed."""
 LEAST = 60
 """Parts that a line needs to show anything: the last ones are without faults."""
+CRASHES = 5
+"""Of a station that ends as soon as it starts: more than are free in ten seconds."""
 SKIPPED_NUMBERS = 1024
 """After a power cut: more numbers than are given while one group of records waits for its sync."""
 
@@ -29,6 +32,8 @@ class Report:
     swarm: Swarm
     trace: str = ""
     """Hash of everything that happened: the same for the same seed, always."""
+    line_trace: str = ""
+    """The same of the line alone, without what the office tells to the outside."""
     triggers: int = 0
     passed: int = 0
     rejected: int = 0
@@ -47,6 +52,8 @@ class _Supervisor:
         self.station: Station | None = None
         self.lots = Lots(plant.swarm, "supervisor", plant.oracle, plant)
         self.restarts = RestartBudget()
+        self.crashes = 0
+        """So many more times the station ends as soon as it starts."""
 
     def run(self) -> Iterator[Any]:
         kernel, swarm = self.plant.kernel, self.plant.swarm
@@ -55,12 +62,18 @@ class _Supervisor:
         while True:
             self.station = Station(self.plant, first_sequence=self._last_sequence() + 1)
             started_ns = kernel.now_ns
+            if self.crashes:
+                self.crashes -= 1
+                self.station.kill()
             while not self.station.dead:
                 yield kernel.now_ns + look_ns
                 loops = ("line", "guard", "triggers")
                 stuck = hung(self.station.beats, loops, started_ns=started_ns, limit_ns=limit_ns, now_ns=kernel.now_ns)
                 if stuck or self.lots.falls("killed"):
                     self.station.kill()
+                elif self.lots.falls("crash_loop"):
+                    self.station.kill()
+                    self.crashes = CRASHES
                 elif self.lots.falls("power_cut"):
                     self.station.kill()
                     self.plant.disk.power_cut()
@@ -92,21 +105,22 @@ def run_seed(seed: int, triggers: int) -> Report:
     try:
         kernel.spawn("supervisor", supervisor.run())  # type: ignore[arg-type]
         kernel.spawn("arrivals", plant.arrivals())
+        kernel.spawn("office", plant.office.run())
         end_ns = kernel.now_ns + (20 * triggers + 1000) * swarm.takt_ns + 600 * NS_PER_S
 
         def check() -> None:
             station = supervisor.station
-            under_way = station.under_way if station is not None else 0
+            under_way = 0 if station is None or station.dead else len(station.lane) + station.announcing
             if oracle.triggers != oracle.passed + oracle.rejected + under_way + oracle.lost_in_crash:
                 oracle.counts(under_way)
 
-        kernel.run(lambda: plant.done, check, end_ns=end_ns)
+        kernel.run(check, end_ns=end_ns)
         _at_the_end(plant, supervisor)
     except Violation as violation:
         report.violation = violation
     except Stalled as stalled:
         report.violation = Violation("I13 liveness", kernel.now_ns, str(stalled))
-    report.trace = oracle.trace
+    report.trace, report.line_trace = oracle.trace, oracle.line_trace
     report.triggers = oracle.triggers
     report.passed, report.rejected = oracle.passed, oracle.rejected
     report.lost_in_crash = oracle.lost_in_crash
@@ -119,6 +133,7 @@ def run_seed(seed: int, triggers: int) -> Report:
 def _at_the_end(plant: Plant, supervisor: _Supervisor) -> None:
     """The last parts came without a fault: the line must have recovered, and owe nobody anything."""
     oracle, station = plant.oracle, supervisor.station
+    plant.office.drain()
     if station is None or station.dead or station.link is None:
         oracle.fail("I13 recovery", "the station is not running, or has no link to the PLC")
         return

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
+from edgeqc.core.exposure import Claim, Match
 from edgeqc.core.invariant import balance, signals
-from edgeqc.records import JUDGED, RESULT_CODE, Cause, PlcResult, Verdict
+from edgeqc.records import JUDGED, RESULT_CODE, Cause, FrameStatus, PlcResult, Verdict
 from edgeqc.sim.virtual.kernel import Kernel
 
 
@@ -44,6 +45,23 @@ class Piece:
     """True: it is in the reject bin; None: not at the gate yet."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shot:
+    """A frame as the camera's library hands it out."""
+
+    camera: int
+    frame_id: int
+    content: int
+    """Number of the piece that it shows, BELT for none: what only the oracle may know."""
+    status: FrameStatus
+    exposed_ns: int
+    first_ns: int
+    received_ns: int
+    sequence: int
+    """Of the part for which it was exposed; 0 for none. Only the oracle may know."""
+    life: int
+
+
 class Oracle:
     """Raises `Violation`. The trace is a hash over everything that was decided and seen."""
 
@@ -66,10 +84,19 @@ class Oracle:
         """Pieces that had to be ejected and were not, with an ejector that works."""
         self.delivered_pass: set[int] = set()
         self._trace = hashlib.sha256()
+        self._sink_trace = hashlib.sha256()
         self._kernel = kernel
         self._shown_sequence = 0
         self._account: tuple[tuple[int, int], int, int] | None = None
         self._blind = 0
+        self._verdicts: set[int] = set()
+        """Sequences that have their verdict."""
+        self._ids: set[str] = set()
+        """Part ids that the station has seen, and must know again."""
+        self._foreign: set[int] = set()
+        """Sequences of parts that came under an id of a part before them."""
+        self._taken: dict[int, Shot] = {}
+        """Of each camera the frame that the station took last."""
 
     def fail(self, name: str, facts: str) -> None:
         """An invariant does not hold."""
@@ -79,22 +106,43 @@ class Oracle:
         """Something happened that must happen again with the same seed."""
         self._trace.update(repr((self._kernel.now_ns, *facts)).encode())
 
+    def note_sink(self, *facts: object) -> None:
+        """The same of what is told to the outside, which no verdict waits for."""
+        self._sink_trace.update(repr((self._kernel.now_ns, *facts)).encode())
+
+    @property
+    def line_trace(self) -> str:
+        """Hash of all that happened on the line."""
+        return self._trace.hexdigest()[:16]
+
     @property
     def trace(self) -> str:
         """Hash of all that happened."""
-        return self._trace.hexdigest()[:16]
+        both = self._trace.copy()
+        both.update(self._sink_trace.digest())
+        return both.hexdigest()[:16]
 
     def fault(self, name: str) -> None:
         """A fault was injected."""
         self.faults[name] = self.faults.get(name, 0) + 1
         self.note("fault", name)
 
-    def opened(self, sequence: int, piece: Piece | None) -> None:
-        """A station gave a part this number."""
+    def ids_forgotten(self) -> None:
+        """The PLC was restarted: its ids may begin anew."""
+        self._ids.clear()
+
+    def opened(self, sequence: int, piece: Piece | None, *, counted: int) -> None:
+        """A station gave a part this number. `counted`: parts that the PLC has counted in all."""
         if sequence in self.owner:
             self.fail("I1 number used twice", f"sequence {sequence}")
         self.owner[sequence] = piece
         self.triggers += 1
+        if self.triggers > counted:
+            self.fail("I1 phantom", f"{self.triggers} parts have numbers, and the PLC counted {counted}")
+        if piece is not None:
+            if piece.shown_id in self._ids:
+                self._foreign.add(sequence)
+            self._ids.add(piece.shown_id)
         if piece is not None:
             piece.sequences.append(sequence)
             if len(piece.sequences) > piece.counts:
@@ -103,28 +151,73 @@ class Oracle:
                 )
         self.note("opened", sequence)
 
-    def settled(self, sequence: int, verdict: Verdict, cause: Cause, *, content: list[int], score: float) -> None:
-        """A part's verdict is final, as it goes out. `content`: the pieces that its judged frames show."""
+    def aged(self, piece: Piece, came_ns: int, *, poll_ns: int, fresh_ns: int) -> None:
+        """The core thinks that a part that may be exposed came then: a poll too late at the most.
+
+        Where readings are further apart it takes the part for older, by what they may be apart at the most.
+        """
+        early_ns = piece.at_ns - came_ns
+        if piece.counts == 1 and not -poll_ns <= early_ns <= fresh_ns - poll_ns:
+            self.fail("I2 age", f"piece {piece.number} came at {piece.at_ns} ns, and is taken for one of {came_ns} ns")
+
+    def reopened(self, camera: int) -> None:
+        """The station counts this camera's frames from anew."""
+        self._taken.pop(camera, None)
+
+    def claimed(self, shot: Shot, match: Match, *, sure: bool) -> None:
+        """The core says whose a frame is. `sure`: nothing was ever wrong with this camera's connection."""
+        again = self._taken.get(shot.camera) is shot
+        self._taken[shot.camera] = shot
+        if again and (match.claim is not Claim.DOUBLED or match.without):
+            self.fail("I7 doubled frame", f"the same frame came twice, and is {match.claim}, without {match.without}")
+        owner = self.owner.get(match.sequence)
+        if match.claim is Claim.OWN and (owner is None or shot.content != owner.number):
+            self.fail("I7 frame", f"it shows piece {shot.content}, and was given to {match.sequence}, which is {owner}")
+        if sure and not again and (match.claim is not Claim.OWN or match.without):
+            self.fail("I13 frame", f"nothing is wrong, and the frame of {shot.sequence} is {match}")
+
+    def verdict(self, sequence: int) -> None:
+        """The core says that this part has its verdict now."""
+        if sequence in self._verdicts:
+            self.fail("I1 two verdicts", f"{sequence} has one already")
+        self._verdicts.add(sequence)
+
+    def settled(
+        self, sequence: int, verdict: Verdict, cause: Cause, *, shots: list[Shot], score: float, within_ns: int
+    ) -> None:
+        """A part's verdict is final, as it goes out.
+
+        `shots`: its judged frames; `within_ns`: after the part came, no later were they exposed.
+        """
         self.passed += verdict is Verdict.PASS
         self.rejected += verdict is Verdict.REJECT
         piece = self.owner[sequence]
         self.note("settled", sequence, verdict, cause)
+        if cause in JUDGED and sequence in self._foreign:
+            self.fail("I7 id", f"{sequence} was judged under {piece and piece.shown_id}, which is of a part before it")
         if (verdict is Verdict.PASS) != (cause is Cause.OK):
             self.fail("I3 verdict and cause", f"{sequence}: {verdict} {cause}")
         if verdict is Verdict.PASS:
-            if piece is None:
-                self.fail("I7 identity", f"{sequence} passed, and was never seen")
-            elif not content or any(shown != piece.number for shown in content):
-                self.fail("I7 identity", f"{sequence} is piece {piece.number}, its frames show {content}")
-            elif piece.defective:
-                self.fail("I6 escape", f"{sequence}: piece {piece.number} is defective, score {score}")
-            if not 0 <= score <= 1:
-                self.fail("I12 score", f"{sequence}: PASS on a score of {score}")
-        elif cause in {Cause.DEFECT, Cause.ANOMALY, Cause.HOLD}:
-            if piece is not None and any(shown != piece.number for shown in content):
-                self.fail("I7 identity", f"{sequence} is piece {piece.number}, its frames show {content}")
-            if piece is not None and not piece.defective:
+            self._passed(sequence, piece, shots, score, within_ns)
+        elif piece is not None and cause in {Cause.DEFECT, Cause.ANOMALY, Cause.HOLD}:
+            if any(shot.content != piece.number for shot in shots):
+                self.fail("I7 identity", f"{sequence} is piece {piece.number}, its frames show {shots}")
+            if not piece.defective:
                 self.fail("I6 overkill", f"{sequence}: piece {piece.number} is good, cause {cause}")
+
+    def _passed(self, sequence: int, piece: Piece | None, shots: list[Shot], score: float, within_ns: int) -> None:
+        if piece is None:
+            self.fail("I7 identity", f"{sequence} passed, and was never seen")
+            return
+        ages = [shot.exposed_ns - piece.at_ns for shot in shots]
+        if piece.counts == 1 and any(not 0 <= age_ns <= within_ns for age_ns in ages):
+            self.fail("I8 frame", f"{sequence} passed on frames {ages} ns after it came")
+        if not shots or any(shot.content != piece.number for shot in shots):
+            self.fail("I7 identity", f"{sequence} is piece {piece.number}, its frames show {shots}")
+        if piece.defective:
+            self.fail("I6 escape", f"{sequence}: piece {piece.number} is defective, score {score}")
+        if not 0 <= score <= 1:
+            self.fail("I12 score", f"{sequence}: PASS on a score of {score}")
 
     def counts(self, under_way: int) -> None:
         """Looked at after each event."""
@@ -154,8 +247,8 @@ class Oracle:
 
     def write_begun(self, block: PlcResult, *, latest_ns: int, durable: bool, fresh_link: bool = False) -> None:
         """A write of this block is begun. `latest_ns`: after the part came, no PASS of it is begun later."""
-        if fresh_link and block.verdict is not None:
-            self.fail("I11 start", f"a fresh link begins with {block.verdict} of {block.sequence}")
+        if fresh_link and (block.verdict is not None or block.ready):
+            self.fail("I11 start", f"a fresh link begins with {block}")
         if block.verdict is None or block.sequence == self._shown_sequence:
             return
         if block.sequence < self._shown_sequence:
@@ -193,6 +286,8 @@ class Oracle:
     def begin_anew(self) -> None:
         """The station's memory is gone, and what it had counted."""
         self._blind = 0
+        self._ids.clear()
+        self._taken.clear()
 
     def blind(self, cause: Cause, *, asked: bool) -> None:
         """Three fail-safe verdicts in a row ask for a stop, two do not."""

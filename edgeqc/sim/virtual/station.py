@@ -33,17 +33,17 @@ from edgeqc.records import (
     Verdict,
 )
 from edgeqc.sim.virtual.kernel import Fiber, Signal
-from edgeqc.sim.virtual.oracle import Piece
+from edgeqc.sim.virtual.lots import Lots
+from edgeqc.sim.virtual.oracle import Piece, Shot
 from edgeqc.sim.virtual.plant import (
     GATE_LENGTH,
     PULSES_PER_TAKT,
     TRAVEL_TAKTS,
     UNKNOWN_RECIPE,
-    Lots,
     Plant,
-    Shot,
     score_of,
 )
+from edgeqc.sim.virtual.plc import Reading
 
 Steps = Generator[Any, bool, Any]
 
@@ -71,7 +71,8 @@ class Part:
     verdict: Verdict = Verdict.REJECT
     cause: Cause = Cause.NO_FRAME
     score: float = math.nan
-    content: list[int] = field(default_factory=list)
+    shots: list[Shot] = field(default_factory=list)
+    """The frames that were taken for it."""
     excused: bool = False
     """A tag that the station requires was bad."""
     judged_by: set[int] = field(default_factory=set)
@@ -97,7 +98,8 @@ class Station:
             expose_within_ns=swarm.expose_within_ns,
             depth=swarm.depth,
         )
-        self.account = TriggerAccount(fresh_ns=2 * swarm.poll_ns + 2 * NS_PER_MS)
+        self._fresh_ns = 2 * swarm.poll_ns + 2 * NS_PER_MS
+        self.account = TriggerAccount(fresh_ns=self._fresh_ns)
         self.handshake = Handshake(
             Rules(form=swarm.form, hold_ns=swarm.takt_ns // 2 if swarm.form == "pulse" else None)
         )
@@ -110,6 +112,8 @@ class Station:
         )
         self.sequence = first_sequence - 1
         self.link: int | None = None
+        self._opening: Reading | None = None
+        """What stood in the trigger block when the link was opened."""
         plant.restarted_at = self.sequence
         for camera in plant.cameras:
             camera.reconnected()
@@ -123,14 +127,19 @@ class Station:
         self._shots: deque[Shot] = deque()
         self._locked = False
         self._landing = False
-        self._announcing = 0
+        self.announcing = 0
+        """Parts that have left the lane and are not counted as announced yet."""
         self._changed = False
+        self._open: dict[int, Part] = {}
+        """Parts that have a number and no announced verdict: known here, not asked of the core."""
         self._safe: set[int] = set()
         """Parts whose records are as safe as the settings ask for: known here, not asked of the core."""
         # A trigger is seen a poll and a way late at the most; a buffered result may wait for those before it.
         self._latest_ns = swarm.budget_ns - swarm.plc_write_ns + NS_PER_MS // 2
         if swarm.form is Form.BUFFERED:
             self._latest_ns = 1 << 62
+        self._exposed_ns = swarm.poll_ns + swarm.expose_within_ns + swarm.exposure_ns + 2 * NS_PER_MS
+        """After a part came, no frame of it is exposed later than this."""
         self._fibers: list[Fiber] = []
         for name, steps in (
             ("keeper", self._keep_link()),
@@ -150,7 +159,7 @@ class Station:
         for camera in self.plant.cameras:
             camera.slots_out = 0
         self.oracle.begin_anew()
-        self.oracle.lost_in_crash += len(self.lane) + self._announcing
+        self.oracle.lost_in_crash += len(self.lane) + self.announcing
         if self.gate is not None:
             # The PLC sees the heartbeat stand still: what is between camera and gate is its own affair.
             self.oracle.gate_told.update(range(max(1, self.sequence - 64), self.sequence + 1))
@@ -161,15 +170,10 @@ class Station:
         up = self.link is not None and all(camera.up for camera in self.plant.cameras)
         return not self.dead and up and self.beats.get("line", 0) > self.kernel.now_ns - NS_PER_S
 
-    @property
-    def under_way(self) -> int:
-        """Parts that have a number and no announced verdict."""
-        return 0 if self.dead else len(self.lane) + self._announcing
-
     # --- threads ------------------------------------------------------------------------------------------------
 
     def _keep_link(self) -> Steps:
-        plc, failures = self.plant.plc, 0
+        plc, failures, linked = self.plant.plc, 0, False
         while True:
             link = yield from plc.connect()
             if link is not None:
@@ -177,13 +181,13 @@ class Station:
                     pass
                 if self.handshake.phase is not Phase.OFFLINE:
                     self.handshake.lost()  # it was a read that failed
-                self.handshake.health(ready=all(camera.up for camera in self.plant.cameras), fault=False)
                 self.handshake.connected()
                 self.oracle.write_begun(self.handshake.block, latest_ns=0, durable=True, fresh_link=True)
                 good = yield from plc.write(link, self.handshake.block, self.kernel.now_ns + 10 * _WRITE_NS)
                 if good:
                     self.handshake.written(self.kernel.now_ns)
-                else:
+                    self._opening = yield from plc.read(link, self.kernel.now_ns + 10 * _WRITE_NS)
+                if not good or self._opening is None:
                     self.handshake.lost()
                     link = None
                 self._unlock()
@@ -193,6 +197,10 @@ class Station:
                 continue
             failures = 0
             self.link = link
+            if not linked:
+                linked = True
+                # From now on the PLC may count on each of its parts having a number.
+                self.oracle.accounted(self.started_ns, plc.counter, self.sequence, restarts=plc.restarts)
             self._link_lost.is_set = False
             while self.link is not None and not (yield (self._link_lost, self.kernel.now_ns + NS_PER_S)):
                 pass
@@ -200,34 +208,49 @@ class Station:
 
     def _triggers(self) -> Steps:
         """Polls; polls that would read the same again are left out, but for the last before something changes."""
-        swarm, plc = self.plant.swarm, self.plant.plc
+        swarm, plc, heard_ns = self.plant.swarm, self.plant.plc, 0
         while True:
             self.beats["triggers"] = self.kernel.now_ns
             link = self.link
             if link is None:
                 yield self.kernel.now_ns + 20 * NS_PER_MS
                 continue
-            reading = yield from plc.read(link, self.kernel.now_ns + 6 * _WRITE_NS)
+            opening, self._opening = self._opening, None
+            reading = opening
+            if reading is None:
+                reading = yield from plc.read(link, self.kernel.now_ns + 6 * _WRITE_NS)
             if reading is None:
                 self._drop(link)
                 continue
-            counter, part_id, recipe, ack = reading
-            if self.handshake.phase is not Phase.OFFLINE and not self._locked and self.handshake.ack(ack):
-                self._change()
-            restarts = plc.restarts
-            yield from self._reading(counter, part_id, recipe)
-            self.oracle.accounted(self.started_ns, counter, self.sequence, restarts=restarts)
+            self._hear(reading.ack)
+            yield from self._read(reading)
+            if reading.at_ns >= heard_ns:  # it was not overtaken
+                heard_ns = reading.at_ns
+                self.oracle.accounted(self.started_ns, reading.counter, self.sequence, restarts=reading.restarts)
             if self.lots.falls("triggers_stuck", 0.1):
                 yield self.kernel.now_ns + self.lots.random.randint(1, 4) * swarm.takt_ns
+            if opening is not None:
+                continue  # it is old: look at once what has changed since
             waits_ns = self.kernel.now_ns
             yield (plc.changed, waits_ns + NS_PER_S)
-            if self.kernel.now_ns > waits_ns:  # it polled all the while, and read the same
-                self.account.reading(counter, part_id, self.kernel.now_ns)
+            if (
+                self.kernel.now_ns > waits_ns and self.link is not None and self._opening is None
+            ):  # it polled, and read the same
+                self.account.reading(reading.counter, reading.part_id, self.kernel.now_ns)
             yield self.kernel.now_ns + swarm.poll_ns
 
-    def _reading(self, counter: int, part_id: str, recipe: int) -> Steps:
-        now_ns = self.kernel.now_ns
-        arrival = self.account.reading(counter, part_id, now_ns)
+    def _hear(self, ack: int) -> None:
+        if self.handshake.phase is Phase.OFFLINE or self._locked:
+            return
+        shown = self.handshake.block.sequence
+        if self.handshake.ack(ack):
+            if ack != shown:
+                self.oracle.fail("I7 acknowledgement", f"of {ack}, and it released {shown}")
+            self._change()
+
+    def _read(self, reading: Reading) -> Steps:
+        now_ns, read_ns = self.kernel.now_ns, reading.at_ns
+        arrival = self.account.reading(reading.counter, reading.part_id, read_ns)
         for _ in range(arrival.missed):
             missed = self._numbered(now_ns, "", 0, None)
             missed.announced = False
@@ -237,12 +260,14 @@ class Station:
         if not arrival.part:
             return
         # The budget covers one poll; where the last one was longer ago, the part may have come so much earlier.
-        came_ns = now_ns - max(0, arrival.waited_ns - self.plant.swarm.poll_ns) if arrival.fresh else now_ns
-        part = self._numbered(came_ns, part_id, recipe, self.plant.plc.current)
+        came_ns = read_ns - max(0, arrival.waited_ns - self.plant.swarm.poll_ns) if arrival.fresh else read_ns
+        part = self._numbered(came_ns, reading.part_id, reading.recipe, reading.piece)
         known = not (arrival.doubled or arrival.swapped)
         cause = self.lane.open(part, fresh=arrival.fresh, known=known, trigger_ns=came_ns, now_ns=now_ns)
+        if cause is None and part.piece is not None:
+            self.oracle.aged(part.piece, came_ns, poll_ns=self.plant.swarm.poll_ns, fresh_ns=self._fresh_ns)
         self._track(part, self.axis.at(came_ns) if arrival.fresh else None)
-        self.handshake.trigger(part.sequence, part_id, counter)
+        self.handshake.trigger(part.sequence, reading.part_id, reading.counter)
         self._change()
         if cause is None:
             cause = yield from self._expose(part)
@@ -252,12 +277,15 @@ class Station:
     def _expose(self, part: Part) -> Steps:
         for index, camera in enumerate(self.plant.cameras):
             sent_ns = self.kernel.now_ns
-            if not (yield from camera.trigger()):
+            if self.camera_lives[index] != camera.life:
+                camera.sure = False  # the connection is new, and the line has not heard of it: the frame is nobody's
+            if not (yield from camera.trigger(part.sequence)):
                 return Cause.NO_FRAME
             in_time = self.lane.exposed(
                 part, index, sent_ns=sent_ns, trigger_ns=part.trigger_ns, now_ns=self.kernel.now_ns
             )
             if not in_time:
+                camera.sure = False  # the frame that comes is nobody's
                 return Cause.NO_FRAME
         return None
 
@@ -286,19 +314,29 @@ class Station:
         for index, camera in enumerate(self.plant.cameras):
             if self.camera_lives[index] != camera.life:
                 self.camera_lives[index] = camera.life
+                self.oracle.reopened(index)
                 for part in self.lane.unsettled(self.lane.cameras[index].reopened()):
                     yield from self._give_up(part, Cause.NO_FRAME, index)
             gone = self.lane.cameras[index].overdue(self.kernel.now_ns)
+            camera.sure = camera.sure and not gone
             for part in self.lane.unsettled(gone):
                 yield from self._give_up(part, Cause.NO_FRAME, index)
 
     def _take(self, shot: Shot) -> Steps:
         if shot.received_ns < self.started_ns:
             return
+        camera = self.plant.cameras[shot.camera]
         match = self.lane.frame(shot.camera, shot.frame_id, shot.first_ns, self.kernel.now_ns)
+        if shot.life != camera.life:
+            camera.sure = False  # a frame of the connection before counts by another counter
+        sure = camera.sure and camera.life == self.camera_lives[shot.camera]
+        self.oracle.claimed(shot, match, sure=sure)
         parts, cause = self.lane.without(match)
         for without in parts:
             yield from self._give_up(without, cause, shot.camera)
+        waiting = [one for one in match.without if one in self._open and not self._open[one].settled]
+        if waiting:
+            self.oracle.fail("I7 given up", f"{waiting} will have no frame of {shot.camera}, and still wait for it")
         part = self.lane.part(match.sequence) if match.claim is Claim.OWN else None
         if part is None:
             return
@@ -308,7 +346,7 @@ class Station:
             yield from self._run_engine()
             score, works = score_of(self.plant.engine, self.oracle.pieces.get(shot.content))
             part.judged_by.add(part.recipe)
-        part.content.append(shot.content)
+        part.shots.append(shot)
         view = View(
             name=str(shot.camera),
             sequence=match.sequence,
@@ -344,17 +382,22 @@ class Station:
     def _guard(self) -> Steps:
         swarm = self.plant.swarm
         look_ns = max(2 * NS_PER_MS, min(100 * NS_PER_MS, (swarm.budget_ns - swarm.plc_write_ns) // 3))
-        beat_ns = 200 * NS_PER_MS
+        beat_ns = max(200 * NS_PER_MS, swarm.takt_ns // 4)
         next_beat_ns = 0
         while True:
             now_ns = self.kernel.now_ns
             self.beats["guard"] = now_ns
-            due_ns = self.lane.due_ns()
-            wake_ns = min(now_ns + look_ns if due_ns is None else min(due_ns, now_ns + look_ns), now_ns + beat_ns)
+            # Looks that would see the same again are left out.
+            looks_ns = now_ns + (look_ns if self.unjournaled else beat_ns)
+            wake_ns = min(looks_ns, self.lane.due_ns() or looks_ns, self.handshake.due_ns or looks_ns)
             yield (self._due, wake_ns if wake_ns > now_ns else now_ns + NS_PER_MS)
-            for part in self.lane.overdue(self.kernel.now_ns):
+            looked_ns = self.kernel.now_ns
+            for part in self.lane.overdue(looked_ns):
                 missing = next((index for index, view in enumerate(part.views) if view is None), 0)
                 yield from self._give_up(part, Cause.NO_FRAME, missing)
+            for part in self._open.values():
+                if not part.settled and part.fail_safe_at_ns <= looked_ns:
+                    self.oracle.fail("I2 fail-safe", f"{part.sequence} is overdue, and has no verdict")
             if self.handshake.phase is not Phase.OFFLINE and self.link is not None:
                 if not self._locked and self.handshake.expire(self.kernel.now_ns):
                     self._changed = True
@@ -383,7 +426,8 @@ class Station:
             deadline_ns=self.budget.deadline_ns(at_ns),
             fail_safe_at_ns=self.budget.fail_safe_at_ns(at_ns),
         )
-        self.oracle.opened(part.sequence, piece)
+        self._open[part.sequence] = part
+        self.oracle.opened(part.sequence, piece, counted=self.plant.plc.counted)
         return part
 
     def _give_up(self, part: Part, cause: Cause, view: int) -> Steps:
@@ -393,6 +437,7 @@ class Station:
     def _settle(self, part: Part, verdict: Verdict, cause: Cause) -> Steps:
         if not self.lane.settle(part):
             return
+        self.oracle.verdict(part.sequence)
         part.verdict, part.cause = verdict, cause
         if self._landing:
             return  # whoever is at it takes this one too
@@ -403,7 +448,7 @@ class Station:
 
     def _announce(self, part: Part) -> Steps:
         swarm, disk = self.plant.swarm, self.plant.disk
-        self._announcing = 1
+        self.announcing = 1
         number = self._append(self._record(part))
         safe = number is not None
         if number is not None and swarm.sync_each and part.verdict is Verdict.PASS:
@@ -426,8 +471,11 @@ class Station:
             self.oracle.fail("I8 tags", f"{part.sequence} passed without its tags")
         if verdict is Verdict.PASS and self.link is None:
             self.oracle.fail("I1 unheard", f"{part.sequence} passed, and there is no link to tell it")
-        self.oracle.settled(part.sequence, verdict, cause, content=part.content, score=part.score)
-        self._announcing = 0
+        self.oracle.settled(
+            part.sequence, verdict, cause, shots=part.shots, score=part.score, within_ns=self._exposed_ns
+        )
+        del self._open[part.sequence]
+        self.announcing = 0
         delivered = False
         if part.announced:
             delivered = yield from self._tell(part, verdict, cause, durable=safe)
@@ -567,7 +615,7 @@ class Station:
     def _at_gate(self) -> Steps:
         gate, plc, swarm = self.gate, self.plant.plc, self.plant.swarm
         assert gate is not None  # noqa: S101 - only started with one
-        poll_ns = swarm.takt_ns // 10
+        poll_ns = swarm.takt_ns // 8
         while True:
             yield self.kernel.now_ns + poll_ns
             self.beats["gate"] = self.kernel.now_ns

@@ -14,10 +14,13 @@ RATES: Final[dict[str, float]] = {
     "trigger_doubled": 0.002,
     "trigger_burst": 0.002,
     "id_swapped": 0.001,
+    "id_doubled": 0.001,
     "recipe_changed": 0.01,
     "recipe_unknown": 0.001,
     "camera_ignores": 0.003,
     "camera_slow": 0.001,
+    "camera_counts_anew": 0.0005,
+    "exposure_late": 0.002,
     "camera_gone": 0.0004,
     "frame_lost": 0.004,
     "frame_late": 0.004,
@@ -34,6 +37,7 @@ RATES: Final[dict[str, float]] = {
     "write_late": 0.002,
     "write_unacknowledged": 0.002,
     "read_lost": 0.001,
+    "read_slow": 0.02,
     "plc_refuses": 0.0005,
     "plc_frozen": 0.0004,
     "plc_restarted": 0.0003,
@@ -47,12 +51,20 @@ RATES: Final[dict[str, float]] = {
     "guard_stuck": 0.0001,
     "killed": 0.0003,
     "power_cut": 0.0001,
+    "crash_loop": 0.0001,
     "encoder_set": 0.0004,
     "line_stopped": 0.002,
     "ejector_stuck": 0.002,
     "ejection_unasked": 0.001,
 }
 """Faults, each with its chance per part at multiplier 1 (facts of the project's reliability study: swarm testing)."""
+OFFICE_RATES: Final[dict[str, float]] = {
+    "broker_gone": 0.005,
+    "broker_slow": 0.05,
+    "office_killed": 0.002,
+    "archive_slow": 0.1,
+}
+"""The same of what stands behind the journal; drawn by itself, so that a line is the same with it and without."""
 MULTIPLIERS: Final = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)
 TAIL: Final = 24
 """Parts at the end without any fault: by then the line must have recovered."""
@@ -81,6 +93,7 @@ class Swarm:
     encoder: int
     first_sequence: int
     rates: dict[str, float]
+    office_rates: dict[str, float]
 
     @property
     def expose_within_ns(self) -> int:
@@ -125,7 +138,14 @@ def draw(seed: int, triggers: int) -> Swarm:
         tracking=lots.choice(("part_id", "delay", "encoder")),
         counter=lots.choice((65_530, 32_760)) if near_wrap else lots.randint(0, 65_535),
         frame_id=lots.choice((65_530, 32_760)) if near_wrap else lots.randint(1, 65_535),
-        encoder=(1 << 32) - lots.randint(1, 5000) if near_wrap else lots.randrange(1 << 32),
+        encoder=(1 << 32) - lots.randint(6, 60) * 1000 if near_wrap else lots.randrange(1 << 32),
         first_sequence=(1 << 31) - 20 if near_wrap else 1,
-        rates={fault: RATES[fault] * multiplier for fault in RATES if fault in on},
+        rates={fault: RATES[fault] * multiplier for fault in RATES if fault in on} if multiplier else {},
+        office_rates=_office(seed),
     )
+
+
+def _office(seed: int) -> dict[str, float]:
+    lots = random.Random(f"{seed}:sinks")
+    multiplier = lots.choice(MULTIPLIERS)
+    return {fault: min(0.5, rate * multiplier) for fault, rate in OFFICE_RATES.items() if lots.random() < 1 / 2}
