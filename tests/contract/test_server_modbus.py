@@ -258,7 +258,8 @@ def test_one_connection_too_many_is_refused_and_the_others_stay(served: Served) 
         inside = [stack.enter_context(raw(served)) for _ in range(4)]
         for connection in inside:
             ask(connection, b"\x03\x00\x00\x00\x01")
-        assert gone(stack.enter_context(raw(served)))
+        with contextlib.suppress(ConnectionResetError):  # by the time it is made, it may be reset
+            assert gone(stack.enter_context(raw(served)))
         for connection in inside:
             assert ask(connection, b"\x03\x00\x00\x00\x01") == b"\x03\x02\x00\x01"
 
