@@ -71,7 +71,8 @@ class Arrival:
 NOTHING: Final = Arrival()
 MOST_MISSED: Final = 1024
 """Parts that can go by unseen, in a minute without a link on a fast line. A counter that jumps further was set anew: by
-its distance alone a PLC that restarted at 40000 would look like one that had counted 25536 parts on."""
+its distance alone a PLC that restarted at 40000 would look like one that had counted 25536 parts on. One that restarts so near to the wrap still does: missed parts are
+recorded that never were, and no verdict is wrong."""
 REMEMBERED_IDS: Final = 64
 """Part ids that are told apart: more than any line has between trigger and gate."""
 

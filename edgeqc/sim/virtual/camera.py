@@ -49,9 +49,11 @@ class Camera:
         if slow_ns or late_ns or ignored or phantom:
             self.sure = False
         if not ignored:
-            kernel.at(at_ns + late_ns + swarm.exposure_ns // 2, self._expose, self.life, sequence)
+            # Later than the frame's time-out nothing comes: what the configuration says of the camera holds.
+            latest_ns = kernel.now_ns + swarm.frame_timeout_ns - swarm.takt_ns // 5
+            kernel.at(at_ns + late_ns + swarm.exposure_ns // 2, self._expose, self.life, sequence, latest_ns)
         if phantom:
-            kernel.at(at_ns + lots.random.randint(1, swarm.takt_ns), self._expose, self.life, 0)
+            kernel.at(at_ns + lots.random.randint(1, swarm.takt_ns), self._expose, self.life, 0, 0)
         yield at_ns + NS_PER_MS // 4
         return True
 
@@ -75,7 +77,7 @@ class Camera:
             self.up = True
             self.frame_id = 0
 
-    def _expose(self, life: int, sequence: int) -> None:
+    def _expose(self, life: int, sequence: int, latest_ns: int) -> None:
         if life != self.life:
             return
         kernel, swarm, lots = self.plant.kernel, self.plant.swarm, self.lots
@@ -90,7 +92,8 @@ class Camera:
             return
         if sequence and lots.falls("frame_late"):
             self.sure = False
-            first_ns += lots.random.randint(swarm.takt_ns // 10, swarm.frame_timeout_ns - 2 * swarm.takt_ns // 10)
+            late_ns = lots.random.randint(swarm.takt_ns // 10, swarm.frame_timeout_ns - swarm.takt_ns // 5)
+            first_ns = max(first_ns, min(first_ns + late_ns, latest_ns))
         status = FrameStatus.INCOMPLETE if lots.falls("frame_truncated") else FrameStatus.OK
         received_ns = first_ns + swarm.transfer_ns
         shot = Shot(

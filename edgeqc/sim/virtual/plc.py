@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from edgeqc.core.account import MODBUS_CYCLE, MOST_MISSED
 from edgeqc.core.handshake import Form
 from edgeqc.core.track import GateOutput
 from edgeqc.records import NS_PER_MS, PlcResult, Verdict
@@ -45,7 +46,7 @@ class Plc:
         """Whose number the counter shows."""
         self.ack = 0
         self.counted = 0
-        """Triggers raised, whatever the counter says."""
+        """Triggers raised, whatever the counter says; and those that a restart looks like."""
         self.changed = Signal(plant.kernel)
         """Something that the box reads is other than before."""
         self.block: PlcResult | None = None
@@ -86,6 +87,11 @@ class Plc:
     def _break(self) -> None:
         lots, plant = self.lots, self.plant
         if lots.falls("plc_restarted"):
+            wrap = -self.counter % MODBUS_CYCLE
+            if wrap <= MOST_MISSED:
+                self.counted += (
+                    wrap  # by its counter it looks like one that counted on over the wrap: parts that were missed
+                )
             self.counter = 0
             self.current = None
             plant.oracle.ids_forgotten()
