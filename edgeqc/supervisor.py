@@ -21,9 +21,9 @@ from typing import Final
 
 from edgeqc import __version__
 from edgeqc.core.restart import RestartBudget, hung
-from edgeqc.errors import AlreadyRunningError, EdgeqcError
+from edgeqc.errors import AlreadyRunningError, EdgeqcError, JournalError
 from edgeqc.journal import JournalWriter
-from edgeqc.loading import digest, dump, paths
+from edgeqc.loading import changes, digest, dump, paths
 from edgeqc.logs import Log, configure
 from edgeqc.records import NS_PER_MS, NS_PER_S, AlertChange, Event, Ne107, Started
 from edgeqc.rights import missing_rights
@@ -31,6 +31,8 @@ from edgeqc.settings import Settings, TriggerSource
 from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.tagtable import FILE_NAME as TAG_TABLE
 
+_SYNC_NS: Final = 2 * NS_PER_S
+"""For the record of a changed configuration: a slow disk is told of it again at the next start."""
 _PERIOD_S: Final = 0.05
 _STOOD_NS: Final = NS_PER_S // 2
 """A round takes milliseconds."""
@@ -200,6 +202,7 @@ class Supervisor:
             )
         )
         self._log.info("daemon_started", version=__version__, config=str(config_path), state_dir=str(self._state_dir))
+        self._tell_change()
         try:
             before_ns = time.monotonic_ns()
             while not self._stopping:
@@ -214,6 +217,18 @@ class Supervisor:
         finally:
             self._stop()
         return self._exit_code
+
+    def _tell_change(self) -> None:
+        """Who runs the line by other settings than the last run's; the journal has it first."""
+        event = changes.change(self._settings, self._state_dir)
+        if event is None:
+            return
+        self._log.info(event.name, **event.facts)
+        try:
+            if self._journal.wait_synced(self._journal.append(event), time.monotonic_ns() + _SYNC_NS):
+                changes.keep(self._settings, self._state_dir)
+        except (OSError, JournalError) as exc:  # a full disk is no reason not to start: the next start tells it again
+            self._log.warning("configuration_not_kept", reason=str(exc))
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping = True

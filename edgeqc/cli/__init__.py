@@ -9,6 +9,7 @@ import typer
 from edgeqc import __version__
 from edgeqc.cli import (
     alarm,
+    audit,
     calibrate,
     check,
     commissioning,
@@ -67,6 +68,7 @@ def application() -> typer.Typer:
     app.command("journal")(journal.journal)
     app.add_typer(tags.application(), name="tags")
     app.add_typer(alarm.application(), name="alarm")
+    app.command("audit")(audit.audit)
     app.add_typer(config.application(), name="config")
     app.add_typer(train.application(), name="train")
     app.command("calibrate")(calibrate.calibrate)

@@ -18,7 +18,7 @@ from typing import Final
 
 import structlog
 
-from edgeqc.office import tables
+from edgeqc.office import audit, tables
 from edgeqc.office.books import Asked, Books, Command, ImagesGone, ImageStored, Noted, Refused, Settled, Tailed, Tally
 from edgeqc.office.intake import Intake, Outcome
 from edgeqc.office.view import ArchiveView
@@ -85,6 +85,7 @@ class Archive:
         self._budget = outbox_bytes
         self._on_commit = on_commit
         self._on_trouble = on_trouble
+        self._trail = audit.AuditTrail(path.with_name(audit.FILE_NAME))
         self._commands: queue.SimpleQueue[tuple[ArchiveView | None, Command]] = queue.SimpleQueue()
         self._room = threading.Semaphore(_TAILED_MAX)
         self._settling: set[int] = set()
@@ -191,8 +192,10 @@ class Archive:
                 now_ns=time.monotonic_ns(),
             )
             books = Books(database, intake, budget=self._budget, dropped=self.tally.dropped)
+            if (damage := self._trail.open()) is not None:
+                self._log.error("audit_trail_set_aside", reason=damage[:255])
             view = ArchiveView(self._path, self._damage)
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, OSError) as exc:
             self._damaged = tables.is_damaged(exc)
             self._tell(str(exc))
             self._stopping.wait(_RETRY_S[0])
@@ -242,7 +245,7 @@ class Archive:
                 if rolled_back:
                     books.intake.reload(now_ns=time.monotonic_ns())
                 outcome = self._transact(books, batch, through_ns)
-            except sqlite3.Error as exc:
+            except (sqlite3.Error, OSError) as exc:
                 books.rollback(self.tally)
                 rolled_back = True
                 self._damaged = tables.is_damaged(exc)
@@ -269,6 +272,7 @@ class Archive:
         books.keep_budget(outcome)
         if self._tidy_due():
             self._tidy(books)
+        self._trail.write(outcome.audited)  # before anybody is answered, or the journal's cursor moves on
         books.commit()
         return outcome
 

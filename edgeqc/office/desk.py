@@ -12,7 +12,7 @@ from typing import Any, Final
 import edgeqc
 from edgeqc.errors import EdgeqcError
 from edgeqc.journal import Cursor, mark_archived
-from edgeqc.office import payloads, tables
+from edgeqc.office import audit, payloads, tables
 from edgeqc.office.archive import Archive
 from edgeqc.office.books import Tailed
 from edgeqc.office.commands import Commands
@@ -169,6 +169,10 @@ class Desk:
             self.notices.raise_(Notice.ARCHIVE_DAMAGED, "The archive was damaged; a new one was begun")
         else:
             self.notices.clear(Notice.ARCHIVE_DAMAGED)
+        if any(self._state_dir.glob(f"{audit.FILE_NAME}.damaged-*")):
+            self.notices.raise_(Notice.AUDIT_DAMAGED, "The audit trail was not as it was written; a new one was begun")
+        else:
+            self.notices.clear(Notice.AUDIT_DAMAGED)
         self._watch(Notice.JOURNAL_LOST, self.tail.lost, "Journal records were damaged, or deleted before archiving")
         self._watch(Notice.OUTBOX_FULL, self.archive.tally.dropped, "The outbox is full: oldest messages go unsent")
         if self._is_due("certificates", _CERTIFICATES_S):

@@ -13,6 +13,7 @@ from typing import Any, Final
 from edgeqc.journal import Cursor, Entry
 from edgeqc.office import payloads, tables
 from edgeqc.office.alarms import QUIET_PRIORITIES, AlarmBook, AlarmCommand, RefusedCommandError, told
+from edgeqc.office.audit import AUDITED
 from edgeqc.office.payloads import AlertState, Model, Payload, Seen
 from edgeqc.records import (
     NS_PER_S,
@@ -66,6 +67,8 @@ class Outcome:
     """Entries that were in the archive already."""
     refused: list[str] = field(default_factory=list)
     """Entries that could not be understood, one line each."""
+    audited: list[Entry] = field(default_factory=list)
+    """Changes that go into the audit trail before this is on the disk."""
     answers: list[tuple[Future[dict[str, Any]], dict[str, Any]]] = field(default_factory=list)
     """What whoever gave a command is told."""
     flooded: bool | None = None
@@ -356,6 +359,8 @@ class Intake:
     def _enter_event(self, entry: Entry, name: str, facts: dict[str, Any], outcome: Outcome) -> None:
         if name == RECIPE_READY:
             self._enter_recipe(entry, facts, outcome)
+        if name in AUDITED:
+            outcome.audited.append(entry)
         payload = payloads.event(
             name, facts, node=self._node, source=entry.writer, sequence=entry.sequence, wall_ns=entry.wall_ns
         )

@@ -20,6 +20,7 @@ class Notice(StrEnum):
 
     ARCHIVE_STUCK = "office.archive.stuck"
     ARCHIVE_DAMAGED = "office.archive.damaged"
+    AUDIT_DAMAGED = "office.audit.damaged"
     JOURNAL_LOST = "office.journal.lost"
     OUTBOX_FULL = "office.outbox.full"
     MESSAGE_REFUSED = "office.message.refused"
@@ -44,6 +45,11 @@ _ADVICE: Final[dict[Notice, _Advice]] = {
         priority="medium",
         ne107=Ne107.MAINTENANCE_REQUIRED,
         action="Check the disk, save or delete the archive.db.damaged-* files in state_dir",
+    ),
+    Notice.AUDIT_DAMAGED: _Advice(
+        priority="high",
+        ne107=Ne107.MAINTENANCE_REQUIRED,
+        action="Save the audit.log.damaged-* files in state_dir, find out who or what changed them, and move them away",
     ),
     Notice.JOURNAL_LOST: _Advice(
         priority="high",

@@ -171,7 +171,7 @@ def open_archive(path: Path) -> sqlite3.Connection:
     return database
 
 
-def is_damaged(fault: sqlite3.Error) -> bool:
+def is_damaged(fault: sqlite3.Error | OSError) -> bool:
     """Is it the file that is broken, rather than the disk that is full or away?"""
     return getattr(fault, "sqlite_errorcode", 0) & 0xFF in _CORRUPT
 
