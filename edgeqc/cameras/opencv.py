@@ -20,6 +20,8 @@ TIMEOUT_MS: Final = 3000
 """An RTSP server that says nothing for this long is lost."""
 WAITS_S: Final = 0.005
 """A picture that takes longer to come than this was waited for; one that does not had been waiting for us."""
+_WAITED_FOR: Final = 3
+"""So many in a row: a busy box takes that long over one that was there now and then."""
 V4L2_MANUAL_EXPOSURE: Final = 1
 """V4L2_EXPOSURE_MANUAL."""
 V4L2_EXPOSURE_US: Final = 100
@@ -104,8 +106,6 @@ class _Capture:
 def _catch_up(capture: cv2.VideoCapture) -> None:
     """Drop what came while FFmpeg looked at the stream, a second of it: those parts have gone by."""
     until_s = time.monotonic() + TIMEOUT_MS / 1000
-    began_s = time.monotonic()
-    while began_s < until_s and capture.grab():
-        began_s, asked_s = time.monotonic(), began_s
-        if began_s - asked_s > WAITS_S:
-            return
+    waited = 0
+    while waited < _WAITED_FOR and (asked_s := time.monotonic()) < until_s and capture.grab():
+        waited = waited + 1 if time.monotonic() - asked_s > WAITS_S else 0
