@@ -79,7 +79,7 @@ def test_changeover_at_25_per_second_leaves_no_trigger_unaccounted_or_late(
         judged[expected] += 1
         assert row["threshold"] == (0 if expected == "strict" else pytest.approx(0.4811))
         assert row["verdict"] == ("reject" if row["score"] >= row["threshold"] else "pass")
-    assert min(judged.values()) > PARTS // 3, judged
+    assert min(judged.values()) > PARTS // 6, judged  # a starved box loses pictures, by its camera
     changes = line.logged("recipe_ready")
     assert [found["recipe"] for found in changes] == ["plain", "strict"]
     assert all(found["golden_difference"] <= found["golden_limit"] for found in changes)
