@@ -62,8 +62,13 @@ def test_each_part_is_judged_by_every_camera_and_the_worst_view_counts(bench: Ma
         ways.add(tuple(views.values()))
         assert message["result"] == ("pass" if set(views.values()) == {"pass"} else "reject")
         assert views[message["camera"]] == message["result"]
-        assert message["score"] == max(view["score"] for view in message["views"])
-        for frame, view in zip(frames, message["views"], strict=True):
+        # a defect that one view shows counts, though a box that stood still cost the part another's picture
+        seen = [
+            (frame, view) for frame, view in zip(frames, message["views"], strict=True) if view["score"] is not None
+        ]
+        assert message["score"] == max(view["score"] for _, view in seen)
+        assert len(seen) == len(NAMES) or message["result"] == "reject"
+        for frame, view in seen:
             assert (view["frame_id"], int(part_id[1:])) in frame
     assert ways == {("pass", "pass"), ("pass", "reject"), ("reject", "pass"), ("reject", "reject")}
     defective = [row for row in query.query(line.line.state_dir, limit=-1) if row["cause"] == "defect"]
