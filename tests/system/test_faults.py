@@ -118,57 +118,6 @@ def test_an_opcua_plc_gets_the_same_verdicts_and_its_killed_process_is_started_a
     assert all(part["in_time"] for part in line.line.judged()[:18])
 
 
-# --- camera ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_frozen_camera_means_rejects_in_time_and_comes_back(line: Bench) -> None:
-    camera = line.line.cameras[0]
-    first = line.stage.part
-    camera.freeze()
-    line.passes(15)
-    last = line.stage.part
-    camera.thaw()
-    back_ns = time.monotonic_ns()
-    line.recovered()
-    report = line.section()
-    whole(report)
-    assert codes(between(line.parts(), first, last)) == {CODE["no_frame"]}
-    assert first_good_after(line.parts(), back_ns) <= RECOVERY_S
-    assert len(line.logged("peer_lost", peer="camera")) == 1
-
-
-def test_a_slow_camera_never_gives_a_part_the_image_of_another(line: Bench) -> None:
-    first = line.stage.part
-    line.stage.break_camera(CameraFault.SLOW, 60)  # later than the takt: part n's image comes when n+1 stands there
-    line.passes(25)
-    last = line.stage.part
-    line.stage.break_camera(CameraFault.NONE)
-    back_ns = time.monotonic_ns()
-    line.recovered()
-    report = line.section()
-    whole(report)
-    slow = between(line.parts(), first + 2, last)
-    assert all(part["result"] == "reject" and part["code"] >= 100 for part in slow)
-    assert first_good_after(line.parts(), back_ns) <= RECOVERY_S
-
-
-def test_a_frame_of_another_size_is_never_judged(line: Bench) -> None:
-    first = line.stage.part
-    line.stage.break_camera(CameraFault.WRONG_SIZE)
-    line.passes(15)
-    last = line.stage.part
-    line.stage.break_camera(CameraFault.NONE)
-    back_ns = time.monotonic_ns()
-    line.recovered()
-    report = line.section()
-    whole(report)
-    broken = between(line.parts(), first, last)
-    assert all(part["result"] == "reject" for part in broken)
-    assert codes(broken) <= {CODE["bad_frame"], CODE["no_frame"], CODE["late"]}
-    assert report["frames_bad"] > 0
-    assert first_good_after(line.parts(), back_ns) <= RECOVERY_S
-
-
 # --- PLC ------------------------------------------------------------------------------------------------------------
 
 
@@ -232,35 +181,6 @@ def dead_letters(line: Bench) -> int:
 # --- our own processes ----------------------------------------------------------------------------------------------
 
 
-def test_a_killed_office_costs_nothing(line: Bench, dice: random.Random) -> None:
-    for _ in range(2):
-        time.sleep(dice.random() * 0.5)  # anywhere within its round
-        before = line.pid("office")
-        os.kill(before, signal.SIGKILL)
-        line.restarted("office", before)
-    report = line.section()
-    whole(report)
-    assert report["archive_rows"] == report["triggers"]
-    assert len(line.logged("process_ended", name="office")) == 2
-
-
-@pytest.mark.parametrize("name", ["watch", "server-opcua"])
-def test_a_killed_process_beside_the_line_costs_no_verdict_and_comes_back(
-    line: Bench, dice: random.Random, name: str
-) -> None:
-    line.restarted(name, 0)
-    time.sleep(dice.random() * 0.2)
-    old = line.pid(name)
-    line.board["watch"].put("tags_good", 0 if name == "watch" else TAGS)
-    os.kill(old, signal.SIGKILL)
-    line.restarted(name, old)
-    until(lambda: line.board["watch"].get("tags_good") == TAGS)
-    report = line.section()
-    whole(report)
-    assert report["archive_rows"] == report["triggers"]
-    assert len(line.logged("process_ended", name=name)) == 1
-
-
 def test_a_killed_supervisor_leaves_no_process_behind(bench: Make) -> None:
     line = bench()
     line.part_is(5)
@@ -317,3 +237,83 @@ def rows_in(archive: Any) -> int:
             database.close()
     except sqlite3.Error:
         return 0
+
+
+# --- on the shared line: last, for it runs on to the module's end, and two lines on one box starve each other -----------
+
+
+def test_a_frozen_camera_means_rejects_in_time_and_comes_back(line: Bench) -> None:
+    camera = line.line.cameras[0]
+    first = line.stage.part
+    camera.freeze()
+    line.passes(15)
+    last = line.stage.part
+    camera.thaw()
+    back_ns = time.monotonic_ns()
+    line.recovered()
+    report = line.section()
+    whole(report)
+    assert codes(between(line.parts(), first, last)) == {CODE["no_frame"]}
+    assert first_good_after(line.parts(), back_ns) <= RECOVERY_S
+    assert len(line.logged("peer_lost", peer="camera")) == 1
+
+
+def test_a_slow_camera_never_gives_a_part_the_image_of_another(line: Bench) -> None:
+    first = line.stage.part
+    line.stage.break_camera(CameraFault.SLOW, 60)  # later than the takt: part n's image comes when n+1 stands there
+    line.passes(25)
+    last = line.stage.part
+    line.stage.break_camera(CameraFault.NONE)
+    back_ns = time.monotonic_ns()
+    line.recovered()
+    report = line.section()
+    whole(report)
+    slow = between(line.parts(), first + 2, last)
+    assert all(part["result"] == "reject" and part["code"] >= 100 for part in slow)
+    assert first_good_after(line.parts(), back_ns) <= RECOVERY_S
+
+
+def test_a_frame_of_another_size_is_never_judged(line: Bench) -> None:
+    first = line.stage.part
+    line.stage.break_camera(CameraFault.WRONG_SIZE)
+    line.passes(15)
+    last = line.stage.part
+    line.stage.break_camera(CameraFault.NONE)
+    back_ns = time.monotonic_ns()
+    line.recovered()
+    report = line.section()
+    whole(report)
+    broken = between(line.parts(), first, last)
+    assert all(part["result"] == "reject" for part in broken)
+    assert codes(broken) <= {CODE["bad_frame"], CODE["no_frame"], CODE["late"]}
+    assert report["frames_bad"] > 0
+    assert first_good_after(line.parts(), back_ns) <= RECOVERY_S
+
+
+def test_a_killed_office_costs_nothing(line: Bench, dice: random.Random) -> None:
+    for _ in range(2):
+        time.sleep(dice.random() * 0.5)  # anywhere within its round
+        before = line.pid("office")
+        os.kill(before, signal.SIGKILL)
+        line.restarted("office", before)
+    report = line.section()
+    whole(report)
+    assert report["archive_rows"] == report["triggers"]
+    assert len(line.logged("process_ended", name="office")) == 2
+
+
+@pytest.mark.parametrize("name", ["watch", "server-opcua"])
+def test_a_killed_process_beside_the_line_costs_no_verdict_and_comes_back(
+    line: Bench, dice: random.Random, name: str
+) -> None:
+    line.restarted(name, 0)
+    time.sleep(dice.random() * 0.2)
+    old = line.pid(name)
+    line.board["watch"].put("tags_good", 0 if name == "watch" else TAGS)
+    os.kill(old, signal.SIGKILL)
+    line.restarted(name, old)
+    until(lambda: line.board["watch"].get("tags_good") == TAGS)
+    report = line.section()
+    whole(report)
+    assert report["archive_rows"] == report["triggers"]
+    assert len(line.logged("process_ended", name=name)) == 1
