@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +22,8 @@ from edgeqc.station.inspection import Inspection
 from edgeqc.station.part import Recipe
 
 _MIB: Final = 1 << 20
+MEASURED_MOST: Final = 3
+"""Times that views are measured before they are refused for being too slow."""
 
 
 class Recipes:
@@ -138,7 +143,7 @@ class Recipes:
         """Views are judged one after the other: PackageError where that alone takes longer than a part has."""
         left_ms = station.budget_ms - station.plc_write_ms - station.trigger.poll_ms
         for recipe, inspections in self._inspections.items():
-            took_ms = [measure(inspection.engine, inspection.package)[0] / 1000 for inspection in inspections]
+            took_ms = undisturbed_ms(partial(_took_ms, inspections), left_ms)
             if sum(took_ms) > left_ms:
                 raise PackageError(
                     f"recipe {recipe.name}: its {len(took_ms)} views take {' + '.join(f'{one:.1f}' for one in took_ms)} "
@@ -159,6 +164,24 @@ class Recipes:
         self._inspections[recipe] = inspections
         self._numbers[settings.number] = recipe
         return recipe
+
+
+def _took_ms(inspections: tuple[Inspection, ...]) -> list[float]:
+    return [measure(inspection.engine, inspection.package)[0] / 1000 for inspection in inspections]
+
+
+def undisturbed_ms(measured: Callable[[], list[float]], left_ms: float, *, pause_s: float = 1.0) -> list[float]:
+    """The quickest of up to `MEASURED_MOST` measurements, the first whose sum is within `left_ms`.
+
+    What else the box does adds time, never takes any: one slow moment at the start must not keep a line unarmed for good.
+    """
+    best = measured()
+    for _ in range(MEASURED_MOST - 1):
+        if sum(best) <= left_ms:
+            break
+        time.sleep(pause_s)  # whatever it was may be over
+        best = min(best, measured(), key=sum)
+    return best
 
 
 def _resident_bytes() -> int:

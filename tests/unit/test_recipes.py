@@ -18,7 +18,7 @@ from edgeqc.settings import (
     StationSettings,
     TriggerSettings,
 )
-from edgeqc.station.recipes import Recipes
+from edgeqc.station.recipes import Recipes, undisturbed_ms
 
 ENGINES = Path(edgeqc.__file__).parents[1] / "engines"
 DEMO = ENGINES / "demo-part" / "1"
@@ -94,6 +94,18 @@ def test_views_whose_engines_do_not_fit_the_budget_together_start_nothing():
     loaded.close()
     with pytest.raises(PackageError, match=r"recipe cap: its 2 views take .* ms, over 2 \(budget_ms less"):
         Recipes(station.model_copy(update={"budget_ms": 5, "plc_write_ms": 1}), trust=TRUST)
+
+
+def test_one_slow_moment_at_the_start_refuses_no_recipe():
+    readings = iter([[40.0, 40.9], [12.0, 11.0], [10.0, 10.0]])
+    assert undisturbed_ms(lambda: next(readings), 63, pause_s=0) == [12.0, 11.0]
+    assert next(readings) == [10.0, 10.0], "measured no more than needed"
+
+
+def test_views_that_are_always_too_slow_are_told_at_their_quickest():
+    readings = iter([[40.0, 40.9], [50.0, 50.0], [39.0, 40.0]])
+    assert undisturbed_ms(lambda: next(readings), 63, pause_s=0) == [39.0, 40.0]
+    assert next(readings, None) is None
 
 
 def test_memory_is_told(recipes):
