@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeqc.plc.gate import GateLink
 from edgeqc.ports import PlcLink
 from edgeqc.settings import (
     ModbusPlcSettings,
@@ -14,6 +15,7 @@ from edgeqc.settings import (
     OpcuaPlcSettings,
     PlcSettings,
 )
+from edgeqc.settings.gate import DelayGate, EncoderGate
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +24,50 @@ class PlcDoor:
 
     open: Callable[[], PlcLink]
     """As `open_link`."""
+    open_gate: Callable[[], GateLink]
+    """As `open_gate`; a defect where there is no gate."""
     close: Callable[[], None]
     """After the last link was closed: stop listening, where the PLC comes to us."""
 
 
-def plc_door(settings: PlcSettings, *, peer: str, state_dir: Path, alone: int = 0) -> PlcDoor:
+def plc_door(
+    settings: PlcSettings,
+    *,
+    peer: str,
+    state_dir: Path,
+    alone: int = 0,
+    gate: DelayGate | EncoderGate | None = None,
+) -> PlcDoor:
     """Give what opens link after link. A PLC that comes to us finds the port open between them too.
 
     `alone`: the thread (its `threading.get_ident()`) that has a core to itself and need not sleep for an answer.
+    `gate`: the gate that edgeqc opens.
     """
     if isinstance(settings, ModbusServerPlcSettings):
         from edgeqc.plc.modbus_served import HandshakeServer  # noqa: PLC0415 - see open_link
 
-        server = HandshakeServer(settings, peer=peer)
-        return PlcDoor(server.open, server.close)
-    return PlcDoor(lambda: open_link(settings, peer=peer, state_dir=state_dir, alone=alone), lambda: None)
+        server = HandshakeServer(settings, peer=peer, gate=gate)
+        return PlcDoor(server.open, server.open_gate, server.close)
+    return PlcDoor(
+        lambda: open_link(settings, peer=peer, state_dir=state_dir, alone=alone),
+        lambda: open_gate(settings, gate, peer=peer, state_dir=state_dir),
+        lambda: None,
+    )
+
+
+def open_gate(settings: PlcSettings, gate: DelayGate | EncoderGate | None, *, peer: str, state_dir: Path) -> GateLink:
+    """Connect to the gate's inputs and output in a PLC that answers; as `open_link`."""
+    match settings:
+        case ModbusPlcSettings() if gate is not None:
+            from edgeqc.plc.gate_modbus import ModbusGate  # noqa: PLC0415 - see open_link
+
+            return ModbusGate(settings, gate.registers, peer=peer)
+        case OpcuaPlcSettings() if gate is not None and gate.nodes is not None:
+            from edgeqc.plc.opcua import OpcuaGate  # noqa: PLC0415
+
+            return OpcuaGate(settings, gate.nodes, peer=peer, state_dir=state_dir)
+        case _:
+            raise ValueError("a station without a gate, or without a PLC that answers, has no link to it")
 
 
 def open_link(settings: PlcSettings, *, peer: str, state_dir: Path, alone: int = 0) -> PlcLink:

@@ -16,9 +16,11 @@ import structlog
 
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.plc import registers
+from edgeqc.plc.gate_served import GateBlocks, ServedGate
 from edgeqc.plc.modbus_server import ILLEGAL_ADDRESS, ModbusServer, Refusal
 from edgeqc.records import NS_PER_MS, NS_PER_S, PlcResult, PlcTrigger
 from edgeqc.settings import ModbusServerPlcSettings
+from edgeqc.settings.gate import DelayGate, EncoderGate
 
 OPEN_S: Final = 2.0
 """How long `open` waits for the PLC to ask for something."""
@@ -27,10 +29,13 @@ OPEN_S: Final = 2.0
 class HandshakeServer:
     """Listens from the first `open` on, whether a link is in use or not, so that the PLC finds somebody at any time."""
 
-    def __init__(self, settings: ModbusServerPlcSettings, *, peer: str) -> None:
-        """Nothing is opened yet."""
+    def __init__(
+        self, settings: ModbusServerPlcSettings, *, peer: str, gate: DelayGate | EncoderGate | None = None
+    ) -> None:
+        """Nothing is opened yet. With `gate`, its two blocks are served, too."""
         self._settings, self._peer = settings, peer
-        self._blocks = _Blocks(settings, peer)
+        self._gate = None if gate is None else GateBlocks(gate, peer=peer)
+        self._blocks = _Blocks(settings, peer, self._gate)
         self._server: ModbusServer | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -57,6 +62,12 @@ class HandshakeServer:
             where = f"{self._settings.bind}:{self.port}"
             raise PeerError(self._peer, f"no PLC asks for registers at {where}; is it set up to poll this box?")
         return ServedLink(self._blocks)
+
+    def open_gate(self) -> ServedGate:
+        """Wait for a PLC that writes the gate's inputs. PeerError where none does."""
+        if self._gate is None:
+            raise ValueError("no gate is served here")
+        return self._gate.open()
 
     def open_alone(self) -> ServedLink:
         """Give the only link there will be: with it the server closes."""
@@ -110,8 +121,8 @@ class ServedLink:
 class _Blocks:
     """Trigger and result block: the server's thread on one side, the station's threads on the other."""
 
-    def __init__(self, settings: ModbusServerPlcSettings, peer: str) -> None:
-        self._peer = peer
+    def __init__(self, settings: ModbusServerPlcSettings, peer: str, gate: GateBlocks | None) -> None:
+        self._peer, self._gate = peer, gate
         self._silence_ns = int(settings.silence_ms * NS_PER_MS)
         self._trigger_at, self._result_at = settings.registers.trigger, settings.registers.result
         self._changed = threading.Condition()
@@ -151,13 +162,18 @@ class _Blocks:
             if self._trigger_at <= address and end <= self._trigger_at + registers.RECIPE_REGISTERS:
                 first = address - self._trigger_at
                 return bytes(self._trigger[2 * first : 2 * (first + count)])
-        return ILLEGAL_ADDRESS
+        return ILLEGAL_ADDRESS if self._gate is None else self._gate.read(address, count)
 
     def write(self, address: int, data: bytes) -> Refusal | None:
-        """See Bank: the trigger block and nothing else."""
+        """See Bank: the trigger block, and the gate's inputs where there are any."""
         first = address - self._trigger_at
         if first < 0 or first + len(data) // 2 > registers.RECIPE_REGISTERS:
-            return ILLEGAL_ADDRESS
+            refused = ILLEGAL_ADDRESS if self._gate is None else self._gate.write(address, data)
+            if refused is None:
+                with self._changed:
+                    self._asked_ns = time.monotonic_ns()
+                    self._changed.notify_all()
+            return refused
         with self._changed:
             self._asked_ns = time.monotonic_ns()
             before = bytes(self._trigger[:2])
@@ -173,6 +189,8 @@ class _Blocks:
         with self._changed:
             self._fetched = self._read
             self._changed.notify_all()
+        if self._gate is not None:
+            self._gate.sent()
 
     # the station's threads
 

@@ -17,9 +17,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from edgeqc.core.track import GateOutput
 from edgeqc.errors import PeerError, PeerTimeoutError
+from edgeqc.plc.gate import GateInputs
 from edgeqc.records import NS_PER_MS, NS_PER_S, PlcResult, PlcTrigger
 from edgeqc.settings import OpcuaPlcSettings
+from edgeqc.settings.gate import GateNodes
 
 CONNECT_S: Final = 4.0
 """For channel, session and the check of all nodes, after `START_S`."""
@@ -29,22 +32,19 @@ _CLOSE_S: Final = 0.9
 _MESSAGE_BYTES: Final = 65_536
 
 
-class OpcuaLink:
-    """A `PlcLink`. A call that ran out of time may still be executed by the server; its late answer is dropped.
+class _Decoder:
+    """The process that talks to the server, with a channel to it for reads and one for writes.
 
-    Reads and writes have a channel each to the process, so that a poll never waits for a result nor a result for a poll.
+    So a read never waits for a write nor a write for a read.
     """
 
-    def __init__(self, settings: OpcuaPlcSettings, *, peer: str, state_dir: Path) -> None:
+    def __init__(self, settings: OpcuaPlcSettings, gate: GateNodes | None, *, peer: str, state_dir: Path) -> None:
         """Start the process, connect and check every node, within `START_S` and `CONNECT_S`.
 
         Raises PeerError that names the node at fault.
         """
-        self._peer = peer
-        # another start at each connection: the first write after a reconnect moves it too
-        self._heartbeat = itertools.count(time.monotonic_ns() // NS_PER_MS)
-        self._reads, reads = _Channel.pair(peer)
-        self._writes, writes = _Channel.pair(peer)
+        self.reads, reads = _Channel.pair(peer)
+        self.writes, writes = _Channel.pair(peer)
         with reads, writes, _ordinary() as real_time:
             descriptors = (reads.fileno(), writes.fileno())
             self._process = subprocess.Popen(  # noqa: S603 - our own module
@@ -53,9 +53,10 @@ class OpcuaLink:
                 stdin=subprocess.DEVNULL,
             )
         try:
-            self._reads.open(
+            self.reads.open(
                 {
                     "settings": settings.model_dump(mode="json", by_alias=True),
+                    "gate": None if gate is None else gate.model_dump(mode="json"),
                     "peer": peer,
                     "state_dir": str(state_dir),
                     "real_time": real_time,
@@ -66,9 +67,30 @@ class OpcuaLink:
             self.close()
             raise
 
+    def close(self) -> None:
+        """Let the process say good-bye to the server, then end it."""
+        self.reads.close()
+        self.writes.close()
+        try:
+            self._process.wait(_CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class OpcuaLink:
+    """A `PlcLink`. A call that ran out of time may still be executed by the server; its late answer is dropped."""
+
+    def __init__(self, settings: OpcuaPlcSettings, *, peer: str, state_dir: Path) -> None:
+        """Connect and check every node, within `START_S` and `CONNECT_S`. Raises PeerError that names the node at fault."""
+        self._peer = peer
+        # another start at each connection: the first write after a reconnect moves it too
+        self._heartbeat = itertools.count(time.monotonic_ns() // NS_PER_MS)
+        self._decoder = _Decoder(settings, None, peer=peer, state_dir=state_dir)
+
     def read_trigger(self, until_ns: int) -> PlcTrigger:
         """Read counter, part id and what else the PLC says in one Read request."""
-        said = self._reads.call({}, until_ns)
+        said = self._decoder.reads.call({}, until_ns)
         try:
             return PlcTrigger(
                 counter=int(said["counter"]),
@@ -84,17 +106,50 @@ class OpcuaLink:
     def write_result(self, result: PlcResult, until_ns: int) -> None:
         """Write all result nodes in one Write request; every node's status counts."""
         told = {field.name: getattr(result, field.name) for field in _FIELDS}
-        self._writes.call({"result": told, "heartbeat": next(self._heartbeat)}, until_ns)
+        self._decoder.writes.call({"result": told, "heartbeat": next(self._heartbeat)}, until_ns)
 
     def close(self) -> None:
         """Let the process say good-bye to the server, then end it."""
-        self._reads.close()
-        self._writes.close()
+        self._decoder.close()
+
+
+class OpcuaGate:
+    """A `GateLink`: a session of its own, in a process of its own."""
+
+    def __init__(self, settings: OpcuaPlcSettings, nodes: GateNodes, *, peer: str, state_dir: Path) -> None:
+        """As `OpcuaLink`."""
+        self._peer = peer
+        self._heartbeat = itertools.count(time.monotonic_ns() // NS_PER_MS)
+        self._decoder = _Decoder(settings, nodes, peer=peer, state_dir=state_dir)
+
+    def read(self, until_ns: int) -> GateInputs:
+        """Read all inputs in one Read request. PeerError."""
+        said = self._decoder.reads.call({}, until_ns)
         try:
-            self._process.wait(_CLOSE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            return GateInputs(
+                encoder=int(said["encoder"]),
+                confirmations=int(said["confirmations"]),
+                running=bool(said["running"]),
+                looked=bool(said["looked"]),
+                read_ns=int(said["read_ns"]),
+            )
+        except (KeyError, ValueError, TypeError) as exc:
+            raise PeerError(self._peer, f"the gate's process answers {said!r}") from exc
+
+    def write(self, output: GateOutput, encoder_at: int, until_ns: int) -> None:
+        """Write the whole output in one Write request; every node's status counts. PeerError."""
+        told = {
+            "sequence": output.sequence,
+            "ejections": output.ejections,
+            "position": encoder_at,
+            "heartbeat": next(self._heartbeat) & 0xFFFF,
+            "eject": output.eject,
+        }
+        self._decoder.writes.call({"output": told}, until_ns)
+
+    def close(self) -> None:
+        """Never raises."""
+        self._decoder.close()
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from edgeqc.settings.base import Model
+from edgeqc.settings.base import Model, Node
 
 
 class GateRegisters(Model):
@@ -18,10 +18,25 @@ class GateRegisters(Model):
     )
 
 
+class GateNodes(Model):
+    """NodeIds of the gate, in any OPC UA text form. Those that are null are left out."""
+
+    encoder: Node | None = Field(None, description="32 bits or more, wraps; tracking encoder needs it")
+    confirmations: Node | None = Field(None, description="counts parts behind the ejector; confirmed needs it")
+    running: Node | None = Field(None, description="Boolean: the line runs; tracking delay needs it")
+    looked: Node = Field(description="Boolean: somebody has looked, end the gate's stop request")
+    eject: Node
+    sequence: Node
+    ejections: Node
+    heartbeat: Node
+    position: Node | None = Field(None, description="encoder value at which the part of `sequence` is at the gate")
+
+
 class GateBase(Model):
     """What every gate that edgeqc opens has."""
 
-    registers: GateRegisters = GateRegisters()
+    registers: GateRegisters = Field(GateRegisters(), description="plc.type modbus and modbus-server")
+    nodes: GateNodes | None = Field(None, description="plc.type opcua needs them")
     poll_ms: float = Field(
         5.0, ge=1, le=1000, description="how often the gate's inputs are read and its output written"
     )

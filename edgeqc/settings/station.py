@@ -13,7 +13,7 @@ from edgeqc.settings.camera import (
     TriggerSettings,
     TriggerSource,
 )
-from edgeqc.settings.gate import DelayGate, GateSettings, PartIdGate
+from edgeqc.settings.gate import DelayGate, EncoderGate, GateSettings, PartIdGate
 from edgeqc.settings.plc import ModbusPlcSettings, ModbusServerPlcSettings, NoPlcSettings, OpcuaPlcSettings, PlcSettings
 from edgeqc.settings.recipe import ChangeoverSettings, RecipeSettings, RegionMode, RegionSettings
 
@@ -86,6 +86,11 @@ class StationSettings(Model):
     def all_cameras(self) -> tuple[CameraSettings, ...]:
         """Every camera that looks at each part, in the order of the configuration."""
         return (self.camera,) if self.camera is not None else tuple(self.cameras)
+
+    @property
+    def tracked_gate(self) -> DelayGate | EncoderGate | None:
+        """The gate that edgeqc opens."""
+        return None if isinstance(self.gate, PartIdGate) else self.gate
 
     @property
     def engines(self) -> tuple[RecipeSettings, ...]:
@@ -175,16 +180,21 @@ class StationSettings(Model):
         return faults
 
     def _gate_misfits(self) -> list[str]:
-        if self.gate is None or isinstance(self.gate, PartIdGate):
+        gate = self.tracked_gate
+        if gate is None:
             return []
         faults = []
-        if not isinstance(self.plc, ModbusPlcSettings) or self.trigger.source is not TriggerSource.PLC:
-            faults.append(f"gate.tracking: {self.gate.tracking} needs plc.type: modbus and trigger.source: plc")
-        if isinstance(self.gate, DelayGate):
-            if self.gate.travel_ms <= self.budget_ms:
-                faults.append(f"gate.travel_ms: {self.gate.travel_ms:g} is not over {self.budget_ms:g} (budget_ms)")
-            if self.gate.length_ms < 2 * self.gate.poll_ms:
-                faults.append(f"gate.length_ms: {self.gate.length_ms:g} is under {2 * self.gate.poll_ms:g} (2 polls)")
+        if isinstance(self.plc, NoPlcSettings) or self.trigger.source is not TriggerSource.PLC:
+            faults.append(f"gate.tracking: {gate.tracking} needs a plc, and trigger.source: plc")
+        if isinstance(self.plc, OpcuaPlcSettings):
+            faults += _gate_node_misfits(gate)
+        if isinstance(self.plc, ModbusServerPlcSettings) and (shared := _gate_overlap(gate, self.plc)):
+            faults.append(f"gate.registers.{shared} overlaps another block: all four are at one server")
+        if isinstance(gate, DelayGate):
+            if gate.travel_ms <= self.budget_ms:
+                faults.append(f"gate.travel_ms: {gate.travel_ms:g} is not over {self.budget_ms:g} (budget_ms)")
+            if gate.length_ms < 2 * gate.poll_ms:
+                faults.append(f"gate.length_ms: {gate.length_ms:g} is under {2 * gate.poll_ms:g} (2 polls)")
         return faults
 
     def _plc_misfits(self) -> list[str]:
@@ -208,6 +218,34 @@ class StationSettings(Model):
             case NoPlcSettings():
                 pass
         return faults
+
+
+def _gate_node_misfits(gate: DelayGate | EncoderGate) -> list[str]:
+    if gate.nodes is None:
+        return ["gate.nodes: is missing, plc.type: opcua needs it"]
+    needed = {
+        "encoder": "tracking: encoder needs it" if isinstance(gate, EncoderGate) else "",
+        "running": "tracking: delay needs it" if isinstance(gate, DelayGate) else "",
+        "confirmations": "confirmed: true needs it" if gate.confirmed else "",
+    }
+    return [
+        f"gate.nodes.{name}: is missing, {why}"
+        for name, why in needed.items()
+        if why and getattr(gate.nodes, name) is None
+    ]
+
+
+def _gate_overlap(gate: DelayGate | EncoderGate, plc: ModbusServerPlcSettings) -> str:
+    """Which of the gate's blocks shares registers with another block; empty: neither."""
+    taken = [
+        range(plc.registers.trigger, plc.registers.trigger + 13),
+        range(plc.registers.result, plc.registers.result + 16),
+    ]
+    for name, at, count in (("inputs", gate.registers.inputs, 4), ("output", gate.registers.output, 8)):
+        if any(at < other.stop and other.start < at + count for other in taken):
+            return f"{name}: {at}"
+        taken.append(range(at, at + count))
+    return ""
 
 
 def _region_misfits(region: RegionSettings, camera: CameraSettings, path: str, place: str) -> list[str]:

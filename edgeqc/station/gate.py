@@ -12,18 +12,15 @@ from edgeqc.core.backoff import Backoff
 from edgeqc.core.track import FAILURES, Gate, GateEvent, GateFact, GateLayout
 from edgeqc.errors import PeerError
 from edgeqc.journal.codec import Body
-from edgeqc.plc.gate import GateInputs, ModbusGate
+from edgeqc.plc.gate import GateInputs, GateLink, longest_gap_ns
 from edgeqc.records import NS_PER_MS, AlertChange, Event, Ne107
 from edgeqc.settings.gate import DelayGate, EncoderGate
 from edgeqc.station.part import Part
 
 _ENCODER_CYCLE: Final = 1 << 32
-_CALL_NS: Final = 100 * NS_PER_MS
+CALL_NS: Final = 100 * NS_PER_MS
 """For one read or write: a PLC that takes longer is as good as gone."""
 _BACKOFF: Final = Backoff(first_s=0.1, most_s=1.0)
-_GAP_POLLS: Final = 20
-_GAP_LEAST_NS: Final = 100 * NS_PER_MS
-"""With tracking `delay`: after so long without a reading nobody knows whether the line ran."""
 _WELL: Final = 20
 """Ejections in a row without a failure, after which the alert ends."""
 _TEXTS: Final = {
@@ -40,12 +37,13 @@ class GateWatch:
     def __init__(
         self,
         settings: DelayGate | EncoderGate,
-        connect: Callable[[], ModbusGate],
+        connect: Callable[[], GateLink],
         *,
         station: str,
         note: Callable[[Body], None],
         on_failure: Callable[[], None],
         on_looked: Callable[[], None],
+        call_ns: int = CALL_NS,
     ) -> None:
         """Nothing runs before `start`.
 
@@ -56,6 +54,7 @@ class GateWatch:
             note: journals an event or an alert.
             on_failure: told when a bad part may be among the good ones.
             on_looked: told while the PLC says that somebody has looked.
+            call_ns: for one read or write.
         """
         self._settings = settings
         self._connect = connect
@@ -63,19 +62,20 @@ class GateWatch:
         self._note = note
         self._on_failure = on_failure
         self._on_looked = on_looked
+        self._call_ns = call_ns
         self._lock = threading.Lock()
-        poll_ns = int(settings.poll_ms * NS_PER_MS)
         if isinstance(settings, EncoderGate):
             self._axis = Axis(cycle=_ENCODER_CYCLE, most_step=settings.most_pulses_per_poll)
             travel, length, confirm = settings.travel_pulses, settings.length_pulses, settings.confirm_pulses
         else:
-            self._axis = Axis(most_gap_ns=max(_GAP_POLLS * poll_ns, _GAP_LEAST_NS))
+            self._axis = Axis(most_gap_ns=longest_gap_ns(settings))
             travel, length, confirm = (
                 int(each * NS_PER_MS) for each in (settings.travel_ms, settings.length_ms, settings.confirm_ms)
             )
         self._gate = Gate(GateLayout(travel=travel, length=length, confirm=confirm if settings.confirmed else 0))
         self._poll_s = settings.poll_ms / 1000
         self._raw = 0
+        self._read_ns = 0
         self._alarmed = False
         self._well = 0
         self._stopping = threading.Event()
@@ -124,25 +124,27 @@ class GateWatch:
             finally:
                 link.close()
 
-    def _serve(self, link: ModbusGate) -> None:
+    def _serve(self, link: GateLink) -> None:
         next_s = time.monotonic()
         while not self._stopping.is_set():
-            inputs = link.read(time.monotonic_ns() + _CALL_NS)
+            inputs = link.read(time.monotonic_ns() + self._call_ns)
             if inputs.looked:
                 self._on_looked()
             with self._lock:
                 events = self._moved(inputs)
                 output, encoder_at = self._gate.output, self._encoder_at()
-            link.write(output, encoder_at, time.monotonic_ns() + _CALL_NS)
+            link.write(output, encoder_at, time.monotonic_ns() + self._call_ns)
             self._tell(events)
             next_s = max(next_s + self._poll_s, time.monotonic())
             self._stopping.wait(max(0.0, next_s - time.monotonic()))
         with self._lock:
             self._gate.interrupted()
-        link.write(self._gate.output, 0, time.monotonic_ns() + _CALL_NS)
+        link.write(self._gate.output, 0, time.monotonic_ns() + self._call_ns)
 
     def _moved(self, inputs: GateInputs) -> list[GateEvent]:
-        self._raw = inputs.encoder
+        if inputs.read_ns == self._read_ns:
+            return []  # the PLC, which comes to us, has said nothing new yet
+        self._raw, self._read_ns = inputs.encoder, inputs.read_ns
         if isinstance(self._settings, EncoderGate):
             kept = self._axis.encoder(inputs.encoder, inputs.read_ns)
         else:

@@ -10,7 +10,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -30,13 +29,11 @@ from edgeqc.inference.trust import trust_of
 from edgeqc.journal import JournalWriter
 from edgeqc.loading import digest, paths, restore
 from edgeqc.logs import Log, configure
-from edgeqc.plc import plc_door
-from edgeqc.plc.gate import ModbusGate
+from edgeqc.plc import PlcDoor, plc_door
 from edgeqc.records import NS_PER_MS, NS_PER_S, RECIPE_READY, AlertChange, Event, Ne107, Started
 from edgeqc.settings import (
     CameraSettings,
     HandshakeSettings,
-    ModbusPlcSettings,
     NoPlcSettings,
     Settings,
     StationSettings,
@@ -130,15 +127,14 @@ class Station:
         )
         slots = min(camera.slots for camera in station.all_cameras)
         self._plc: PlcKeeper | None = None
-        self._close_door: Callable[[], None] = lambda: None
+        self._door: PlcDoor | None = None
         if not isinstance(station.plc, NoPlcSettings):
             plc = station.plc
             peer = f"plc {station.name}"
             alone = 0 if self._core is None else threading.get_ident()  # we are on the thread that will be the line's
-            door = plc_door(plc, peer=peer, state_dir=state_dir, alone=alone)
-            self._close_door = door.close
+            self._door = plc_door(plc, peer=peer, state_dir=state_dir, alone=alone, gate=station.tracked_gate)
             self._plc = PlcKeeper(
-                door.open,
+                self._door.open,
                 peer=peer,
                 events=PlcEvents(link=self._on_plc, program=self._on_plc_program, turn=self._on_turn),
                 manners=_manners(station, plc.handshake),
@@ -202,8 +198,8 @@ class Station:
         self._plc_watch: PlcWatch | None = None
         poll_ns = int(station.trigger.poll_ms * NS_PER_MS)
         if by_plc and self._plc is not None:
-            if isinstance(station.plc, ModbusPlcSettings) and isinstance(station.gate, DelayGate | EncoderGate):
-                self._gate = self._gate_watch(station.plc, station.gate)
+            if self._door is not None and station.tracked_gate is not None:
+                self._gate = self._gate_watch(self._door, station.tracked_gate)
             watched = Watched(
                 plc=self._plc,
                 cameras=self._cameras,
@@ -262,14 +258,17 @@ class Station:
             for polling in (self._triggers, self._plc_watch, self._gate):
                 if polling is not None:
                     polling.stop()
-            if self._plc is not None:
-                self._plc.stop()
-            self._close_door()
+            self._leave_plc()
             self._guard.stop()
             self._cameras.stop(timeout_s=1.0)
             self._recipes.close()  # behind the cameras, whose memory they may have page-locked
             self.journal.close()
         return 0
+
+    def _leave_plc(self) -> None:
+        if self._plc is not None and self._door is not None:
+            self._plc.stop()
+            self._door.close()
 
     def _healthy(self) -> bool:
         """May the PLC count on verdicts? Asked by the guard before each heartbeat."""
@@ -376,11 +375,10 @@ class Station:
             self._row.put("plc_reconnected", self._plc.reconnected)
         self._peer_changed("plc", up, reason, action="Check the PLC's network and that it runs, then: edgeqc test plc")
 
-    def _gate_watch(self, plc: ModbusPlcSettings, gate: DelayGate | EncoderGate) -> GateWatch:
-        peer = f"gate {self._station.name}"
+    def _gate_watch(self, door: PlcDoor, gate: DelayGate | EncoderGate) -> GateWatch:
         return GateWatch(
             gate,
-            lambda: ModbusGate(plc, gate.registers, peer=peer),
+            door.open_gate,
             station=self._station.name,
             note=self._outcome.note,
             on_failure=self._on_gate_failure,

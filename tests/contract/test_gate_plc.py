@@ -1,59 +1,79 @@
-"""The gate against a Modbus server: parts are followed by the PLC's encoder and ejected where they are."""
+"""The gate at PLCs that answer Modbus, that poll us, and that answer OPC UA: parts are followed by the encoder there."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import struct
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+from asyncua import ua
+from asyncua.server.server import Server
+from pymodbus.client import AsyncModbusTcpClient
+from pymodbus.exceptions import ModbusException
 
-from edgeqc.plc.gate import ModbusGate
+from edgeqc.errors import PeerError
+from edgeqc.plc import PlcDoor, plc_door
+from edgeqc.plc.modbus_served import HandshakeServer
 from edgeqc.plc.registers import TriggerImage
 from edgeqc.records import AlertChange, Event, Trigger
-from edgeqc.settings import ModbusPlcSettings
+from edgeqc.settings import ModbusPlcSettings, ModbusServerPlcSettings, OpcuaPlcSettings
 from edgeqc.settings.gate import EncoderGate
+from edgeqc.settings.plc import OpcuaNodes
 from edgeqc.sim.plc_modbus import ModbusPlc
 from edgeqc.station.gate import GateWatch
 from edgeqc.station.part import Part
 
-INPUTS, OUTPUT = 120, 140
+PATIENCE_S = 20.0
+"""For a shared, noisy machine."""
 START = (1 << 32) - 500
 """The encoder wraps on the way."""
+GATE: dict[str, Any] = {
+    "tracking": "encoder", "travel_pulses": 1000, "length_pulses": 100, "confirm_pulses": 200, "confirmed": True,
+    "poll_ms": 2,
+}  # fmt: skip
+INPUTS, OUTPUT = 120, 140
+NODES = {
+    "encoder": ua.VariantType.UInt32, "confirmations": ua.VariantType.UInt16, "looked": ua.VariantType.Boolean,
+    "eject": ua.VariantType.Boolean, "sequence": ua.VariantType.UInt32, "ejections": ua.VariantType.UInt16,
+    "position": ua.VariantType.UInt32, "heartbeat": ua.VariantType.UInt16,
+}  # fmt: skip
 
 
-class GatePlc:
-    """A PLC with a conveyor: `drive` turns the encoder, the output is what the box wrote last."""
+class GatePlc(ABC):
+    """A PLC with a conveyor: `drive` turns the encoder, the output is what the box wrote last. A loop in a thread."""
 
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.server = ModbusPlc(lambda _image, _at: None)
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
         self.encoder = START
         self.confirmations = 0
-        self.port = 0
+        self.loop = asyncio.new_event_loop()
         self._ready = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
-        self._put()
-        self._thread.start()
-        assert self._ready.wait(5)
+        self._thread = threading.Thread(target=self._live)
 
-    def _serve(self) -> None:
+    def start(self) -> None:
+        self._thread.start()
+        assert self._ready.wait(PATIENCE_S)
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(PATIENCE_S)
+
+    def _live(self) -> None:
         asyncio.set_event_loop(self.loop)
-        says = TriggerImage(counter=0, part_id="", ack=0, heartbeat=0, recipe=0)
-        self.loop.run_until_complete(self.server.start(0, says))
-        assert self.server._server is not None
-        self.port = self.server._server.sockets[0].getsockname()[1]
+        self.loop.run_until_complete(self.open())
         self._ready.set()
         self.loop.run_forever()
-        self.loop.run_until_complete(self.server.stop())
+        self.loop.run_until_complete(self.shut())
         self.loop.close()
-
-    def _put(self) -> None:
-        struct.pack_into(
-            ">IHH", self.server._memory, 2 * INPUTS, self.encoder % (1 << 32), self.confirmations & 0xFFFF, 1
-        )
 
     def drive(self, pulses: int) -> None:
         self.encoder += pulses
@@ -63,27 +83,184 @@ class GatePlc:
         self.confirmations += 1
         self._put()
 
+    def _put(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.put(), self.loop).result(PATIENCE_S)
+
     @property
+    def inputs(self) -> bytes:
+        return struct.pack(">IHH", self.encoder % (1 << 32), self.confirmations & 0xFFFF, 1)
+
+    @abstractmethod
+    async def open(self) -> None: ...
+
+    @abstractmethod
+    async def shut(self) -> None: ...
+
+    @abstractmethod
+    async def put(self) -> None:
+        """Show encoder and confirmations."""
+
+    @property
+    @abstractmethod
+    def door(self) -> PlcDoor:
+        """What opens links to it."""
+
+    @property
+    @abstractmethod
     def output(self) -> tuple[bool, int, int, int, int]:
         """EJECT, sequence, ejections, position, heartbeat."""
-        status, sequence, ejections, position, heartbeat, _ = struct.unpack_from(
-            ">HIHIHH", self.server._memory, 2 * OUTPUT
-        )
-        return bool(status & 1), sequence, ejections, position, heartbeat
+
+    @abstractmethod
+    def hang_up(self) -> None:
+        """End the connection."""
+
+
+class ModbusServer(GatePlc):
+    """It answers Modbus."""
+
+    async def open(self) -> None:
+        self.server = ModbusPlc(lambda _image, _at: None)
+        await self.put()
+        await self.server.start(0, TriggerImage(counter=0, part_id="", ack=0, heartbeat=0, recipe=0))
+
+    async def shut(self) -> None:
+        await self.server.stop()
+
+    async def put(self) -> None:
+        self.server._memory[2 * INPUTS : 2 * INPUTS + 8] = self.inputs
+
+    @property
+    def door(self) -> PlcDoor:
+        assert self.server._server is not None
+        port = self.server._server.sockets[0].getsockname()[1]
+        link = ModbusPlcSettings(type="modbus", host="127.0.0.1", port=port)
+        return plc_door(link, peer="press", state_dir=self.state_dir, gate=EncoderGate(**GATE))
+
+    @property
+    def output(self) -> tuple[bool, int, int, int, int]:
+        return output_of(bytes(self.server._memory[2 * OUTPUT : 2 * OUTPUT + 16]))
 
     def hang_up(self) -> None:
         self.loop.call_soon_threadsafe(lambda: [transport.abort() for transport in list(self.server._open)])
 
-    def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(5)
+
+class ModbusClient(GatePlc):
+    """It comes to us: in each cycle it writes the inputs and fetches the output (function code 23), by pymodbus."""
+
+    async def open(self) -> None:
+        link = ModbusServerPlcSettings(type="modbus-server", bind="127.0.0.1", peers=["127.0.0.1"], port=0)
+        self._server = HandshakeServer(link, peer="press", gate=EncoderGate(**GATE | {"poll_ms": 10}))
+        with contextlib.suppress(PeerError):  # nobody has asked yet; it listens from now on
+            self._server.open(0)
+        self._door = PlcDoor(self._server.open, self._server.open_gate, self._server.close)
+        self._fetched = bytes(16)
+        self._running = True
+        self._cycle = asyncio.create_task(self._cycles(), name="plc cycles")
+
+    async def shut(self) -> None:
+        self._running = False  # pymodbus may take a cancellation for a fault of the peer
+        await self._cycle
+        self._client.close()
+        await asyncio.to_thread(self._server.close)
+
+    async def put(self) -> None:
+        """The next cycle writes them."""
+
+    async def _cycles(self) -> None:
+        self._client = AsyncModbusTcpClient("127.0.0.1", port=self._server.port, timeout=PATIENCE_S, retries=0)
+        while self._running:
+            if not self._client.connected:
+                await self._client.connect()
+            with contextlib.suppress(ModbusException):  # hung up in the middle: the next cycle connects
+                reply = await self._client.readwrite_registers(
+                    read_address=OUTPUT, read_count=8, write_address=INPUTS,
+                    values=list(struct.unpack(">4H", self.inputs)),
+                )  # fmt: skip
+                self._fetched = struct.pack(">8H", *reply.registers)
+            await asyncio.sleep(0.002)  # a PLC's cycle
+
+    @property
+    def door(self) -> PlcDoor:
+        return self._door
+
+    @property
+    def output(self) -> tuple[bool, int, int, int, int]:
+        return output_of(self._fetched)
+
+    def hang_up(self) -> None:
+        self.loop.call_soon_threadsafe(self._client.close)
 
 
-@pytest.fixture
-def plc() -> Iterator[GatePlc]:
-    made = GatePlc()
-    yield made
-    made.stop()
+class OpcuaServer(GatePlc):
+    """It answers OPC UA, by asyncua's server."""
+
+    async def open(self) -> None:
+        logging.getLogger("asyncua").setLevel(logging.CRITICAL)
+        self._server = Server()
+        await self._server.init()
+        self._server.set_endpoint("opc.tcp://127.0.0.1:0")
+        self._server.set_security_policy([ua.SecurityPolicyType.NoSecurity])
+        space = await self._server.register_namespace("urn:edgeqc:test:gate")
+        self._ids = {name: ua.NodeId(f"Gate.{name}", space) for name in NODES}
+        for name, kind in NODES.items():
+            node = await self._server.nodes.objects.add_variable(
+                self._ids[name], name, False if kind is ua.VariantType.Boolean else 0, kind
+            )
+            if name not in {"encoder", "confirmations", "looked"}:
+                await node.set_writable()
+        await self.put()
+        await self._server.start()
+
+    async def shut(self) -> None:
+        await self._server.stop()
+
+    async def put(self) -> None:
+        for name, value in (("encoder", self.encoder % (1 << 32)), ("confirmations", self.confirmations & 0xFFFF)):
+            await self._server.write_attribute_value(self._ids[name], ua.DataValue(ua.Variant(value, NODES[name])))
+
+    @property
+    def door(self) -> PlcDoor:
+        assert self._server.bserver is not None
+        port = self._server.bserver._server.sockets[0].getsockname()[1]
+        texts = {name: node.to_string() for name, node in self._ids.items()}
+        link = OpcuaPlcSettings.model_validate(
+            {
+                "type": "opcua",
+                "url": f"opc.tcp://127.0.0.1:{port}",
+                "security": "none",
+                "nodes": {name: "i=1" for name, field in OpcuaNodes.model_fields.items() if field.is_required()},
+            }
+        )
+        gate = EncoderGate(**GATE | {"nodes": texts})
+        return plc_door(link, peer="press", state_dir=self.state_dir, gate=gate)
+
+    @property
+    def output(self) -> tuple[bool, int, int, int, int]:
+        names = ("eject", "sequence", "ejections", "position", "heartbeat")
+        aspace = self._server.iserver.aspace
+        eject, *numbers = (
+            aspace.read_attribute_value(self._ids[name], ua.AttributeIds.Value).Value.Value for name in names
+        )
+        return (bool(eject), *numbers)  # type: ignore[return-value]
+
+    def hang_up(self) -> None:
+        (decoder,) = [child for child in psutil.Process().children() if "opcua_peer" in " ".join(child.cmdline())]
+        decoder.kill()
+
+
+def output_of(block: bytes) -> tuple[bool, int, int, int, int]:
+    status, sequence, ejections, position, heartbeat, _ = struct.unpack(">HIHIHH", block)
+    return bool(status & 1), sequence, ejections, position, heartbeat
+
+
+@pytest.fixture(params=[ModbusServer, ModbusClient, OpcuaServer])
+def plc(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[GatePlc]:
+    made: GatePlc = request.param(tmp_path)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
 
 
 @pytest.fixture
@@ -93,26 +270,24 @@ def told() -> list[object]:
 
 @pytest.fixture
 def gate(plc: GatePlc, told: list[object]) -> Iterator[GateWatch]:
-    settings = EncoderGate(
-        tracking="encoder", travel_pulses=1000, length_pulses=100, confirm_pulses=200, confirmed=True, poll_ms=2
-    )
-    link = ModbusPlcSettings(type="modbus", host="127.0.0.1", port=plc.port)
     watch = GateWatch(
-        settings,
-        lambda: ModbusGate(link, settings.registers, peer="gate top"),
+        EncoderGate(**GATE),
+        plc.door.open_gate,
         station="top",
         note=told.append,
         on_failure=lambda: told.append("failure"),
         on_looked=lambda: None,
+        call_ns=int(PATIENCE_S * 1e9),
     )
     watch.start()
-    until(lambda: plc.output[4] > 2)
+    beat = plc.output[4]
+    until(lambda: plc.output[4] not in {0, beat})
     yield watch
     watch.stop()
 
 
 def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 5
+    end = time.monotonic() + PATIENCE_S
     while not holds():
         assert time.monotonic() < end
         time.sleep(0.002)
@@ -121,7 +296,7 @@ def until(holds: Callable[[], bool]) -> None:
 def settled(plc: GatePlc) -> None:
     """Two more polls have gone by."""
     beat = plc.output[4]
-    until(lambda: plc.output[4] >= beat + 3)
+    until(lambda: (plc.output[4] - beat) % (1 << 16) >= 3)
 
 
 def part(sequence: int) -> Part:

@@ -12,6 +12,8 @@ from edgeqc.core.axis import Axis
 from edgeqc.core.stopping import StopLimits, StopReason, StopRule
 from edgeqc.core.track import Gate, GateEvent, GateFact, GateLayout
 from edgeqc.records import NS_PER_MS, Cause, Verdict
+from edgeqc.settings import StationSettings
+from edgeqc.settings.plc import OpcuaNodes
 
 MS = NS_PER_MS
 U16 = 65_536
@@ -239,3 +241,39 @@ def test_too_many_rejects_ask_for_a_stop_fail_safe_ones_left_out() -> None:
 def test_rules_that_are_off_never_ask() -> None:
     rule = StopRule(StopLimits(fail_safe_in_a_row=0))
     assert not any(rule.verdict(Verdict.REJECT, Cause.LATE) for _ in range(100))
+
+
+def station(plc: dict[str, object], **gate: object) -> list[str]:
+    """What is said of a station with this PLC and this gate."""
+    return StationSettings.model_validate(
+        {
+            "name": "top", "takt_ms": 100, "budget_ms": 80, "trigger": {"source": "plc"}, "plc": plc,
+            "camera": {"type": "replay", "folder": "parts", "width_px": 640, "height_px": 480},
+            "recipe": {"engine": "engines/part/1"},
+            "gate": {"tracking": "encoder", "travel_pulses": 1000, "length_pulses": 100, **gate},
+        }
+    ).misfits()  # fmt: skip
+
+
+def test_a_gate_over_opcua_needs_the_nodes_of_its_tracking() -> None:
+    handshake = {name: "i=1" for name, field in OpcuaNodes.model_fields.items() if field.is_required()}
+    plc: dict[str, object] = {"type": "opcua", "url": "opc.tcp://plc", "nodes": handshake}
+    nodes = dict.fromkeys(("looked", "eject", "sequence", "ejections", "heartbeat"), "i=2")
+    assert station(plc) == ["gate.nodes: is missing, plc.type: opcua needs it"]
+    assert station(plc, nodes=nodes, confirmed=True) == [
+        "gate.nodes.encoder: is missing, tracking: encoder needs it",
+        "gate.nodes.confirmations: is missing, confirmed: true needs it",
+    ]
+    assert station(plc, nodes=nodes | {"encoder": "i=3"}) == []
+
+
+def test_gate_blocks_at_our_own_server_may_not_overlap_others() -> None:
+    plc: dict[str, object] = {"type": "modbus-server", "bind": "127.0.0.1", "peers": ["127.0.0.1"]}
+    assert station(plc) == []
+    assert station(plc, registers={"inputs": 112}) == [
+        "gate.registers.inputs: 112 overlaps another block: all four are at one server"
+    ]
+
+
+def test_a_gate_without_a_plc_is_refused() -> None:
+    assert "gate.tracking: encoder needs a plc, and trigger.source: plc" in station({"type": "none"})
