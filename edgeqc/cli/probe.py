@@ -174,8 +174,7 @@ def _by_file(file: Path, station: str | None, source: str | None) -> Plan:
 
 
 def _of_peer(peer: Any, state_dir: Path) -> Plan | None:
-    from edgeqc.core.datatype import width  # noqa: PLC0415 - beside what it belongs to
-    from edgeqc.core.reads import Span, plan_reads  # noqa: PLC0415 - the same
+    from edgeqc.core.reads import plan_reads  # noqa: PLC0415 - beside what it belongs to
     from edgeqc.settings import (  # noqa: PLC0415 - heavy
         ModbusPlcSettings,
         ModbusTagSource,
@@ -188,8 +187,7 @@ def _of_peer(peer: Any, state_dir: Path) -> Plan | None:
             spans = [(peer.registers.trigger, 13), (peer.registers.result, 16)]
             return Plan(host=peer.host, port=peer.port, unit=peer.device_id, spans=spans)
         case ModbusTagSource():
-            wanted = [Span(address=tag.register_address or 0, count=width(tag.type)) for tag in peer.tags]
-            spans = [(read.address, read.count) for read in plan_reads(wanted, 0)]
+            spans = [(read.address, read.count) for read in plan_reads(peer.spans, 0)]
             return Plan(host=peer.host, port=peer.port, unit=peer.device_id, spans=spans)
         case OpcuaPlcSettings():
             nodes = [text for text in peer.nodes.model_dump().values() if text]

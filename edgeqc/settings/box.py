@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from edgeqc.core.reads import plan_reads
 from edgeqc.settings.base import Model, Name
 from edgeqc.settings.gpu import GpuSettings
 from edgeqc.settings.machine import MachineSettings
@@ -19,6 +20,7 @@ from edgeqc.settings.tags import (
     DerivedTagSource,
     GridSettings,
     HistorySettings,
+    ModbusTagSource,
     StateSource,
     TagSettings,
     TagSourceSettings,
@@ -76,6 +78,7 @@ class Settings(Model):
             if name not in known
         ]
         faults += _made_of_nothing(self.tags)
+        faults += _without_rest(self.tags)
         faults += _twice({f"machines[{index}].name": machine.name for index, machine in enumerate(self.machines)})
         states = {source.name for source in self.tags if isinstance(source, StateSource)}
         for index, machine in enumerate(self.machines):
@@ -129,4 +132,24 @@ def _made_of_nothing(sources: list[TagSourceSettings]) -> list[str]:
                 for place, condition in enumerate(conditions)
                 if condition.tag not in measured | derived
             ]
+    return faults
+
+
+def _without_rest(sources: list[TagSourceSettings]) -> list[str]:
+    """Each Modbus device that would have to be asked more often than its rest allows."""
+    devices: dict[str, list[tuple[int, ModbusTagSource]]] = {}
+    for index, source in enumerate(sources):
+        if isinstance(source, ModbusTagSource):
+            devices.setdefault(source.device, []).append((index, source))
+    faults = []
+    for device, asking in devices.items():
+        index, longest = max(asking, key=lambda each: each[1].gap_ms)
+        polls = [(source, len(plan_reads(source.spans))) for _, source in asking]
+        ratio = sum(reads * longest.gap_ms / source.poll_ms for source, reads in polls)
+        if ratio > 1:
+            told = ", ".join(f"{source.name} {reads} each {source.poll_ms:g} ms" for source, reads in polls)
+            faults.append(
+                f"tags[{index}].gap_ms: {longest.gap_ms:g} behind each request to {device} takes {100 * ratio:.0f} % of the time, "
+                f"over 100 % ({told})"
+            )
     return faults

@@ -7,8 +7,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from edgeqc.core.datatype import REGISTER_BITS, WordOrder
+from edgeqc.core.datatype import REGISTER_BITS, WordOrder, width
 from edgeqc.core.derive import How
+from edgeqc.core.reads import Span
 from edgeqc.settings.base import Model, Name, Node
 from edgeqc.settings.plc import OpcuaEndpoint
 
@@ -84,6 +85,23 @@ class ModbusTagSource(TagSourceBase):
     port: int = Field(502, ge=1, le=65_535)
     device_id: int = Field(1, ge=0, le=255)
     poll_ms: float = Field(100, ge=10, le=60_000)
+    gap_ms: float = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="rest of the device between the end of a request and the next; sources at the same host and port "
+        "take turns, and the longest of theirs holds for all; 0: none",
+    )
+
+    @property
+    def device(self) -> str:
+        """What all sources have in common that ask the same device."""
+        return f"{self.host}:{self.port}"
+
+    @property
+    def spans(self) -> list[Span]:
+        """Each tag's registers."""
+        return [Span(address=tag.register_address or 0, count=width(tag.type)) for tag in self.tags]
 
 
 class ReplayTagSource(TagSourceBase):

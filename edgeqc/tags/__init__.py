@@ -6,13 +6,17 @@ from pathlib import Path
 
 from edgeqc.ports import TagSink, TagSource
 from edgeqc.settings import ModbusTagSource, OpcuaTagSource, ReplayTagSource
+from edgeqc.tags.pace import Pace
 
 MeasuredSource = OpcuaTagSource | ModbusTagSource | ReplayTagSource
 """Sources that ask a peer; the others are made of their tags."""
 
 
-def open_source(settings: MeasuredSource, *, sink: TagSink, state_dir: Path) -> TagSource:
-    """Make the source that feeds `sink`. Nothing is connected until `run`."""
+def open_source(settings: MeasuredSource, *, sink: TagSink, state_dir: Path, pace: Pace | None = None) -> TagSource:
+    """Make the source that feeds `sink`. Nothing is connected until `run`.
+
+    `pace`: of a Modbus device that other sources ask, too (`paces`).
+    """
     match settings:
         # imported here because each library costs 20 to 50 MiB that a box without such a server need not pay
         case OpcuaTagSource():
@@ -22,7 +26,7 @@ def open_source(settings: MeasuredSource, *, sink: TagSink, state_dir: Path) -> 
         case ModbusTagSource():
             from edgeqc.tags.modbus import ModbusTags  # noqa: PLC0415 - see above
 
-            return ModbusTags(settings, sink=sink)
+            return ModbusTags(settings, sink=sink, pace=pace or Pace(settings.gap_ms))
         case ReplayTagSource():
             from edgeqc.tags.replay import ReplayTags  # noqa: PLC0415 - see above
 

@@ -15,13 +15,14 @@ from typing import Final
 import numpy as np
 import structlog
 
-from edgeqc.core.datatype import decode, width
-from edgeqc.core.reads import Read, Span, plan_reads, split_read
+from edgeqc.core.datatype import decode
+from edgeqc.core.reads import Read, plan_reads, split_read
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.ports import TagSink
 from edgeqc.records import TagRemark
-from edgeqc.settings import ModbusTagSource, TagSettings
+from edgeqc.settings import ModbusTagSource
 from edgeqc.tags.connection import keep_connected
+from edgeqc.tags.pace import Pace
 from edgeqc.tags.reading import Readings
 
 CONNECT_TIMEOUT_S: Final = 2.0
@@ -32,12 +33,13 @@ LONGEST_REPLY_S: Final = 1.0
 class ModbusTags:
     """One Modbus server's tags."""
 
-    def __init__(self, settings: ModbusTagSource, *, sink: TagSink) -> None:
+    def __init__(self, settings: ModbusTagSource, *, sink: TagSink, pace: Pace) -> None:
         """Connect in `run`, not here."""
         self._settings = settings
+        self._pace = pace
         self._sink = sink
         self._readings = Readings(settings.name, settings.tags)
-        self._spans = [_span(tag) for tag in settings.tags]
+        self._spans = settings.spans
         self._log = structlog.get_logger().bind(source=settings.name)
 
     async def run(self) -> None:
@@ -47,7 +49,7 @@ class ModbusTags:
     async def _serve(self) -> None:
         """One connection, from connect to its end."""
         settings = self._settings
-        connection = await _Connection.open(settings)
+        connection = await _Connection.open(settings, self._pace)
         try:
             reads = plan_reads(self._spans)
             await connection.read(reads[0].address, reads[0].count)  # a server that hangs takes connections, too
@@ -109,29 +111,35 @@ class ModbusTags:
 class _Connection:
     """One socket. Whatever is not the reply to the one request under way ends it, so nothing can get out of step."""
 
-    def __init__(self, settings: ModbusTagSource, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, settings: ModbusTagSource, pace: Pace, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self._peer = settings.name
         self._unit = settings.device_id
+        self._pace = pace
         self._reader = reader
         self._writer = writer
         self._timeout_s = min(LONGEST_REPLY_S, settings.stale_ms / 2000)
         self._transaction = 0
 
     @classmethod
-    async def open(cls, settings: ModbusTagSource) -> _Connection:
+    async def open(cls, settings: ModbusTagSource, pace: Pace) -> _Connection:
         """Connect within `CONNECT_TIMEOUT_S`. Raises PeerError."""
-        where = f"{settings.host}:{settings.port}"
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 reader, writer = await asyncio.open_connection(settings.host, settings.port)
         except TimeoutError as exc:
-            raise PeerTimeoutError(settings.name, f"{where} does not answer") from exc
+            raise PeerTimeoutError(settings.name, f"{settings.device} does not answer") from exc
         except OSError as exc:
-            raise PeerError(settings.name, f"{where}: {_reason(exc)}") from exc
-        return cls(settings, reader, writer)
+            raise PeerError(settings.name, f"{settings.device}: {_reason(exc)}") from exc
+        return cls(settings, pace, reader, writer)
 
     async def read(self, address: int, count: int) -> bytes | int:
         """Give the registers' bytes, or the exception code with which the peer refuses. Raises PeerError."""
+        async with self._pace.turn():
+            return await self._ask(address, count)
+
+    async def _ask(self, address: int, count: int) -> bytes | int:
         self._transaction = self._transaction % 0xFFFF + 1  # never 0: that is what careless peers answer with
         request = _REQUEST.pack(self._transaction, 0, 6, self._unit, _READ_HOLDING, address, count)
         try:
@@ -187,12 +195,6 @@ _EXCEPTIONS: Final = {
     10: "gateway path unavailable",
     11: "gateway target does not answer",
 }
-
-
-def _span(tag: TagSettings) -> Span:
-    if tag.register_address is None:
-        raise ValueError(f"tag {tag.name} has no register")
-    return Span(address=tag.register_address, count=width(tag.type))
 
 
 def _reason(exc: OSError) -> str:

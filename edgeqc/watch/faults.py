@@ -143,7 +143,7 @@ def where(settings: TagSourceSettings) -> str:
         case "opcua":
             return settings.url
         case "modbus":
-            return f"{settings.host}:{settings.port}"
+            return settings.device
         case "replay":
             return str(settings.file)
         case "derived" | "state":

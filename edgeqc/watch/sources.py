@@ -11,8 +11,9 @@ from typing import Final
 
 import structlog
 
-from edgeqc.settings import DerivedTagSource, StateSource, TagSourceSettings
+from edgeqc.settings import DerivedTagSource, ModbusTagSource, StateSource, TagSourceSettings
 from edgeqc.tags import open_source
+from edgeqc.tags.pace import paces
 from edgeqc.watch.intake import TagIntake
 
 LOOK_S: Final = 0.5
@@ -63,10 +64,11 @@ class SourceThread:
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._ready.set()
+        pace = paces(source for source in self._sources if isinstance(source, ModbusTagSource))
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(
-                    open_source(source, sink=self._intake, state_dir=self._state_dir).run(),
+                    open_source(source, sink=self._intake, state_dir=self._state_dir, pace=pace.get(source.name)).run(),
                     name=f"tags {source.name}",
                 )
                 for source in self._sources

@@ -11,9 +11,12 @@ import pytest
 
 from edgeqc.records import Quality
 from edgeqc.settings import ModbusTagSource
+from edgeqc.shm.tagtable import FILE_NAME, TagTable
 from edgeqc.sim.tags import SimTags, tag_settings
 from edgeqc.sim.tagsink import TagRecorder
 from edgeqc.tags import open_source
+from edgeqc.watch.intake import TagIntake
+from edgeqc.watch.sources import SourceThread
 
 PATIENCE_S = 30.0
 
@@ -119,6 +122,10 @@ class Peer:
     def __init__(self) -> None:
         self.reply: Reply | None = good
         self.requests = 0
+        self.asked_s: list[float] = []
+        """When each request was there."""
+        self.rested_from_s: list[float] = []
+        """When its reply went out."""
         self._closed: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -142,15 +149,18 @@ class Peer:
                 transaction, _, length, unit = struct.unpack(">HHHB", await reader.readexactly(7))
                 pdu = await reader.readexactly(length - 1)
                 self.requests += 1
+                self.asked_s.append(time.monotonic())
+                self.rested_from_s.append(self.asked_s[-1])
                 if self.reply is None:
                     return
+                self.rested_from_s[-1] = time.monotonic()
                 writer.write(self.reply(transaction, unit, pdu))
         except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             return
         finally:
             writer.transport.abort()
 
-    def settings(self) -> ModbusTagSource:
+    def settings(self, **changes: object) -> ModbusTagSource:
         return ModbusTagSource.model_validate(
             {
                 "name": "press",
@@ -161,6 +171,7 @@ class Peer:
                 "stale_ms": 600,
                 "tags": TAGS,
             }
+            | changes
         )
 
 
@@ -213,3 +224,50 @@ async def test_nobody_listening_is_told():
         await until(lambda: len(sink.reasons) >= 2, "two refusals")
         assert "refused" in sink.reasons[0]
         assert sink.backs == 0
+
+
+GAP_MS = 30.0
+APART = [{"name": f"far-{place}", "register": 1000 * place, "type": "uint16"} for place in range(3)]
+"""Three requests a poll."""
+
+
+def zeros(transaction: int, unit: int, pdu: bytes) -> bytes:
+    count = struct.unpack(">HH", pdu[1:])[1]
+    return frame(transaction, unit, struct.pack(">BB", 3, 2 * count) + bytes(2 * count))
+
+
+def rests_ms(peer: Peer) -> list[float]:
+    """How long the device was left alone between each reply and the request behind it."""
+    return [(asked - rested) * 1000 for rested, asked in zip(peer.rested_from_s, peer.asked_s[1:], strict=False)]
+
+
+async def test_a_device_has_its_rest_behind_each_request_over_reconnects_too():
+    async with Peer() as peer:
+        peer.reply = zeros
+        async with Feed(peer.settings(poll_ms=100, gap_ms=GAP_MS, tags=APART)) as sink:
+            await until(lambda: len(sink.values) == 3 and peer.requests > 6, "values")
+            peer.reply = None  # hangs up
+            await until(lambda: bool(sink.reasons), "loss")
+            peer.reply = zeros
+            await until(lambda: len(sink.values) == 3 and sink.backs == 2, "values again")
+        assert len(rests_ms(peer)) > 6
+        assert min(rests_ms(peer)) >= GAP_MS
+
+
+async def test_sources_at_one_device_share_its_rest(tmp_path: Path):
+    """Two units behind a gateway on a serial line, which has one request on it at a time."""
+    async with Peer() as peer:
+        peer.reply = zeros
+        sources = [
+            peer.settings(name="oven", device_id=1, poll_ms=200, gap_ms=GAP_MS, tags=APART),
+            peer.settings(name="fan", device_id=2, poll_ms=200, tags=[{"name": "speed", "register": 0}]),
+        ]
+        table = TagTable.create(tmp_path / FILE_NAME, sources)
+        thread = SourceThread(sources, TagIntake(table, sources, wake=lambda: None), state_dir=tmp_path)
+        thread.start()
+        try:
+            await until(lambda: peer.requests > 12, "requests")
+        finally:
+            await asyncio.to_thread(thread.stop)
+            table.close()
+        assert min(rests_ms(peer)) >= GAP_MS

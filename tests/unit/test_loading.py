@@ -209,6 +209,39 @@ def test_missing_file_is_said():
         load(Path("nowhere.yaml"))
 
 
+OVEN = """\
+tags:
+- type: modbus
+  name: oven
+  host: 10.0.0.5
+  poll_ms: 100
+  gap_ms: %g
+  tags:
+  - {name: near, register: 0}
+  - {name: far, register: 1000}
+"""
+FAN = """\
+- {type: modbus, name: fan, host: 10.0.0.5, device_id: 2, poll_ms: 50, tags: [{name: speed, register: 0}]}
+"""
+
+
+def test_a_rest_that_leaves_no_time_for_the_polls_is_refused():
+    load(written(GOOD + OVEN % 50))
+    (fault,) = faults(GOOD + OVEN % 60)
+    assert fault.startswith("line.yaml:15:")
+    assert fault.endswith(
+        "tags[0].gap_ms: 60 behind each request to 10.0.0.5:502 takes 120 % of the time, over 100 % (oven 2 each 100 ms)"
+    )
+
+
+def test_sources_at_one_device_need_time_for_all_their_polls():
+    load(written(GOOD + OVEN % 25 + FAN))
+    (fault,) = faults(GOOD + OVEN % 26 + FAN)
+    assert "tags[0].gap_ms: 26 behind each request to 10.0.0.5:502 takes 104 % of the time" in fault
+    assert "(oven 2 each 100 ms, fan 1 each 50 ms)" in fault
+    load(written(GOOD + OVEN % 26 + FAN.replace("10.0.0.5", "10.0.0.6")))
+
+
 def test_thousand_tags_load_in_half_a_second():
     tags = ",\n".join(
         f"{{name: tag{n}, node: 'ns=2;s=Machine.Tag{n}', unit: degC, min: 0, max: 9}}" for n in range(1000)
