@@ -12,6 +12,7 @@ def sim(
     seed: Annotated[int, typer.Option(help="the first seed; each seed draws its own line and faults")] = 0,
     triggers: Annotated[int, typer.Option(min=60, help="parts in all")] = 20_000,
     per_seed: Annotated[int, typer.Option(min=60, help="parts of one seed, then the next one begins")] = 500,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="seeds at a time, each on a core of its own")] = 1,
 ) -> None:
     """Run the decision core, handshake, accounting and gate on a simulated line in virtual time; stop at a violation.
 
@@ -26,7 +27,7 @@ def sim(
     began_s, parts, passed, rejected, events, hours = time.monotonic(), 0, 0, 0, 0, 0.0
     faults: dict[str, int] = {}
     trace = ""
-    for report in runs(seed, triggers, per_seed=per_seed):
+    for report in runs(seed, triggers, per_seed=per_seed, jobs=jobs):
         parts += report.triggers
         passed += report.passed
         rejected += report.rejected

@@ -71,8 +71,8 @@ class Arrival:
 NOTHING: Final = Arrival()
 MOST_MISSED: Final = 1024
 """Parts that can go by unseen, in a minute without a link on a fast line. A counter that jumps further was set anew: by
-its distance alone a PLC that restarted at 40000 would look like one that had counted 25536 parts on. One that restarts so near to the wrap still does: missed parts are
-recorded that never were, and no verdict is wrong."""
+its distance alone a PLC that restarted at 40000 would look like one that had counted 25536 parts on. One that restarts so
+near to the wrap still does: missed parts are recorded that never were, and nothing passes under the number 0."""
 REMEMBERED_IDS: Final = 64
 """Part ids that are told apart: more than any line has between trigger and gate."""
 
@@ -112,12 +112,14 @@ class TriggerAccount:
         missed = moved.missed
         if restarted:
             missed = counter - 1 if counter <= MOST_MISSED else 0
+        # Whoever jumps onto 0 may have been restarted: there may be no part at all, and none may pass under that number.
+        known = not restarted and not (counter == 0 and missed)
         doubled = bool(part_id) and part_id == self._last_id
         swapped = bool(part_id) and not doubled and part_id in self._ids
         self._remember(part_id)
         return Arrival(
             part=True,
-            fresh=not restarted and gap_ns <= self._fresh_ns,
+            fresh=known and gap_ns <= self._fresh_ns,
             waited_ns=gap_ns,
             missed=missed,
             doubled=doubled,

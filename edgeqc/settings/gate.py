@@ -48,7 +48,7 @@ class DelayGate(GateBase):
 
     tracking: Literal["delay"]
     travel_ms: float = Field(gt=0, le=3_600_000, description="camera trigger to gate, while the line runs")
-    length_ms: float = Field(gt=0, le=60_000, description="for which the output is on; longer than poll_ms")
+    length_ms: float = Field(gt=0, le=60_000, description="output on; at least 2 x (trigger.poll_ms + gate.poll_ms)")
     confirm_ms: float = Field(500, gt=0, le=60_000, description="behind that, by when the confirmation must have come")
 
 
@@ -57,7 +57,9 @@ class EncoderGate(GateBase):
 
     tracking: Literal["encoder"]
     travel_pulses: int = Field(gt=0, le=1 << 24)
-    length_pulses: int = Field(gt=0, le=1 << 20)
+    length_pulses: int = Field(
+        gt=0, le=1 << 20, description="output on; at least what passes in 2 x (trigger.poll_ms + gate.poll_ms)"
+    )
     confirm_pulses: int = Field(500, gt=0, le=1 << 20)
     most_pulses_per_poll: int = Field(
         10_000, gt=0, le=1 << 24, description="a larger step is no movement: the counter was set anew"

@@ -193,8 +193,12 @@ class StationSettings(Model):
         if isinstance(gate, DelayGate):
             if gate.travel_ms <= self.budget_ms:
                 faults.append(f"gate.travel_ms: {gate.travel_ms:g} is not over {self.budget_ms:g} (budget_ms)")
-            if gate.length_ms < 2 * gate.poll_ms:
-                faults.append(f"gate.length_ms: {gate.length_ms:g} is under {2 * gate.poll_ms:g} (2 polls)")
+            # The trigger is seen up to a poll late and the output comes up to a poll late; the part is in the middle of it.
+            least = 2 * (self.trigger.poll_ms + gate.poll_ms)
+            if gate.length_ms < least:
+                faults.append(
+                    f"gate.length_ms: {gate.length_ms:g} is under {least:g} (2 x (trigger.poll_ms + gate.poll_ms))"
+                )
         return faults
 
     def _plc_misfits(self) -> list[str]:

@@ -100,8 +100,16 @@ MUTANTS = [
         "account",
         "distance = (after - before) % cycle",
         "distance = after - before",
-        seed=47,
-        breaks="I1 phantom",
+        seed=7,
+        breaks="I13 gate",
+    ),
+    _core(
+        "the 0 of a restart near the wrap taken for a part",
+        "account",
+        " and not (counter == 0 and missed)",
+        "",
+        seed=1_001_471,
+        breaks="I7 frame",
     ),
     _core("one missed part too many", "account", "missed=distance - 1)", "missed=distance)", seed=3, breaks="I1 count"),
     _core(
@@ -124,7 +132,7 @@ MUTANTS = [
     _core(
         "a stale trigger taken for fresh",
         "account",
-        "fresh=not restarted and gap_ns <= self._fresh_ns",
+        "fresh=known and gap_ns <= self._fresh_ns",
         "fresh=True",
         seed=75,
         breaks="I2 age",

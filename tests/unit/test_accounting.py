@@ -46,6 +46,11 @@ def test_a_counter_that_jumps_has_missed_parts_also_over_its_wrap() -> None:
     assert triggers.reading(1, "P", 2 * MS) == arrival(2, missed=2)
 
 
+def test_nothing_passes_under_the_0_that_a_restart_near_the_wrap_leaves() -> None:
+    assert account(65_500).reading(0, "", 2 * MS) == arrival(2, missed=35, fresh=False)
+    assert account(65_535).reading(0, "P", 2 * MS) == arrival(2)  # counted on over the wrap
+
+
 def test_a_trigger_seen_after_a_silent_link_is_not_fresh() -> None:
     triggers = account()
     assert triggers.reading(1, "P1", 11 * MS) == arrival(11, fresh=False)

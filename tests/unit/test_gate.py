@@ -245,14 +245,31 @@ def test_rules_that_are_off_never_ask() -> None:
 
 def station(plc: dict[str, object], **gate: object) -> list[str]:
     """What is said of a station with this PLC and this gate."""
+    return misfits(plc, {"tracking": "encoder", "travel_pulses": 1000, "length_pulses": 100, **gate})
+
+
+def delayed(plc: dict[str, object], **gate: object) -> list[str]:
+    """The same with tracking `delay`."""
+    return misfits(plc, {"tracking": "delay", "travel_ms": 500, **gate})
+
+
+def misfits(plc: dict[str, object], gate: dict[str, object]) -> list[str]:
     return StationSettings.model_validate(
         {
             "name": "top", "takt_ms": 100, "budget_ms": 80, "trigger": {"source": "plc"}, "plc": plc,
             "camera": {"type": "replay", "folder": "parts", "width_px": 640, "height_px": 480},
             "recipe": {"engine": "engines/part/1"},
-            "gate": {"tracking": "encoder", "travel_pulses": 1000, "length_pulses": 100, **gate},
+            "gate": gate,
         }
     ).misfits()  # fmt: skip
+
+
+def test_an_output_shorter_than_it_may_be_late_is_refused() -> None:
+    plc: dict[str, object] = {"type": "modbus", "host": "plc"}
+    assert delayed(plc, length_ms=14, poll_ms=5) == []
+    assert delayed(plc, length_ms=13.9, poll_ms=5) == [
+        "gate.length_ms: 13.9 is under 14 (2 x (trigger.poll_ms + gate.poll_ms))"
+    ]
 
 
 def test_a_gate_over_opcua_needs_the_nodes_of_its_tracking() -> None:

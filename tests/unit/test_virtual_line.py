@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from edgeqc.sim.virtual.campaign import run_seed, runs
+from edgeqc.sim.virtual.oracle import Violation
 from edgeqc.sim.virtual.swarm import RATES, draw
 
 TRIGGERS = 20_000
@@ -30,6 +33,16 @@ def test_the_same_seed_has_the_same_trace(seed: int) -> None:
     assert first.trace != run_seed(seed + 1, 200).trace
 
 
+def test_seeds_run_side_by_side_report_the_same_in_the_same_order() -> None:
+    one, two = list(runs(60, 240, per_seed=60)), list(runs(60, 240, per_seed=60, jobs=2))
+    assert [report.trace for report in one] == [report.trace for report in two]
+
+
+def test_a_violation_survives_the_way_from_another_process() -> None:
+    found = pickle.loads(pickle.dumps(Violation("I1 count", 5_000_000_000, "1 and 2")))
+    assert (str(found), found.name) == ("I1 count at 5.000000 s: 1 and 2", "I1 count")
+
+
 def test_a_line_without_faults_passes_every_good_part() -> None:
     seed = next(seed for seed in range(100) if not draw(seed, 100).rates or not any(draw(seed, 100).rates.values()))
     report = run_seed(seed, 100)
@@ -42,7 +55,7 @@ def test_a_line_without_faults_passes_every_good_part() -> None:
 @pytest.mark.timeout(1200)
 def test_nothing_is_violated_in_a_million_triggers() -> None:
     triggers = 0
-    for report in runs(1_000_000, 1_050_000):
+    for report in runs(1_000_000, 1_050_000, jobs=2):
         assert report.violation is None, f"edgeqc sim --seed {report.swarm.seed}: {report.violation}"
         triggers += report.triggers
     assert triggers >= 1_000_000

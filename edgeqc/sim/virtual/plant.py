@@ -21,8 +21,9 @@ BELT = -1
 PULSES_PER_TAKT = 1000
 TRAVEL_TAKTS = 5
 """From the camera to the gate; the longest budget is four takts."""
-GATE_LENGTH = 300
-"""Pulses for which the gate is open for a part: less than the distance between two."""
+GATE_LENGTH = 400
+"""Pulses for which the gate is open for a part: less than the distance between two, and half of it more than the box's
+poll of the triggers (62) and of the gate (125) can make it late."""
 UNKNOWN_RECIPE = 9
 
 

@@ -86,13 +86,15 @@ class Plc:
 
     def _break(self) -> None:
         lots, plant = self.lots, self.plant
-        if lots.falls("plc_restarted"):
+        # Restarted at the counter's last value it looks like one that counted its next part: nothing tells the two apart.
+        if self.counter != MODBUS_CYCLE - 1 and lots.falls("plc_restarted"):
             wrap = -self.counter % MODBUS_CYCLE
             if wrap <= MOST_MISSED:
                 self.counted += (
                     wrap  # by its counter it looks like one that counted on over the wrap: parts that were missed
                 )
             self.counter = 0
+            self.part_id = ""
             self.current = None
             plant.oracle.ids_forgotten()
             self.changed.set()
