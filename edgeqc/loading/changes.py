@@ -18,13 +18,16 @@ FILE_NAME: Final = "configuration.json"
 _NOBODY: Final = (1 << 32) - 1
 """Linux's login uid of what no person started."""
 _CHARS: Final = 240
-"""Of the keys in an event: a journal record has room for no more."""
+"""Of the changes in an event: a journal record has room for no more."""
+_VALUE_CHARS: Final = 40
+"""Of a value; of a longer one it is only said that it changed."""
 
 
 def change(settings: Settings, state_dir: Path) -> Event | None:
     """Tell what these settings change, and who started them; None where they are those of the last run.
 
-    Digests are SHA-256, 16 hex digits; keys are dotted paths. What ran before is known by `keep`.
+    Digests are SHA-256, 16 hex digits; keys are dotted paths, with their values before and after. A secret's value is the
+    reference to it, as it is in the file. What ran before is known by `keep`.
     """
     new = dump(settings)
     try:
@@ -45,7 +48,7 @@ def change(settings: Settings, state_dir: Path) -> Event | None:
             "old": hashlib.sha256(old).hexdigest()[:16] if old else "",
             "new": hashlib.sha256(new).hexdigest()[:16],
             "changed": len(keys),
-            "keys": _cut(keys),
+            "keys": _cut([_changed(key, before, after) for key in keys]),
         },
     )
 
@@ -70,12 +73,17 @@ def _flat(value: object, at: str = "") -> dict[str, Any]:
     return {key: found for path, one in parts for key, found in _flat(one, path).items()}
 
 
-def _cut(keys: list[str]) -> str:
+def _changed(key: str, before: dict[str, Any], after: dict[str, Any]) -> str:
+    old, new = (json.dumps(side[key]) if key in side else "none" for side in (before, after))
+    return key if max(len(old), len(new)) > _VALUE_CHARS else f"{key} {old} -> {new}"
+
+
+def _cut(texts: list[str]) -> str:
     told: list[str] = []
-    for key in keys:
-        if sum(len(one) + 2 for one in told) + len(key) > _CHARS:
-            return ", ".join([*told, f"and {len(keys) - len(told)} more"])
-        told.append(key)
+    for text in texts:
+        if sum(len(one) + 2 for one in told) + len(text) > _CHARS:
+            return ", ".join([*told, f"and {len(texts) - len(told)} more"])
+        told.append(text)
     return ", ".join(told)
 
 

@@ -32,7 +32,7 @@ from paho.mqtt.properties import Properties
 
 from edgeqc.errors import EdgeqcError, PeerError, PeerTimeoutError
 from edgeqc.journal import JournalWriter
-from edgeqc.office import commands, tables
+from edgeqc.office import audit, commands, tables
 from edgeqc.office.mqtt import MqttConnection
 from edgeqc.office.process import run_office
 from edgeqc.records import AlertChange, Cause, Defect, Delivery, Event, Ledger, Ne107, PartRecord, Trigger, Verdict
@@ -291,6 +291,9 @@ def test_an_alert_is_acknowledged_over_mqtt_and_told_by_whom(line, broker):
         until(lambda: [m for m in listener.received(topic) if not m.payload])
     (event,) = line.rows("SELECT facts FROM events WHERE name='alarm_command'")
     assert json.loads(event["facts"])["by"] == "maint1"
+    (sealed,), unfinished = audit.read(line.state_dir / audit.FILE_NAME)
+    assert (sealed.fields["who"], sealed.fields["what"], unfinished) == ("maint1", "alarm_command", 0)
+    assert (sealed.fields["facts"]["verb"], sealed.fields["facts"]["why"]) == ("ack", "cable is on its way")
 
 
 def test_an_answer_goes_where_the_client_wants_it(line, broker):

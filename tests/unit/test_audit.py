@@ -143,7 +143,7 @@ def test_a_configuration_that_differs_from_the_last_runs_is_told_with_its_keys(t
     assert changes.change(settings(), tmp_path) is None
     other = changes.change(settings(archive={"rows_days": 7}), tmp_path)
     assert other is not None
-    assert (other.facts["keys"], other.facts["changed"]) == ("archive.rows_days", 1)
+    assert (other.facts["keys"], other.facts["changed"]) == ("archive.rows_days 90 -> 7", 1)
     assert other.facts["old"] == first.facts["new"] != other.facts["new"]
     assert other.facts["by"]
     assert (tmp_path / changes.FILE_NAME).stat().st_mode & 0o077 == 0
