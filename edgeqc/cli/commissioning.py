@@ -77,13 +77,18 @@ def camera(  # noqa: PLR0917 - each is a switch of the command
 def plc(
     file: File,
     station: Station = None,
-    write: Annotated[bool, typer.Option("--write", help="Also write one result block: no result, not ready.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Also write one result block (no result, not ready) and EJECT off.")
+    ] = False,
     save_certificate: Annotated[
         Path | None, typer.Option("--save-certificate", help="OPC UA: write the certificate that the server shows.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Read the trigger block. For OPC UA, show the server's certificate: pin it once it is the one on the PLC."""
+    """Read the trigger block, and the gate's inputs where edgeqc opens one.
+
+    For OPC UA, show the server's certificate: pin it once it is the one on the PLC.
+    """
     from edgeqc import loading  # noqa: PLC0415 - heavy
     from edgeqc.cli.peers import certificate_of, look_at_plc  # noqa: PLC0415 - heavy
 

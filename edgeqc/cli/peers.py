@@ -8,7 +8,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +21,10 @@ from edgeqc import loading
 from edgeqc.cameras import open_camera
 from edgeqc.cli import broker
 from edgeqc.cli.findings import Finding, State
-from edgeqc.errors import EdgeqcError, PeerError
-from edgeqc.plc import open_link
+from edgeqc.core.track import OFF
+from edgeqc.errors import EdgeqcError, PeerError, PeerTimeoutError
+from edgeqc.plc import open_link, plc_door
+from edgeqc.plc.gate import GateLink
 from edgeqc.records import NS_PER_MS, NS_PER_S, FrameStatus, PlcResult
 from edgeqc.settings import (
     CameraSettings,
@@ -39,6 +41,8 @@ FIRST_FRAME_S: Final = 5.0
 """A free-running camera at 1 Hz with an exposure of some seconds still makes it."""
 CERTIFICATE_S: Final = 5.0
 PLC_CALL_NS: Final = 2 * NS_PER_S
+PLC_COMES_NS: Final = 10 * NS_PER_S
+"""Until a PLC that polls us has connected again and written the gate's inputs."""
 READS: Final = 50
 """Requests for the latency figures: enough for a 95th percentile that means something, and over in a second."""
 
@@ -78,6 +82,8 @@ class PlcReport:
     part_id: str
     read_ms: dict[str, float]
     write_ms: float | None
+    gate: dict[str, int | bool]
+    """Inputs of the gate that edgeqc opens; empty where it opens none."""
 
 
 def look_at_camera(station: StationSettings, camera: CameraSettings, *, frames: int) -> CameraReport:
@@ -147,6 +153,7 @@ def look_at_plc(station: StationSettings, *, state_dir: Path, write: bool) -> Pl
             asked_ns = time.monotonic_ns()
             link.write_result(nothing, asked_ns + PLC_CALL_NS)
             write_ms = (time.monotonic_ns() - asked_ns) / NS_PER_MS
+    gate = {} if station.tracked_gate is None else look_at_gate(station, state_dir=state_dir, write=write)
     return PlcReport(
         station=station.name,
         kind=station.plc.type,
@@ -154,7 +161,28 @@ def look_at_plc(station: StationSettings, *, state_dir: Path, write: bool) -> Pl
         part_id=trigger.part_id,
         read_ms=figures(spent),
         write_ms=write_ms,
+        gate=gate,
     )
+
+
+def look_at_gate(station: StationSettings, *, state_dir: Path, write: bool) -> dict[str, int | bool]:
+    """Read the inputs of the gate that edgeqc opens, once; with `write`, write its output: EJECT off. PeerError."""
+    door = plc_door(station.plc, peer=f"gate {station.name}", state_dir=state_dir, gate=station.tracked_gate)
+    with closing(door), closing(_gate_link(door.open_gate, time.monotonic_ns() + PLC_COMES_NS)) as link:
+        inputs = link.read(time.monotonic_ns() + PLC_CALL_NS)
+        if write:
+            link.write(OFF, 0, time.monotonic_ns() + PLC_CALL_NS)
+    return {name: getattr(inputs, name) for name in ("encoder", "confirmations", "running", "looked")}
+
+
+def _gate_link(open_gate: Callable[[], GateLink], until_ns: int) -> GateLink:
+    """Try again where only the inputs are missing: a PLC that comes to us needs a moment for them."""
+    while True:
+        try:
+            return open_gate()
+        except PeerTimeoutError:
+            if time.monotonic_ns() > until_ns:
+                raise
 
 
 def certificate_of(station: StationSettings) -> tuple[bytes, str] | None:
@@ -210,7 +238,8 @@ def plc_finding(station: StationSettings, *, state_dir: Path) -> Finding:
     return Finding(
         name=name,
         state=State.WARN if slow else State.OK,
-        found=f"{report.kind}, counter {report.counter}, request p95 {report.read_ms['p95']:.2f} ms",
+        found=f"{report.kind}, counter {report.counter}, request p95 {report.read_ms['p95']:.2f} ms"
+        + ("" if not report.gate else f", gate's encoder {report.gate['encoder']}"),
         limit=f"under {station.plc_write_ms:g} ms (plc_write_ms)",
         mend="give plc_write_ms what the PLC needs, or look at the network between" if slow else "",
     )

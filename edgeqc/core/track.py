@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from edgeqc.core.account import MODBUS_CYCLE, Step, move
 
@@ -70,6 +71,9 @@ class GateOutput:
     """Counts outputs that were begun: a part more, even where two follow each other without a gap."""
 
 
+OFF: Final = GateOutput(eject=False, sequence=0, part_id="", position=0, ejections=0)
+
+
 @dataclass(slots=True, kw_only=True)
 class _Tracked:
     sequence: int
@@ -88,7 +92,7 @@ class Gate:
         self._parts: deque[_Tracked] = deque()
         self._unconfirmed: deque[_Tracked] = deque()
         self._confirmations: int | None = None
-        self.output = GateOutput(eject=False, sequence=0, part_id="", position=0, ejections=0)
+        self.output = OFF
 
     def __len__(self) -> int:
         return len(self._parts)

@@ -9,7 +9,7 @@ import threading
 import time
 from typing import Final
 
-from edgeqc.core.track import GateOutput
+from edgeqc.core.track import OFF, GateOutput
 from edgeqc.errors import PeerTimeoutError
 from edgeqc.plc import gate
 from edgeqc.plc.gate import INPUT_REGISTERS, OUTPUT_REGISTERS, GateInputs
@@ -21,7 +21,6 @@ _OPEN_NS: Final = 500 * NS_PER_MS
 """How long a link is waited for that finds no inputs."""
 _WHOLE: Final = 7
 """Registers from EJECT to the heartbeat."""
-_OFF: Final = GateOutput(eject=False, sequence=0, part_id="", position=0, ejections=0)
 
 
 class GateBlocks:
@@ -37,7 +36,7 @@ class GateBlocks:
         self._written_ns = 0
         """When inputs came last; 0: never."""
         self._heartbeat = time.monotonic_ns() // NS_PER_MS
-        self._shown = _OFF
+        self._shown = OFF
         self._image = bytes(2 * OUTPUT_REGISTERS)
         self._serial = 0
         """Counts outputs that are shown."""

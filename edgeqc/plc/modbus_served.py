@@ -39,6 +39,7 @@ class HandshakeServer:
         self._server: ModbusServer | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
+        self._starting = threading.Lock()
         self._log = structlog.get_logger().bind(peer=peer)
 
     @property
@@ -48,25 +49,17 @@ class HandshakeServer:
 
     def open(self, wait_s: float = OPEN_S) -> ServedLink:
         """Wait for a PLC that asks for registers. PeerError where none does, or the port cannot be had."""
-        if self._server is None:
-            self._server = ModbusServer(
-                self._settings,
-                self._settings.port,
-                self._blocks,
-                unit=self._settings.device_id,
-                on_event=lambda name, host, reason: self._log.info(name, client=host, reason=reason),
-            )
-            self._thread = threading.Thread(target=self._run, args=(self._server,), name="plc-server", daemon=True)
-            self._thread.start()
+        self._listen()
         if not self._blocks.wait_for_plc(time.monotonic_ns() + int(wait_s * NS_PER_S)):
             where = f"{self._settings.bind}:{self.port}"
             raise PeerError(self._peer, f"no PLC asks for registers at {where}; is it set up to poll this box?")
         return ServedLink(self._blocks)
 
     def open_gate(self) -> ServedGate:
-        """Wait for a PLC that writes the gate's inputs. PeerError where none does."""
+        """Wait for a PLC that writes the gate's inputs. PeerError where none does, or the port cannot be had."""
         if self._gate is None:
             raise ValueError("no gate is served here")
+        self._listen()
         return self._gate.open()
 
     def open_alone(self) -> ServedLink:
@@ -85,6 +78,20 @@ class HandshakeServer:
             self._server.wake()
         if self._thread is not None:
             self._thread.join()
+
+    def _listen(self) -> None:
+        with self._starting:  # the station's thread and the gate's
+            if self._server is not None:
+                return
+            self._server = ModbusServer(
+                self._settings,
+                self._settings.port,
+                self._blocks,
+                unit=self._settings.device_id,
+                on_event=lambda name, host, reason: self._log.info(name, client=host, reason=reason),
+            )
+            self._thread = threading.Thread(target=self._run, args=(self._server,), name="plc-server", daemon=True)
+            self._thread.start()
 
     def _run(self, server: ModbusServer) -> None:
         while not self._stopping:

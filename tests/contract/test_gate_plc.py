@@ -20,12 +20,13 @@ from asyncua.server.server import Server
 from pymodbus.client import AsyncModbusTcpClient
 from pymodbus.exceptions import ModbusException
 
+from edgeqc.cli.peers import look_at_gate
 from edgeqc.errors import PeerError
 from edgeqc.plc import PlcDoor, plc_door
 from edgeqc.plc.modbus_served import HandshakeServer
 from edgeqc.plc.registers import TriggerImage
 from edgeqc.records import AlertChange, Event, Trigger
-from edgeqc.settings import ModbusPlcSettings, ModbusServerPlcSettings, OpcuaPlcSettings
+from edgeqc.settings import ModbusPlcSettings, ModbusServerPlcSettings, OpcuaPlcSettings, PlcSettings, StationSettings
 from edgeqc.settings.gate import EncoderGate
 from edgeqc.settings.plc import OpcuaNodes
 from edgeqc.sim.plc_modbus import ModbusPlc
@@ -102,8 +103,17 @@ class GatePlc(ABC):
 
     @property
     @abstractmethod
+    def link(self) -> PlcSettings:
+        """How it is reached, or reaches us."""
+
+    @property
+    def gate(self) -> EncoderGate:
+        return EncoderGate(**GATE)
+
+    @property
     def door(self) -> PlcDoor:
         """What opens links to it."""
+        return plc_door(self.link, peer="press", state_dir=self.state_dir, gate=self.gate)
 
     @property
     @abstractmethod
@@ -130,11 +140,10 @@ class ModbusServer(GatePlc):
         self.server._memory[2 * INPUTS : 2 * INPUTS + 8] = self.inputs
 
     @property
-    def door(self) -> PlcDoor:
+    def link(self) -> PlcSettings:
         assert self.server._server is not None
         port = self.server._server.sockets[0].getsockname()[1]
-        link = ModbusPlcSettings(type="modbus", host="127.0.0.1", port=port)
-        return plc_door(link, peer="press", state_dir=self.state_dir, gate=EncoderGate(**GATE))
+        return ModbusPlcSettings(type="modbus", host="127.0.0.1", port=port)
 
     @property
     def output(self) -> tuple[bool, int, int, int, int]:
@@ -148,11 +157,11 @@ class ModbusClient(GatePlc):
     """It comes to us: in each cycle it writes the inputs and fetches the output (function code 23), by pymodbus."""
 
     async def open(self) -> None:
-        link = ModbusServerPlcSettings(type="modbus-server", bind="127.0.0.1", peers=["127.0.0.1"], port=0)
-        self._server = HandshakeServer(link, peer="press", gate=EncoderGate(**GATE | {"poll_ms": 10}))
+        self._port = 0
+        self._server = HandshakeServer(self.link, peer="press", gate=self.gate)
         with contextlib.suppress(PeerError):  # nobody has asked yet; it listens from now on
             self._server.open(0)
-        self._door = PlcDoor(self._server.open, self._server.open_gate, self._server.close)
+        self._port = self._server.port
         self._fetched = bytes(16)
         self._running = True
         self._cycle = asyncio.create_task(self._cycles(), name="plc cycles")
@@ -167,7 +176,7 @@ class ModbusClient(GatePlc):
         """The next cycle writes them."""
 
     async def _cycles(self) -> None:
-        self._client = AsyncModbusTcpClient("127.0.0.1", port=self._server.port, timeout=PATIENCE_S, retries=0)
+        self._client = AsyncModbusTcpClient("127.0.0.1", port=self._port, timeout=0.5, retries=0)
         while self._running:
             if not self._client.connected:
                 await self._client.connect()
@@ -180,8 +189,16 @@ class ModbusClient(GatePlc):
             await asyncio.sleep(0.002)  # a PLC's cycle
 
     @property
+    def link(self) -> ModbusServerPlcSettings:
+        return ModbusServerPlcSettings(type="modbus-server", bind="127.0.0.1", peers=["127.0.0.1"], port=self._port)
+
+    @property
+    def gate(self) -> EncoderGate:
+        return EncoderGate(**GATE | {"poll_ms": 10})
+
+    @property
     def door(self) -> PlcDoor:
-        return self._door
+        return PlcDoor(self._server.open, self._server.open_gate, self._server.close)
 
     @property
     def output(self) -> tuple[bool, int, int, int, int]:
@@ -219,11 +236,14 @@ class OpcuaServer(GatePlc):
             await self._server.write_attribute_value(self._ids[name], ua.DataValue(ua.Variant(value, NODES[name])))
 
     @property
-    def door(self) -> PlcDoor:
+    def gate(self) -> EncoderGate:
+        return EncoderGate(**GATE | {"nodes": {name: node.to_string() for name, node in self._ids.items()}})
+
+    @property
+    def link(self) -> PlcSettings:
         assert self._server.bserver is not None
         port = self._server.bserver._server.sockets[0].getsockname()[1]
-        texts = {name: node.to_string() for name, node in self._ids.items()}
-        link = OpcuaPlcSettings.model_validate(
+        return OpcuaPlcSettings.model_validate(
             {
                 "type": "opcua",
                 "url": f"opc.tcp://127.0.0.1:{port}",
@@ -231,8 +251,6 @@ class OpcuaServer(GatePlc):
                 "nodes": {name: "i=1" for name, field in OpcuaNodes.model_fields.items() if field.is_required()},
             }
         )
-        gate = EncoderGate(**GATE | {"nodes": texts})
-        return plc_door(link, peer="press", state_dir=self.state_dir, gate=gate)
 
     @property
     def output(self) -> tuple[bool, int, int, int, int]:
@@ -364,3 +382,23 @@ def test_a_part_that_nobody_can_place_is_told_at_once(gate: GateWatch, told: lis
     gate.part(part(1), placed=False)
     assert facts(told) == [("untracked", 1)]
     assert "failure" in told
+
+
+def test_a_look_shows_the_inputs_and_puts_the_output_off(plc: GatePlc) -> None:
+    if isinstance(plc, ModbusClient):
+        plc._server.close()  # the look listens in its stead
+    station = StationSettings.model_validate(
+        {
+            "name": "press", "takt_ms": 100, "budget_ms": 80, "trigger": {"source": "plc"},
+            "camera": {"type": "replay", "folder": "parts", "width_px": 640, "height_px": 480},
+            "recipe": {"engine": "engines/part/1"}, "plc": plc.link, "gate": plc.gate,
+        }
+    )  # fmt: skip
+    plc.confirm()
+    before = plc.output[4]
+    seen = look_at_gate(station, state_dir=plc.state_dir, write=False)
+    assert (seen["encoder"], seen["confirmations"], seen["looked"]) == (START, 1, False)
+    assert plc.output[4] == before or isinstance(plc, ModbusClient)  # there is always a block to fetch
+    look_at_gate(station, state_dir=plc.state_dir, write=True)
+    until(lambda: plc.output[4] not in {0, before})
+    assert not plc.output[0]

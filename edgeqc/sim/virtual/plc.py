@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgeqc.core.account import MODBUS_CYCLE, MOST_MISSED
 from edgeqc.core.handshake import Form
-from edgeqc.core.track import GateOutput
+from edgeqc.core.track import OFF
 from edgeqc.records import NS_PER_MS, PlcResult, Verdict
 from edgeqc.sim.virtual.kernel import Signal
 from edgeqc.sim.virtual.lots import Lots
@@ -50,7 +50,7 @@ class Plc:
         self.changed = Signal(plant.kernel)
         """Something that the box reads is other than before."""
         self.block: PlcResult | None = None
-        self.gate = GateOutput(eject=False, sequence=0, part_id="", position=0, ejections=0)
+        self.gate = OFF
         self.gate_ns = 0
         """When the box wrote it last."""
         self.confirmations = 65_530
@@ -106,7 +106,7 @@ class Plc:
             for awaited in self._awaited.values():
                 plant.oracle.decided(awaited, Verdict.REJECT)  # a program that begins anew lets nothing through
             self._awaited.clear()
-            self.gate = GateOutput(eject=False, sequence=0, part_id="", position=0, ejections=0)
+            self.gate = OFF
         if lots.falls("plc_frozen"):
             self._frozen_until_ns = plant.kernel.now_ns + lots.random.randint(1, 20) * plant.swarm.takt_ns
         if lots.falls("plc_refuses"):
