@@ -16,6 +16,8 @@ import psutil
 import pytest
 import structlog
 
+from edgeqc import logs
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
     from typing import Any
@@ -25,9 +27,10 @@ GRACE_S = 3.0
 
 
 @pytest.fixture(autouse=True)
-def _logs_are_set_up_anew() -> Iterator[None]:
+def _logs_are_set_up_anew(_nothing_is_left_behind: None) -> Iterator[None]:
     """A command that was run within the test set up the logs of the whole process, and to a stream that is gone."""
     yield
+    logs.close(GRACE_S)
     structlog.reset_defaults()
 
 

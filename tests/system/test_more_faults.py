@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -16,6 +17,8 @@ import yaml
 from conftest import ENGINE
 from flatpackage import UNSIGNED, flat_images, flat_package, seal
 from linebench import COMES_S, Bench
+
+from edgeqc.sim.stage import CameraFault
 
 pytestmark = pytest.mark.timeout(120)
 Make = Callable[..., Bench]
@@ -194,6 +197,37 @@ def test_a_full_disk_rejects_what_cannot_be_recorded_and_recovers(bench: Make, t
         assert line.line.judged()[-1]["code"] in {1, 10}
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_log_that_nobody_reads_holds_nothing_up(bench: Make, tmp_path: Path) -> None:
+    """As a journal's daemon that hangs: the pipe to it is full before the first line, and stays so."""
+    line = bench()
+    line.line.stop_daemon()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reads = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writes = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        with contextlib.suppress(BlockingIOError):
+            while os.write(writes, bytes(4096)):
+                pass
+        kept, line.line.log = line.line.log, pipe
+        line.line.start_daemon()
+        line.line.log = kept
+        line.line.wait_ready()
+        line.begin_section()
+        line.stage.break_camera(CameraFault.SILENT)  # something to tell
+        line.passes(5)
+        line.stage.break_camera(CameraFault.NONE)
+        line.recovered()
+        line.passes(20)
+        report = line.section()
+        assert (report["unaccounted"], report["plc_mismatch"], report["duplicates"]) == (0, 0, 0)
+        assert report["archive_rows"] == report["triggers"]
+        line.finish()
+    finally:
+        os.close(reads)
+        os.close(writes)
 
 
 def test_a_clock_that_is_stepped_changes_no_verdict(bench: Make, tmp_path: Path) -> None:
