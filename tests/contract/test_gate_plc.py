@@ -27,7 +27,7 @@ from edgeqc.plc.modbus_served import HandshakeServer
 from edgeqc.plc.registers import TriggerImage
 from edgeqc.records import AlertChange, Event, Trigger
 from edgeqc.settings import ModbusPlcSettings, ModbusServerPlcSettings, OpcuaPlcSettings, PlcSettings, StationSettings
-from edgeqc.settings.gate import EncoderGate
+from edgeqc.settings.gate import DelayGate, EncoderGate
 from edgeqc.settings.plc import OpcuaNodes
 from edgeqc.sim.plc_modbus import ModbusPlc
 from edgeqc.station.gate import GateWatch
@@ -35,6 +35,7 @@ from edgeqc.station.part import Part
 
 PATIENCE_S = 20.0
 """For a shared, noisy machine."""
+TRAVEL_S = 0.5
 START = (1 << 32) - 500
 """The encoder wraps on the way."""
 GATE: dict[str, Any] = {
@@ -43,7 +44,7 @@ GATE: dict[str, Any] = {
 }  # fmt: skip
 INPUTS, OUTPUT = 120, 140
 NODES = {
-    "encoder": ua.VariantType.UInt32, "confirmations": ua.VariantType.UInt16, "looked": ua.VariantType.Boolean,
+    "encoder": ua.VariantType.UInt32, "running": ua.VariantType.Boolean, "confirmations": ua.VariantType.UInt16, "looked": ua.VariantType.Boolean,
     "eject": ua.VariantType.Boolean, "sequence": ua.VariantType.UInt32, "ejections": ua.VariantType.UInt16,
     "position": ua.VariantType.UInt32, "heartbeat": ua.VariantType.UInt16,
 }  # fmt: skip
@@ -56,6 +57,7 @@ class GatePlc(ABC):
         self.state_dir = state_dir
         self.encoder = START
         self.confirmations = 0
+        self.running = True
         self.loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._live)
@@ -84,12 +86,17 @@ class GatePlc(ABC):
         self.confirmations += 1
         self._put()
 
+    def run(self, on: bool) -> None:
+        """Let the line run, or stop it."""
+        self.running = on
+        self._put()
+
     def _put(self) -> None:
         asyncio.run_coroutine_threadsafe(self.put(), self.loop).result(PATIENCE_S)
 
     @property
     def inputs(self) -> bytes:
-        return struct.pack(">IHH", self.encoder % (1 << 32), self.confirmations & 0xFFFF, 1)
+        return struct.pack(">IHH", self.encoder % (1 << 32), self.confirmations & 0xFFFF, int(self.running))
 
     @abstractmethod
     async def open(self) -> None: ...
@@ -99,7 +106,7 @@ class GatePlc(ABC):
 
     @abstractmethod
     async def put(self) -> None:
-        """Show encoder and confirmations."""
+        """Show encoder, confirmations and whether the line runs."""
 
     @property
     @abstractmethod
@@ -113,7 +120,10 @@ class GatePlc(ABC):
     @property
     def door(self) -> PlcDoor:
         """What opens links to it."""
-        return plc_door(self.link, peer="press", state_dir=self.state_dir, gate=self.gate)
+        return self.door_of(self.gate)
+
+    def door_of(self, gate: EncoderGate | DelayGate) -> PlcDoor:
+        return plc_door(self.link, peer="press", state_dir=self.state_dir, gate=gate)
 
     @property
     @abstractmethod
@@ -196,8 +206,7 @@ class ModbusClient(GatePlc):
     def gate(self) -> EncoderGate:
         return EncoderGate(**GATE | {"poll_ms": 10})
 
-    @property
-    def door(self) -> PlcDoor:
+    def door_of(self, gate: EncoderGate | DelayGate) -> PlcDoor:
         return PlcDoor(self._server.open, self._server.open_gate, self._server.close)
 
     @property
@@ -223,7 +232,7 @@ class OpcuaServer(GatePlc):
             node = await self._server.nodes.objects.add_variable(
                 self._ids[name], name, False if kind is ua.VariantType.Boolean else 0, kind
             )
-            if name not in {"encoder", "confirmations", "looked"}:
+            if name not in {"encoder", "running", "confirmations", "looked"}:
                 await node.set_writable()
         await self.put()
         await self._server.start()
@@ -232,7 +241,12 @@ class OpcuaServer(GatePlc):
         await self._server.stop()
 
     async def put(self) -> None:
-        for name, value in (("encoder", self.encoder % (1 << 32)), ("confirmations", self.confirmations & 0xFFFF)):
+        shown = {
+            "encoder": self.encoder % (1 << 32),
+            "running": self.running,
+            "confirmations": self.confirmations & 0xFFFF,
+        }
+        for name, value in shown.items():
             await self._server.write_attribute_value(self._ids[name], ua.DataValue(ua.Variant(value, NODES[name])))
 
     @property
@@ -288,9 +302,15 @@ def told() -> list[object]:
 
 @pytest.fixture
 def gate(plc: GatePlc, told: list[object]) -> Iterator[GateWatch]:
+    with watching(plc, plc.gate, told) as watch:
+        yield watch
+
+
+@contextlib.contextmanager
+def watching(plc: GatePlc, settings: EncoderGate | DelayGate, told: list[object]) -> Iterator[GateWatch]:
     watch = GateWatch(
-        EncoderGate(**GATE),
-        plc.door.open_gate,
+        settings,
+        plc.door_of(settings).open_gate,
         station="top",
         note=told.append,
         on_failure=lambda: told.append("failure"),
@@ -298,10 +318,12 @@ def gate(plc: GatePlc, told: list[object]) -> Iterator[GateWatch]:
         call_ns=int(PATIENCE_S * 1e9),
     )
     watch.start()
-    beat = plc.output[4]
-    until(lambda: plc.output[4] not in {0, beat})
-    yield watch
-    watch.stop()
+    try:
+        beat = plc.output[4]
+        until(lambda: plc.output[4] not in {0, beat})
+        yield watch
+    finally:
+        watch.stop()
 
 
 def until(holds: Callable[[], bool]) -> None:
@@ -376,6 +398,22 @@ def test_a_part_that_goes_by_while_the_link_is_down_is_told(plc: GatePlc, gate: 
     plc.drive(1500)
     until(lambda: ("went_by", 1) in facts(told))
     assert "failure" in told
+
+
+def test_by_running_time_a_part_comes_to_the_gate_only_while_the_line_runs(plc: GatePlc, told: list[object]) -> None:
+    by_time = DelayGate(tracking="delay", travel_ms=TRAVEL_S * 1000, length_ms=2000, poll_ms=100, nodes=plc.gate.nodes)
+    with watching(plc, by_time, told) as gate:
+        settled(plc)
+        gate.part(part(1), placed=True)
+        plc.run(False)
+        settled(plc)
+        time.sleep(2 * TRAVEL_S)
+        assert not plc.output[0]
+        plc.run(True)
+        until(lambda: plc.output[0])
+        assert plc.output[1:3] == (1, 1)
+        until(lambda: not plc.output[0])
+    assert facts(told) == [("eject", 1)]
 
 
 def test_a_part_that_nobody_can_place_is_told_at_once(gate: GateWatch, told: list[object]) -> None:
