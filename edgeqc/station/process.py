@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import secrets
 import signal
 import sys
 import threading
-import time
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from edgeqc import __version__
 from edgeqc.cameras.keeper import CameraKeeper
 from edgeqc.core.budget import Budget
 from edgeqc.core.exposure import Exposures
@@ -27,10 +24,11 @@ from edgeqc.errors import EdgeqcError, EngineError, PackageError
 from edgeqc.inference.judge import map_shape
 from edgeqc.inference.trust import trust_of
 from edgeqc.journal import JournalWriter
+from edgeqc.journal.codec import Body
 from edgeqc.loading import digest, paths, restore
 from edgeqc.logs import Log, configure
 from edgeqc.plc import PlcDoor, plc_door
-from edgeqc.records import NS_PER_MS, NS_PER_S, RECIPE_READY, AlertChange, Event, Ne107, Started
+from edgeqc.records import NS_PER_MS
 from edgeqc.settings import (
     CameraSettings,
     HandshakeSettings,
@@ -48,6 +46,7 @@ from edgeqc.station.guard import Guard
 from edgeqc.station.intake import Intake
 from edgeqc.station.lender import Lender
 from edgeqc.station.line import Line, Peers
+from edgeqc.station.news import News
 from edgeqc.station.outcome import Outcome
 from edgeqc.station.plckeeper import Manners, PlcEvents, PlcKeeper
 from edgeqc.station.plcwatch import PlcWatch
@@ -60,14 +59,11 @@ from edgeqc.station.viewpoints import Viewpoint, Viewpoints
 _SWITCH_S: Final = 0.0005
 """The default 5 ms is how long one thread may keep the others from the interpreter (measured: p99 17.8 -> 8.4 ms)."""
 _HOLD_MOST_MS: Final = 200
-_WHY_CHARS: Final = 96
-"""Of the reason for a backend, in the journal: with all other facts it must fit a record; the log has all of it."""
 _EXPOSE_WITHIN_RATIO: Final = 0.25
 """Of the takt: a part that was triggered longer ago has moved on, and a picture of it would show something else."""
 _SILENT_FRAMES: Final = 10
 """A free-running camera that misses so many frames in a row is taken for lost, after half a second at least."""
 _SILENT_LEAST_MS: Final = 500
-_SAY_AGAIN_NS: Final = 60 * NS_PER_S
 
 
 def main(argv: list[str]) -> int:
@@ -101,7 +97,7 @@ class Station:
     def __init__(self, settings: Settings, station: StationSettings, *, row: Row, log: Log) -> None:
         """Load the engine, open journal and slots; camera and PLC are connected to by their keepers' threads."""
         self._settings, self._station, self._row, self._log = settings, station, row, log
-        self._engine_told_ns = -_SAY_AGAIN_NS
+        self._news = News(station, note=self._note, log=log)
         row.state = State.STARTING
         row.put("camera_up", 0)
         row.put("plc_up", 0)
@@ -113,7 +109,7 @@ class Station:
         self._has_real_time = real_time(station.priority)
         pin_background(settings)
         self.journal = JournalWriter(
-            state_dir / "journal" / f"station-{station.name}", settings.journal, on_trouble=self._on_disk
+            state_dir / "journal" / f"station-{station.name}", settings.journal, on_trouble=self._news.disk
         )
         self._recipes = Recipes(
             station, trust=trust_of(settings.engines), core=self._core, state_dir=state_dir, gpu=settings.gpu
@@ -136,7 +132,7 @@ class Station:
             self._plc = PlcKeeper(
                 self._door.open,
                 peer=peer,
-                events=PlcEvents(link=self._on_plc, program=self._on_plc_program, turn=self._on_turn),
+                events=PlcEvents(link=self._on_plc, program=self._news.plc_program, turn=self._on_turn),
                 manners=_manners(station, plc.handshake),
             )
         under_way = UnderWay(
@@ -224,14 +220,23 @@ class Station:
                 plc=self._plc,
                 row=row,
                 tags=tags,
-                on_engine_failure=self._on_engine_failure,
+                on_engine_failure=self._news.without_score,
             ),
         )
 
     def run(self) -> int:
         """Until SIGTERM; then no more parts, outputs safe, journal on the disk."""
         signal.signal(signal.SIGTERM, lambda _number, _frame: self._stop())
-        self._tell_started()
+        self._row.backend = self._recipes[self._recipes.all[0]][0].engine.backend
+        self._news.started(digest(self._settings)[:16], self._recipes, self._cameras, self.journal)
+        self._log.info(
+            "station_started",
+            recipes=len(self._recipes.all),
+            engines_mb=round(self._recipes.memory_mb, 1),
+            core=self._core,
+            real_time=self._has_real_time,
+            next_part=self.journal.last_part_sequence + 1,
+        )
         self._cameras.start()
         if self._plc is not None:
             self._plc.start()
@@ -250,7 +255,7 @@ class Station:
         try:
             self._line.run()
         except EngineError as exc:
-            self._alert(f"{self._station.name}.engine.failed", active=True, text=str(exc))
+            self._news.engine_failed(str(exc))
             raise
         finally:
             self._row.state = State.STOPPING
@@ -265,6 +270,9 @@ class Station:
             self.journal.close()
         return 0
 
+    def _note(self, body: Body) -> None:
+        self._outcome.note(body)
+
     def _leave_plc(self) -> None:
         if self._plc is not None and self._door is not None:
             self._plc.stop()
@@ -277,72 +285,6 @@ class Station:
 
     def _stop(self) -> None:
         self._line.stopping = True
-
-    def _tell_started(self) -> None:
-        first = self._recipes[self._recipes.all[0]][0]
-        package, engine = first.package, first.engine
-        self._row.backend = engine.backend
-        self._outcome.note(
-            Started(
-                process=f"station-{self._station.name}",
-                run_id=secrets.token_hex(8),
-                version=__version__,
-                config_digest=digest(self._settings)[:16],
-                backend=engine.backend,
-                model=package.name,
-                model_digest=package.digest.hex(),
-            )
-        )
-        for what, count in self.journal.repaired.items():
-            if count:
-                self._log.warning("journal_repaired", what=what, count=count)
-                self._outcome.note(Event(name="journal_repaired", facts={"what": what, "count": count}))
-        self._alert(f"{self._station.name}.engine.failed", active=False, text="")
-        unsigned = [
-            (recipe.name, inspection.package)
-            for recipe in self._recipes.all
-            for inspection in self._recipes[recipe]
-            if not inspection.package.trusted
-        ]
-        for name, package in unsigned:
-            self._log.warning("package_not_trusted", recipe=name, package=str(package.folder), vouched=package.vouched)
-        self._alert(
-            f"{self._station.name}.package.unsigned",
-            active=bool(unsigned),
-            text="engine packages run that nobody vouches for: "
-            + ", ".join(dict.fromkeys(name for name, _ in unsigned))
-            if unsigned
-            else "",
-            action="Sign them (edgeqc engine sign), then take engines.unsigned: allow out of the configuration",
-        )
-        judging = [
-            (recipe.name, camera.name if self._several else "", inspection)
-            for recipe in self._recipes.all
-            for camera, inspection in zip(self._cameras, self._recipes[recipe], strict=True)
-        ]
-        for name, seen_by, inspection in judging:
-            facts: dict[str, str | int | float | bool] = {
-                "recipe": name,
-                **({"camera": seen_by} if seen_by else {}),
-                "model": inspection.package.name,
-                "model_digest": inspection.package.digest.hex(),
-                "backend": inspection.engine.backend,
-                "why": inspection.choice.why,
-                "golden_difference": inspection.golden_difference,
-                "golden_limit": inspection.package.golden_tolerance,
-                "vouched": inspection.package.vouched,
-                "threshold": inspection.threshold,
-            }
-            self._log.info(RECIPE_READY, **facts)
-            self._outcome.note(Event(name=RECIPE_READY, facts={**facts, "why": inspection.choice.why[:_WHY_CHARS]}))
-        self._log.info(
-            "station_started",
-            recipes=len(self._recipes.all),
-            engines_mb=round(self._recipes.memory_mb, 1),
-            core=self._core,
-            real_time=self._has_real_time,
-            next_part=self.journal.last_part_sequence + 1,
-        )
 
     def _viewpoint(self, index: int, camera: CameraSettings, run_dir: Path) -> Viewpoint:
         """One camera with its slots, known to its engines."""
@@ -367,13 +309,13 @@ class Station:
             self._row.put("camera_up", all(self._up.values()))
         self._row.put("camera_reopened", self._cameras.reopened)
         action = "Check power and link of the camera, then: edgeqc test camera"
-        self._peer_changed(f"camera.{name}" if self._several else "camera", up, reason, action=action)
+        self._news.peer(f"camera.{name}" if self._several else "camera", up, reason, action=action)
 
     def _on_plc(self, up: bool, reason: str) -> None:
         self._row.put("plc_up", up)
         if self._plc is not None:
             self._row.put("plc_reconnected", self._plc.reconnected)
-        self._peer_changed("plc", up, reason, action="Check the PLC's network and that it runs, then: edgeqc test plc")
+        self._news.peer("plc", up, reason, action="Check the PLC's network and that it runs, then: edgeqc test plc")
 
     def _gate_watch(self, door: PlcDoor, gate: DelayGate | EncoderGate) -> GateWatch:
         return GateWatch(
@@ -402,80 +344,10 @@ class Station:
         if self._plc is not None:
             self._plc.ask_stop(reason is not None)
         self._row.put("stop_asked", reason is not None)
-        self._log.warning("line_stop_asked" if reason is not None else "line_stop_withdrawn", reason=str(reason))
-        texts = {
-            StopReason.FAIL_SAFE: f"{self._station.stop.fail_safe_in_a_row} late or fail-safe verdicts in a row: "
-            "nothing is inspected any more",
-            StopReason.REJECTS: f"over {self._station.stop.reject_ratio or 0:.0%} of the last "
-            f"{self._station.stop.reject_parts} parts rejected",
-            StopReason.GATE: "a part that had to be ejected went through the gate, or may have",
-        }
-        self._outcome.note(
-            AlertChange(
-                id=f"{self._station.name}.line.stop",
-                active=reason is not None,
-                priority="critical",
-                ne107=Ne107.FAILURE if reason is not None else Ne107.NORMAL,
-                text=f"line stop asked for: {texts[reason]}" if reason is not None else "",
-                action="Look at the other alerts of the station, and at its last images: edgeqc records"
-                if reason is not None
-                else "",
-            )
-        )
-
-    def _on_engine_failure(self, reason: str) -> None:
-        """Say it once in a while: each part's is in the journal, and an engine that is broken would fill the log."""
-        now_ns = time.monotonic_ns()
-        if now_ns - self._engine_told_ns > _SAY_AGAIN_NS:
-            self._log.warning("part_without_score", reason=reason, next_said_after_s=_SAY_AGAIN_NS // NS_PER_S)
-            self._engine_told_ns = now_ns
+        self._news.line_stop(reason)
 
     def _on_turn(self, sequence: int, at_ns: int, reason: str) -> None:
         self._outcome.turn(sequence, at_ns, reason)
-
-    def _on_plc_program(self, alive: bool) -> None:
-        if not alive:
-            self._log.warning("plc_program_stopped")
-        self._alert(
-            f"{self._station.name}.plc.program",
-            active=not alive,
-            text="" if alive else "the PLC answers, but its heartbeat stands still: READY is off",
-            action="Check that the PLC is in RUN and that its program writes the heartbeat (plc_heartbeat_ms)",
-        )
-
-    def _peer_changed(self, peer: str, up: bool, reason: str, *, action: str) -> None:
-        if up:
-            self._log.info("peer_back", peer=peer)
-        else:
-            self._log.warning("peer_lost", peer=peer, reason=reason)
-        self._alert(
-            f"{self._station.name}.{peer}.lost",
-            active=not up,
-            text=f"{peer} lost: {reason}" if reason else "",
-            action=action,
-        )
-
-    def _on_disk(self, name: str, facts: dict[str, str | int]) -> None:
-        self._log.warning(name, **facts)
-        full = name != "disk_ok"
-        self._alert(
-            f"{self._station.name}.journal.disk",
-            active=full,
-            text=f"journal: {name}" if full else "",
-            action="Make room on the state directory's disk; until then no part can pass once the journal is full",
-        )
-
-    def _alert(self, name: str, *, active: bool, text: str, action: str = "") -> None:
-        self._outcome.note(
-            AlertChange(
-                id=name,
-                active=active,
-                priority="high",
-                ne107=Ne107.FAILURE if active else Ne107.NORMAL,
-                text=text,
-                action=action,
-            )
-        )
 
 
 def _manners(station: StationSettings, handshake: HandshakeSettings) -> Manners:
