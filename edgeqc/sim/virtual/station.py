@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from edgeqc.core.account import TriggerAccount
-from edgeqc.core.axis import Axis
 from edgeqc.core.backoff import Backoff
 from edgeqc.core.budget import Budget
 from edgeqc.core.decide import overdue
 from edgeqc.core.exposure import Claim, Exposures
 from edgeqc.core.handshake import Form, Given, Handshake, Phase, Rules
 from edgeqc.core.lane import Lane
-from edgeqc.core.stopping import StopLimits, StopReason, StopRule
-from edgeqc.core.track import FAILURES, Gate, GateEvent, GateFact, GateLayout
+from edgeqc.core.stopping import StopLimits, StopRule
 from edgeqc.core.views import View
 from edgeqc.records import (
     NS_PER_MS,
@@ -36,14 +34,12 @@ from edgeqc.sim.virtual.kernel import Fiber, Signal
 from edgeqc.sim.virtual.lots import Lots
 from edgeqc.sim.virtual.oracle import Piece, Shot
 from edgeqc.sim.virtual.plant import (
-    GATE_LENGTH,
-    PULSES_PER_TAKT,
-    TRAVEL_TAKTS,
     UNKNOWN_RECIPE,
     Plant,
     score_of,
 )
 from edgeqc.sim.virtual.plc import Reading
+from edgeqc.sim.virtual.tracker import Tracker
 
 Steps = Generator[Any, bool, Any]
 
@@ -104,11 +100,10 @@ class Station:
             Rules(form=swarm.form, hold_ns=swarm.takt_ns // 2 if swarm.form == "pulse" else None)
         )
         self.stop = StopRule(StopLimits())
-        self.gate = self._gate()
-        self.axis = (
-            Axis(cycle=1 << 32, most_step=20 * PULSES_PER_TAKT)
-            if swarm.tracking == "encoder"
-            else Axis(most_gap_ns=swarm.takt_ns // 5)
+        self.tracker = (
+            Tracker(plant, stop=self.stop, link=lambda: self.link, beat=lambda: self._beat("gate"))
+            if swarm.tracking != "part_id"
+            else None
         )
         self.sequence = first_sequence - 1
         self.link: int | None = None
@@ -147,7 +142,7 @@ class Station:
             ("guard", self._guard()),
             ("triggers", self._triggers()),
             *((f"camera{index}", self._frames_of(index)) for index in range(swarm.cameras)),
-            *((("gate", self._at_gate()),) if self.gate is not None else ()),
+            *((("gate", self.tracker.run()),) if self.tracker is not None else ()),
         ):
             self._fibers.append(kernel.spawn(name, steps))
 
@@ -160,9 +155,12 @@ class Station:
             camera.slots_out = 0
         self.oracle.begin_anew()
         self.oracle.lost_in_crash += len(self.lane) + self.announcing
-        if self.gate is not None:
+        if self.tracker is not None:
             # The PLC sees the heartbeat stand still: what is between camera and gate is its own affair.
             self.oracle.gate_told.update(range(max(1, self.sequence - 64), self.sequence + 1))
+
+    def _beat(self, thread: str) -> None:
+        self.beats[thread] = self.kernel.now_ns
 
     @property
     def ready(self) -> bool:
@@ -210,7 +208,7 @@ class Station:
         """Polls; polls that would read the same again are left out, but for the last before something changes."""
         swarm, plc, heard_ns = self.plant.swarm, self.plant.plc, 0
         while True:
-            self.beats["triggers"] = self.kernel.now_ns
+            self._beat("triggers")
             link = self.link
             if link is None:
                 yield self.kernel.now_ns + 20 * NS_PER_MS
@@ -255,7 +253,8 @@ class Station:
             missed = self._numbered(now_ns, "", 0, None)
             missed.announced = False
             self.lane.open(missed, fresh=False, trigger_ns=now_ns, now_ns=now_ns)
-            self._track(missed, None)
+            if self.tracker is not None:
+                self.tracker.part(missed.sequence, missed.part_id, None)
             yield from self._settle(missed, *overdue(frame_came=False))
         if not arrival.part:
             return
@@ -266,7 +265,8 @@ class Station:
         cause = self.lane.open(part, fresh=arrival.fresh, known=known, trigger_ns=came_ns, now_ns=now_ns)
         if cause is None and part.piece is not None:
             self.oracle.aged(part.piece, came_ns, poll_ns=self.plant.swarm.poll_ns, fresh_ns=self._fresh_ns)
-        self._track(part, self.axis.at(came_ns) if arrival.fresh else None)
+        if self.tracker is not None:
+            self.tracker.part(part.sequence, part.part_id, came_ns if arrival.fresh else None)
         self.handshake.trigger(part.sequence, reading.part_id, reading.counter)
         self._change()
         if cause is None:
@@ -301,7 +301,7 @@ class Station:
         swarm = self.plant.swarm
         tick_ns = max(20 * NS_PER_MS, swarm.takt_ns // 2)
         while True:
-            self.beats["line"] = self.kernel.now_ns
+            self._beat("line")
             if not self._shots:
                 yield (self._came, self.kernel.now_ns + tick_ns)
             yield from self._check_cameras()
@@ -386,7 +386,7 @@ class Station:
         next_beat_ns = 0
         while True:
             now_ns = self.kernel.now_ns
-            self.beats["guard"] = now_ns
+            self._beat("guard")
             # Looks that would see the same again are left out.
             looks_ns = now_ns + (look_ns if self.unjournaled else beat_ns)
             wake_ns = min(looks_ns, self.lane.due_ns() or looks_ns, self.handshake.due_ns or looks_ns)
@@ -492,8 +492,8 @@ class Station:
         )
         if delivered and verdict is Verdict.PASS:
             self.oracle.delivered_pass.add(part.sequence)
-            if self.gate is not None:
-                self.gate.passed(part.sequence)
+            if self.tracker is not None:
+                self.tracker.passed(part.sequence)
         self.stop.verdict(verdict, cause)
         self.oracle.blind(cause, asked=self.stop.reason is not None)
 
@@ -585,51 +585,3 @@ class Station:
         if self.link == link:
             self.link = None
             self._link_lost.set()
-
-    # --- the gate -----------------------------------------------------------------------------------------------
-
-    def _gate(self) -> Gate | None:
-        swarm = self.plant.swarm
-        unit = {"encoder": PULSES_PER_TAKT, "delay": swarm.takt_ns}.get(swarm.tracking)
-        if unit is None:
-            return None
-        per_pulse = unit / PULSES_PER_TAKT
-        return Gate(
-            GateLayout(
-                travel=int(TRAVEL_TAKTS * unit), length=int(GATE_LENGTH * per_pulse), confirm=int(200 * per_pulse)
-            )
-        )
-
-    def _track(self, part: Part, position: int | None) -> None:
-        if self.gate is not None:
-            self._gate_events(self.gate.part(part.sequence, part.part_id, position))
-
-    def _gate_events(self, events: list[GateEvent]) -> None:
-        for event in events:
-            self.oracle.told(event.fact, event.sequence, failure=event.fact in FAILURES)
-            if event.fact in FAILURES:
-                self.stop.ask(StopReason.GATE)
-            elif event.fact is GateFact.EJECT and event.sequence in self.oracle.delivered_pass:
-                self.oracle.fail("I6 gate", f"{event.sequence} passed, and the gate opened for it")
-
-    def _at_gate(self) -> Steps:
-        gate, plc, swarm = self.gate, self.plant.plc, self.plant.swarm
-        assert gate is not None  # noqa: S101 - only started with one
-        poll_ns = swarm.takt_ns // 8
-        while True:
-            yield self.kernel.now_ns + poll_ns
-            self.beats["gate"] = self.kernel.now_ns
-            link = self.link
-            if link is None or plc.frozen or link != plc.life:
-                gate.interrupted()
-                continue
-            kept = True
-            if swarm.tracking == "encoder":
-                kept = self.axis.encoder(plc.encoder(), self.kernel.now_ns)
-            else:
-                kept = self.axis.clock(running=self.plant.running, at_ns=self.kernel.now_ns)
-            if not kept:
-                self._gate_events(gate.lost())
-            self._gate_events(gate.confirmed(plc.confirmations))
-            self._gate_events(gate.move(self.axis.position or 0))
-            plc.gate, plc.gate_ns = gate.output, self.kernel.now_ns
