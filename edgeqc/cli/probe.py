@@ -18,7 +18,7 @@ from edgeqc.cli.meanings import Known, plain, show_matches, show_node, show_regi
 if TYPE_CHECKING:
     from edgeqc.cli.probe_modbus import ModbusProbe
     from edgeqc.cli.probe_opcua import OpcuaProbe
-    from edgeqc.settings import OpcuaEndpoint
+    from edgeqc.settings import OpcuaEndpoint, Settings, TagSourceSettings
 
 Register = Annotated[
     list[int] | None,
@@ -160,7 +160,7 @@ def _by_file(file: Path, station: str | None, source: str | None) -> Plan:
     settings = loading.resolved(loading.load(file))
     state_dir = loading.paths(settings)[0]
     peers: dict[str, Any] = {f"--station {each.name}": each.plc for each in settings.stations}
-    peers |= {f"--source {each.name}": each for each in settings.tags}
+    peers |= {f"--source {each.name}": _reached(each, settings) for each in settings.tags}
     asked = f"--source {source}" if source is not None else f"--station {station or settings.stations[0].name}"
     if asked not in peers:
         raise typer.BadParameter(f"{asked}: there are {', '.join(peers)}", param_hint=asked.split(maxsplit=1)[0])
@@ -171,6 +171,17 @@ def _by_file(file: Path, station: str | None, source: str | None) -> Plan:
             param_hint=asked.split(maxsplit=1)[0],
         )
     return plan
+
+
+def _reached(source: TagSourceSettings, settings: Settings) -> TagSourceSettings:
+    """The same, with the PLC's own address where the tags are read through a station."""
+    from edgeqc.settings import ModbusPlcSettings, ModbusTagSource  # noqa: PLC0415 - heavy
+
+    if isinstance(source, ModbusTagSource):
+        for station in settings.stations:
+            if station.name == source.through and isinstance(station.plc, ModbusPlcSettings):
+                return source.model_copy(update={"host": station.plc.host, "port": station.plc.port})
+    return source
 
 
 def _of_peer(peer: Any, state_dir: Path) -> Plan | None:
@@ -188,7 +199,7 @@ def _of_peer(peer: Any, state_dir: Path) -> Plan | None:
             return Plan(host=peer.host, port=peer.port, unit=peer.device_id, spans=spans)
         case ModbusTagSource():
             spans = [(read.address, read.count) for read in plan_reads(peer.spans, 0)]
-            return Plan(host=peer.host, port=peer.port, unit=peer.device_id, spans=spans)
+            return Plan(host=peer.host or "", port=peer.port, unit=peer.device_id, spans=spans)
         case OpcuaPlcSettings():
             nodes = [text for text in peer.nodes.model_dump().values() if text]
             return Plan(endpoint=peer, nodes=nodes, state_dir=state_dir)

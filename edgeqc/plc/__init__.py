@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeqc.plc.gate import GateLink
 from edgeqc.ports import PlcLink
@@ -16,6 +17,9 @@ from edgeqc.settings import (
     PlcSettings,
 )
 from edgeqc.settings.gate import DelayGate, EncoderGate
+
+if TYPE_CHECKING:
+    from edgeqc.plc.relay import TagRelay
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +41,29 @@ def plc_door(
     state_dir: Path,
     alone: int = 0,
     gate: DelayGate | EncoderGate | None = None,
+    relay: TagRelay | None = None,
 ) -> PlcDoor:
     """Give what opens link after link. A PLC that comes to us finds the port open between them too.
 
     `alone`: the thread (its `threading.get_ident()`) that has a core to itself and need not sleep for an answer.
-    `gate`: the gate that edgeqc opens.
+    `gate`: the gate that edgeqc opens. `relay`: for tags over the links to a PLC that answers Modbus; closed with the door.
     """
     if isinstance(settings, ModbusServerPlcSettings):
         from edgeqc.plc.modbus_served import HandshakeServer  # noqa: PLC0415 - see open_link
 
         server = HandshakeServer(settings, peer=peer, gate=gate)
         return PlcDoor(server.open, server.open_gate, server.close)
+
+    def opened() -> PlcLink:
+        link = open_link(settings, peer=peer, state_dir=state_dir, alone=alone)
+        if relay is not None:
+            relay.use(link)
+        return link
+
     return PlcDoor(
-        lambda: open_link(settings, peer=peer, state_dir=state_dir, alone=alone),
+        opened,
         lambda: open_gate(settings, gate, peer=peer, state_dir=state_dir),
-        lambda: None,
+        lambda: relay.close() if relay is not None else None,
     )
 
 

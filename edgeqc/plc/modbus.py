@@ -23,6 +23,10 @@ from edgeqc.settings import ModbusPlcSettings
 
 CONNECT_S: Final = 2.0
 """For each of the two connections; a PLC on the same switch answers in milliseconds."""
+RENEW_S: Final = 0.2
+"""For a fresh connection in place of one that a relayed request has spoilt: the next poll waits for it."""
+GAP_S: Final = 0.5
+"""A relayed request waits so long for its turn. The station polls every few ms, but not while cameras keep it waiting."""
 SILENCE_S: Final = 1.0
 """A peer that owes a reply for longer is not slow but gone, or keeps silent to a unit that it does not have."""
 _CLOSE_S: Final = 0.5
@@ -48,6 +52,7 @@ class ModbusLink:
     for the late reply and drops it. So a PLC that hung executes at most one stale write when it goes on.
     What ends a connection: a reply that breaks off or was never asked for, a frame that is not Modbus, a closed socket,
     `SILENCE_S` without the reply that is due. Each call after that says so; open another link.
+    Requests of others (`relay`) go over the trigger connection, between two polls; never over that of the results.
     """
 
     def __init__(self, settings: ModbusPlcSettings, *, peer: str, alone: int = 0) -> None:
@@ -70,6 +75,10 @@ class ModbusLink:
         self._written = _WRITTEN.pack(_WRITE_CODE, self._at.result, registers.RESULT_REGISTERS)
         # another start at each connection: the first write after a reconnect moves it too
         self._heartbeat = itertools.count(time.monotonic_ns() // 1_000_000)
+        self._begun = False
+        """From the PLC's first acknowledgement, which is of the safe state, to `close`."""
+        self._polled = False
+        self._just_polled = threading.Event()
         self._triggers = _Connection(settings, peer)
         try:
             self._results = _Connection(settings, peer, alone=alone)
@@ -82,6 +91,8 @@ class ModbusLink:
         with self._triggers.held(until_ns) as connection:
             reply = connection.exchange(self._ask_trigger, self._trigger_bytes, until_ns)
             read_ns = time.monotonic_ns()
+        self._polled = True
+        self._just_polled.set()
         if reply != self._reply:  # most polls find what the last one found
             self._reply, self._seen = reply, registers.unpack_trigger(reply[2:])
         seen = self._seen
@@ -108,11 +119,35 @@ class ModbusLink:
                 self._peer,
                 f"acknowledged {count} registers at {address}, not {registers.RESULT_REGISTERS} at {self._at.result}",
             )
+        self._begun = True
+
+    def relay(self, request: bytes, within_ns: int) -> bytes:
+        """Ask for somebody else: a PDU with function code 3 in, the PDU that answers it out, a refusal, too.
+
+        The handshake goes first: it is sent right behind a poll of the trigger block, one for each, or at once where
+        nobody polls. The reply has `within_ns`. One that stays out or is none costs its connection, and a fresh one is
+        opened in its place, so that the next poll does not wait for what is still to come: SpoiltError. PeerError where
+        nothing was asked, or the PLC is gone.
+        """
+        until_ns = time.monotonic_ns() + int(GAP_S * NS_PER_S)
+        self._just_polled.clear()
+        if not self._begun:
+            raise PeerError(self._peer, "there is no handshake yet, or no longer")
+        if self._polled and not self._just_polled.wait(GAP_S):
+            raise PeerTimeoutError(self._peer, "the handshake leaves no gap")
+        with self._triggers.held(until_ns) as connection:
+            return connection.relay(request, time.monotonic_ns() + within_ns)
 
     def close(self) -> None:
         """Wake whoever waits, then free both sockets."""
+        self._begun = False
+        self._just_polled.set()
         self._triggers.close()
         self._results.close()
+
+
+class SpoiltError(PeerError):
+    """A relayed request was not answered as it must; the connection that it was on has been replaced."""
 
 
 class _Connection:
@@ -129,13 +164,19 @@ class _Connection:
         """When the request under way was sent; 0 = none is."""
         self._dead = ""
         """Why nothing can be asked any more."""
+        self._closing = False
         self._unit = settings.device_id
+        self._where = (settings.host, settings.port)
+        self._connect(CONNECT_S)
+
+    def _connect(self, timeout_s: float) -> None:
+        host, port = self._where
         try:
-            self._socket = socket.create_connection((settings.host, settings.port), timeout=CONNECT_S)
+            self._socket = socket.create_connection(self._where, timeout=timeout_s)
         except TimeoutError as exc:
-            raise PeerTimeoutError(peer, f"{settings.host}:{settings.port} does not answer") from exc
+            raise PeerTimeoutError(self._peer, f"{host}:{port} does not answer") from exc
         except OSError as exc:
-            raise PeerError(peer, f"{settings.host}:{settings.port}: {exc.strerror or exc}") from exc
+            raise PeerError(self._peer, f"{host}:{port}: {exc.strerror or exc}") from exc
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE_S)
@@ -162,6 +203,36 @@ class _Connection:
 
     def exchange(self, request: bytes, reply_bytes: int, until_ns: int) -> bytes:
         """Send a PDU once and return the one that answers it, `reply_bytes` long. Hold the lock."""
+        return self._checked(request, reply_bytes, *self._answer(request, until_ns))
+
+    def relay(self, request: bytes, until_ns: int) -> bytes:
+        """As `ModbusLink.relay`. Hold the lock."""
+        if self._dead:
+            raise PeerError(self._peer, f"connection given up: {self._dead}")
+        if self._asked_ns:
+            raise PeerTimeoutError(self._peer, "the PLC owes the handshake a reply")
+        _, _, count = _READ.unpack(request)
+        try:
+            unit, pdu = self._answer(request, until_ns)
+            if unit == self._unit and len(pdu) == 2 and pdu[0] == _READ_CODE | _EXCEPTION:  # noqa: PLR2004 - code and reason
+                return pdu
+            return self._checked(request, 2 + 2 * count, unit, pdu)
+        except PeerError as exc:
+            self._renew(exc.reason)
+            raise SpoiltError(self._peer, exc.reason) from exc
+
+    def _renew(self, reason: str) -> None:
+        """A fresh connection in place of this one, which stays given up where the PLC takes none. PeerError."""
+        error = self._give_up(reason)
+        if self._closing:
+            raise error
+        self._connect(RENEW_S)
+        self._received.clear()
+        self._asked_ns = 0
+        self._dead = ""
+
+    def _answer(self, request: bytes, until_ns: int) -> tuple[int, bytes]:
+        """Send a PDU once; unit and PDU that answer it. Hold the lock."""
         if self._dead:
             raise PeerError(self._peer, f"connection given up: {self._dead}")
         if self._asked_ns:
@@ -177,10 +248,11 @@ class _Connection:
             raise self._give_up(exc.strerror or str(exc)) from exc
         if sent != len(wanted):  # nothing else is under way, so the buffer was empty: this is no socket to wait for
             raise self._give_up("the socket takes no more")
-        return self._checked(request, reply_bytes, *self._reply(until_ns))
+        return self._reply(until_ns)
 
     def close(self) -> None:
         """Wake a call that is under way, wait for it to notice, close."""
+        self._closing = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         held = self._lock.acquire(timeout=_CLOSE_S)

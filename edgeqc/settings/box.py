@@ -12,6 +12,7 @@ from edgeqc.settings.base import Model, Name
 from edgeqc.settings.gpu import GpuSettings
 from edgeqc.settings.machine import MachineSettings
 from edgeqc.settings.office import ArchiveSettings, JournalSettings, MqttSettings
+from edgeqc.settings.plc import ModbusPlcSettings
 from edgeqc.settings.recipe import EngineSettings
 from edgeqc.settings.server import ServerSettings
 from edgeqc.settings.station import StationSettings
@@ -79,6 +80,7 @@ class Settings(Model):
         ]
         faults += _made_of_nothing(self.tags)
         faults += _without_rest(self.tags)
+        faults += _through_nothing(self.tags, self.stations)
         faults += _twice({f"machines[{index}].name": machine.name for index, machine in enumerate(self.machines)})
         states = {source.name for source in self.tags if isinstance(source, StateSource)}
         for index, machine in enumerate(self.machines):
@@ -151,5 +153,39 @@ def _without_rest(sources: list[TagSourceSettings]) -> list[str]:
             faults.append(
                 f"tags[{index}].gap_ms: {longest.gap_ms:g} behind each request to {device} takes {100 * ratio:.0f} % of the time, "
                 f"over 100 % ({told})"
+            )
+    return faults
+
+
+def _through_nothing(sources: list[TagSourceSettings], stations: list[StationSettings]) -> list[str]:
+    """Each source whose station has no connection to share, or shares less of it than the source wants."""
+    places = {station.name: place for place, station in enumerate(stations)}
+    faults = []
+    busy: dict[str, float] = {}
+    for index, source in enumerate(sources):
+        if not isinstance(source, ModbusTagSource) or source.through is None:
+            continue
+        place = places.get(source.through)
+        if place is None:
+            faults.append(f"tags[{index}].through: {source.through} is no station")
+            continue
+        station, plc = stations[place], stations[place].plc
+        if not isinstance(plc, ModbusPlcSettings):
+            faults.append(
+                f"tags[{index}].through: {source.through} has no connection to share, "
+                f"stations[{place}].plc.type is {plc.type}, not modbus"
+            )
+            continue
+        if source.device_id != plc.device_id:
+            faults.append(
+                f"tags[{index}].device_id: {source.device_id} is not {plc.device_id} (stations[{place}].plc.device_id)"
+            )
+        reads, poll_ms = len(plan_reads(source.spans)), station.trigger.poll_ms
+        busy[source.through] = busy.get(source.through, 0.0) + reads * poll_ms / source.poll_ms
+        if station.polls_plc and busy[source.through] > 1:
+            faults.append(
+                f"tags[{index}].poll_ms: {source.poll_ms:g} is too often: {reads} requests, one behind each poll of the "
+                f"PLC (stations[{place}].trigger.poll_ms {poll_ms:g}), take {100 * busy[source.through]:.0f} % of the "
+                "polls with the sources before, over 100 %"
             )
     return faults

@@ -93,6 +93,12 @@ class StationSettings(Model):
         return None if isinstance(self.gate, PartIdGate) else self.gate
 
     @property
+    def polls_plc(self) -> bool:
+        """Does it read the PLC's trigger block each `trigger.poll_ms`?"""
+        hears = not isinstance(self.plc, NoPlcSettings) and self.plc.handshake.hears_plc
+        return self.trigger.source is TriggerSource.PLC or hears
+
+    @property
     def engines(self) -> tuple[RecipeSettings, ...]:
         """What is to be loaded: each recipe as each camera's frames are judged by it."""
         return tuple(recipe.seen_by(camera.name) for recipe in self.recipes for camera in self.all_cameras)

@@ -13,6 +13,8 @@ from edgeqc.core.reads import Span
 from edgeqc.settings.base import Model, Name, Node
 from edgeqc.settings.plc import OpcuaEndpoint
 
+MODBUS_PORT: Final = 502
+
 
 class TagSettings(Model):
     """One value of the machine."""
@@ -81,8 +83,13 @@ class ModbusTagSource(TagSourceBase):
     """Tags by polling Modbus holding registers."""
 
     type: Literal["modbus"]
-    host: str
-    port: int = Field(502, ge=1, le=65_535)
+    host: str | None = Field(None, description="the server; left out with `through`")
+    port: int = Field(MODBUS_PORT, ge=1, le=65_535)
+    through: Name | None = Field(
+        None,
+        description="instead of host and port: the station over whose connection to its PLC the tags are read, one "
+        "request behind each of its polls",
+    )
     device_id: int = Field(1, ge=0, le=255)
     poll_ms: float = Field(100, ge=10, le=60_000)
     gap_ms: float = Field(
@@ -96,12 +103,22 @@ class ModbusTagSource(TagSourceBase):
     @property
     def device(self) -> str:
         """What all sources have in common that ask the same device."""
-        return f"{self.host}:{self.port}"
+        return f"{self.host}:{self.port}" if self.through is None else f"the PLC of station {self.through}"
 
     @property
     def spans(self) -> list[Span]:
         """Each tag's registers."""
         return [Span(address=tag.register_address or 0, count=width(tag.type)) for tag in self.tags]
+
+    def misfits(self) -> list[str]:
+        """What does not go together, each as `sub-path: what, limit`."""
+        faults = super().misfits()
+        if self.through is None and self.host is None:
+            faults.append("host: is missing, and so is through")
+        if self.through is not None and (self.host is not None or self.port != MODBUS_PORT):
+            key, value = ("host", self.host) if self.host is not None else ("port", self.port)
+            faults.append(f"{key}: {value} stands beside through, which is a connection already")
+        return faults
 
 
 class ReplayTagSource(TagSourceBase):

@@ -28,10 +28,13 @@ from edgeqc.journal.codec import Body
 from edgeqc.loading import digest, paths, restore
 from edgeqc.logs import Log, configure
 from edgeqc.plc import PlcDoor, plc_door
+from edgeqc.plc.relay import TagRelay, relay_path
 from edgeqc.records import NS_PER_MS
 from edgeqc.settings import (
     CameraSettings,
     HandshakeSettings,
+    ModbusPlcSettings,
+    ModbusTagSource,
     NoPlcSettings,
     Settings,
     StationSettings,
@@ -52,7 +55,7 @@ from edgeqc.station.plckeeper import Manners, PlcEvents, PlcKeeper
 from edgeqc.station.plcwatch import PlcWatch
 from edgeqc.station.recipes import Recipes
 from edgeqc.station.tagwatch import TagWatch
-from edgeqc.station.triggers import TriggerWatch, Watched
+from edgeqc.station.triggers import TriggerWatch, Watched, relayed_ns
 from edgeqc.station.underway import UnderWay
 from edgeqc.station.viewpoints import Viewpoint, Viewpoints
 
@@ -128,7 +131,10 @@ class Station:
             plc = station.plc
             peer = f"plc {station.name}"
             alone = 0 if self._core is None else threading.get_ident()  # we are on the thread that will be the line's
-            self._door = plc_door(plc, peer=peer, state_dir=state_dir, alone=alone, gate=station.tracked_gate)
+            relay = _relay(settings, station, state_dir)
+            self._door = plc_door(
+                plc, peer=peer, state_dir=state_dir, alone=alone, gate=station.tracked_gate, relay=relay
+            )
             self._plc = PlcKeeper(
                 self._door.open,
                 peer=peer,
@@ -207,7 +213,7 @@ class Station:
                 gate=self._gate,
             )
             self._triggers = TriggerWatch(watched, poll_ns=poll_ns, repeated_ids=station.trigger.repeated_ids)
-        elif self._plc is not None and not isinstance(station.plc, NoPlcSettings) and station.plc.handshake.hears_plc:
+        elif self._plc is not None and station.polls_plc:
             self._plc_watch = PlcWatch(self._plc, poll_ns=poll_ns)
         self._line = Line(
             station,
@@ -348,6 +354,18 @@ class Station:
 
     def _on_turn(self, sequence: int, at_ns: int, reason: str) -> None:
         self._outcome.turn(sequence, at_ns, reason)
+
+
+def _relay(settings: Settings, station: StationSettings, state_dir: Path) -> TagRelay | None:
+    """For the tags that are read through this station."""
+    through = [source for source in settings.tags if isinstance(source, ModbusTagSource)]
+    if not any(source.through == station.name for source in through) or not isinstance(station.plc, ModbusPlcSettings):
+        return None
+    return TagRelay(
+        relay_path(state_dir, station.name),
+        unit=station.plc.device_id,
+        within_ns=relayed_ns(int(station.trigger.poll_ms * NS_PER_MS)),
+    )
 
 
 def _manners(station: StationSettings, handshake: HandshakeSettings) -> Manners:

@@ -34,6 +34,16 @@ _FRESH_LEAST_NS: Final = 20 * NS_PER_MS
 How late it may be counts against the part's budget in any case."""
 
 
+def fresh_ns(poll_ns: int) -> int:
+    """With readings further apart than this a part is not exposed any more."""
+    return max(_FRESH_POLLS * poll_ns, _FRESH_LEAST_NS)
+
+
+def relayed_ns(poll_ns: int) -> int:
+    """For a request of others between two polls: with it and the next poll a trigger is still fresh."""
+    return fresh_ns(poll_ns) // 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
     """What a trigger sets in motion."""
@@ -56,7 +66,7 @@ class TriggerWatch:
         self._watched = watched
         self._poll_ns = poll_ns
         self._repeated_ids = repeated_ids
-        self._account = TriggerAccount(fresh_ns=max(_FRESH_POLLS * poll_ns, _FRESH_LEAST_NS))
+        self._account = TriggerAccount(fresh_ns=fresh_ns(poll_ns))
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="triggers", daemon=True)
 

@@ -26,7 +26,7 @@ def open_source(settings: MeasuredSource, *, sink: TagSink, state_dir: Path, pac
         case ModbusTagSource():
             from edgeqc.tags.modbus import ModbusTags  # noqa: PLC0415 - see above
 
-            return ModbusTags(settings, sink=sink, pace=pace or Pace(settings.gap_ms))
+            return ModbusTags(settings, sink=sink, state_dir=state_dir, pace=pace or Pace(settings.gap_ms))
         case ReplayTagSource():
             from edgeqc.tags.replay import ReplayTags  # noqa: PLC0415 - see above
 

@@ -10,6 +10,7 @@ import asyncio
 import os
 import struct
 import time
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -18,6 +19,7 @@ import structlog
 from edgeqc.core.datatype import decode
 from edgeqc.core.reads import Read, plan_reads, split_read
 from edgeqc.errors import PeerError, PeerTimeoutError
+from edgeqc.plc.relay import NO_ANSWER, relay_path
 from edgeqc.ports import TagSink
 from edgeqc.records import TagRemark
 from edgeqc.settings import ModbusTagSource
@@ -33,9 +35,10 @@ LONGEST_REPLY_S: Final = 1.0
 class ModbusTags:
     """One Modbus server's tags."""
 
-    def __init__(self, settings: ModbusTagSource, *, sink: TagSink, pace: Pace) -> None:
-        """Connect in `run`, not here."""
+    def __init__(self, settings: ModbusTagSource, *, sink: TagSink, state_dir: Path, pace: Pace) -> None:
+        """Connect in `run`, not here. `state_dir`: where the station is found that the tags are read through."""
         self._settings = settings
+        self._state_dir = state_dir
         self._pace = pace
         self._sink = sink
         self._readings = Readings(settings.name, settings.tags)
@@ -49,7 +52,7 @@ class ModbusTags:
     async def _serve(self) -> None:
         """One connection, from connect to its end."""
         settings = self._settings
-        connection = await _Connection.open(settings, self._pace)
+        connection = await _Connection.open(settings, self._state_dir, self._pace)
         try:
             reads = plan_reads(self._spans)
             await connection.read(reads[0].address, reads[0].count)  # a server that hangs takes connections, too
@@ -115,6 +118,7 @@ class _Connection:
         self, settings: ModbusTagSource, pace: Pace, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         self._peer = settings.name
+        self._through = settings.through
         self._unit = settings.device_id
         self._pace = pace
         self._reader = reader
@@ -123,15 +127,19 @@ class _Connection:
         self._transaction = 0
 
     @classmethod
-    async def open(cls, settings: ModbusTagSource, pace: Pace) -> _Connection:
+    async def open(cls, settings: ModbusTagSource, state_dir: Path, pace: Pace) -> _Connection:
         """Connect within `CONNECT_TIMEOUT_S`. Raises PeerError."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                reader, writer = await asyncio.open_connection(settings.host, settings.port)
+                if settings.through is None:
+                    reader, writer = await asyncio.open_connection(settings.host, settings.port)
+                else:
+                    reader, writer = await asyncio.open_unix_connection(relay_path(state_dir, settings.through))
         except TimeoutError as exc:
             raise PeerTimeoutError(settings.name, f"{settings.device} does not answer") from exc
         except OSError as exc:
-            raise PeerError(settings.name, f"{settings.device}: {_reason(exc)}") from exc
+            who = settings.device if settings.through is None else f"station {settings.through} relays nothing"
+            raise PeerError(settings.name, f"{who}: {_reason(exc)}") from exc
         return cls(settings, pace, reader, writer)
 
     async def read(self, address: int, count: int) -> bytes | int:
@@ -165,6 +173,8 @@ class _Connection:
         if unit != self._unit:
             raise PeerError(self._peer, f"reply from unit {unit}, asked {self._unit}")
         if function == _READ_HOLDING | _REFUSED and len(body) == 1:
+            if body[0] == NO_ANSWER and self._through is not None:
+                raise PeerError(self._peer, f"the PLC of station {self._through} is away, or too slow for tags")
             return body[0]
         if function != _READ_HOLDING:
             raise PeerError(self._peer, f"reply with function code {function}, asked {_READ_HOLDING}")

@@ -168,28 +168,31 @@ def test_a_namespace_that_the_server_lacks_is_said_with_those_it_has(plant: str,
     assert "urn:plant:oven" in out
 
 
-def test_a_configuration_file_says_where_and_what(device: str, tmp_path: Path, capsys) -> None:
-    port = device.rsplit(":", 1)[1]
-    (tmp_path / "line.yaml").write_text(
-        f"""version: 1
+LINE = """version: 1
 node: box
-state_dir: {tmp_path}
+state_dir: {folder}
 stations:
   - name: top
     takt_ms: 100
     budget_ms: 80
-    camera: {{type: replay, folder: {tmp_path}, width_px: 64, height_px: 64}}
-    recipe: {{engine: {tmp_path}}}
-    plc: {{type: none}}
+    camera: {{type: replay, folder: {folder}, width_px: 64, height_px: 64}}
+    recipe: {{engine: {folder}}}
+    plc: {{type: modbus, host: 127.0.0.1, port: {port}}}
 tags:
   - type: modbus
     name: oven
-    host: 127.0.0.1
-    port: {port}
+    {where}
     tags:
       - {{name: zone1, register: 0, type: float32, word_order: CDAB}}
 """
-    )
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_a_configuration_file_says_where_and_what(device: str, tmp_path: Path, capsys, *, through: bool) -> None:
+    """With `through` it is the station's PLC, over a connection of the probe's own."""
+    port = device.rsplit(":", 1)[1]
+    where = "through: top" if through else f"host: 127.0.0.1\n    port: {port}"
+    (tmp_path / "line.yaml").write_text(LINE.format(folder=tmp_path, port=port, where=where))
     code, out, _ = told(capsys, str(tmp_path / "line.yaml"), "--source", "oven")
     assert code == 0
     assert "holding registers 0..1 of unit 1" in out

@@ -24,9 +24,9 @@ PATIENCE_S = 30.0
 class Feed:
     """A source that runs into a sink."""
 
-    def __init__(self, settings: ModbusTagSource) -> None:
+    def __init__(self, settings: ModbusTagSource, state_dir: Path = Path()) -> None:
         self.sink = TagRecorder([tag.name for tag in settings.tags])
-        self._source = open_source(settings, sink=self.sink, state_dir=Path())
+        self._source = open_source(settings, sink=self.sink, state_dir=state_dir)
 
     async def __aenter__(self) -> TagRecorder:
         self._task = asyncio.create_task(self._source.run())

@@ -242,6 +242,60 @@ def test_sources_at_one_device_need_time_for_all_their_polls():
     load(written(GOOD + OVEN % 26 + FAN.replace("10.0.0.5", "10.0.0.6")))
 
 
+WITH_PLC = GOOD.replace(
+    "    plc: {type: none}\n",
+    "    trigger: {source: plc, poll_ms: 10}\n    plc: {type: modbus, host: 10.0.0.5, device_id: 3}\n",
+)
+THROUGH = """\
+tags:
+- type: modbus
+  name: oven
+  through: top
+  device_id: 3
+  poll_ms: 20
+  tags:
+  - {name: near, register: 0}
+  - {name: far, register: 1000}
+"""
+
+
+TOO_OFTEN = (
+    "tags[0].poll_ms: 10 is too often: 2 requests, one behind each poll of the PLC (stations[0].trigger.poll_ms 10), "
+    "take 200 % of the polls with the sources before, over 100 %"
+)
+
+
+def test_tags_are_read_through_a_station_that_has_a_connection():
+    assert load(written(WITH_PLC + THROUGH)).tags[0].device == "the PLC of station top"
+    without = THROUGH.replace("  through: top\n", "")
+    for text, fault in (
+        (WITH_PLC + THROUGH.replace("top", "side"), "tags[0].through: side is no station"),
+        (
+            GOOD + THROUGH,
+            "tags[0].through: top has no connection to share, stations[0].plc.type is none, not modbus",
+        ),
+        (
+            WITH_PLC + THROUGH.replace("_id: 3", "_id: 4"),
+            "tags[0].device_id: 4 is not 3 (stations[0].plc.device_id)",
+        ),
+        (
+            WITH_PLC + THROUGH.replace("  device", "  host: h\n  device"),
+            "tags[0].host: h stands beside through, which is a connection already",
+        ),
+        (
+            WITH_PLC + THROUGH.replace("  device", "  port: 1502\n  device"),
+            "tags[0].port: 1502 stands beside through, which is a connection already",
+        ),
+        (WITH_PLC + without, "tags[0].host: is missing, and so is through"),
+        (
+            WITH_PLC + THROUGH.replace("poll_ms: 20", "poll_ms: 10"),
+            TOO_OFTEN,
+        ),
+    ):
+        (told,) = faults(text)
+        assert told.endswith(f": {fault}"), told
+
+
 def test_thousand_tags_load_in_half_a_second():
     tags = ",\n".join(
         f"{{name: tag{n}, node: 'ns=2;s=Machine.Tag{n}', unit: degC, min: 0, max: 9}}" for n in range(1000)
