@@ -260,7 +260,7 @@ def test_a_frozen_camera_means_rejects_in_time_and_comes_back(line: Bench) -> No
 
 def test_a_slow_camera_never_gives_a_part_the_image_of_another(line: Bench) -> None:
     first = line.stage.part
-    line.stage.break_camera(CameraFault.SLOW, 60)  # later than the takt: part n's image comes when n+1 stands there
+    line.stage.break_camera(CameraFault.SLOW, 90)  # longer than the takt: part n's image comes when n+1 stands there
     line.passes(25)
     last = line.stage.part
     line.stage.break_camera(CameraFault.NONE)
@@ -268,8 +268,8 @@ def test_a_slow_camera_never_gives_a_part_the_image_of_another(line: Bench) -> N
     line.recovered()
     report = line.section()
     whole(report)
-    slow = between(line.parts(), first + 2, last)
-    assert all(part["result"] == "reject" and part["code"] >= 100 for part in slow)
+    judged = [part for part in between(line.parts(), first + 2, last) if 0 < part["code"] < 100]
+    assert not judged, "each part's own image came too late"
     assert first_good_after(line.parts(), back_ns) <= RECOVERY_S
 
 
