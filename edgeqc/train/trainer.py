@@ -61,7 +61,7 @@ class Job:
     """For out-of-fold scores, which the threshold is taken from; 0: a quarter of the groups is held back instead."""
     rule: Rule
     cross_validate: bool = False
-    """Also score every picture, the test's included, by a net that saw nothing of its group: cross.csv in the work folder."""
+    """Also score every picture, the test's included, by a net that saw nothing of its group; the package stays the same."""
     seed: int = 1
     threads: int = 2
     key: Ed25519PrivateKey | None = None
@@ -106,20 +106,20 @@ class Trainer:
 
     def cross_fit(
         self, name: str, pictures: list[Picture], *, without: Sequence[Picture] = ()
-    ) -> tuple[Any, list[Scored]]:
-        """The net of the last fold, and each picture scored by one that saw nothing of its group, nor of `without`."""
+    ) -> tuple[Any, list[list[Scored]]]:
+        """The net of the last fold, and fold by fold each picture scored by one that saw nothing of its group, nor of `without`."""
         job = self._job
         folds = folds_of(pictures, job.folds or 4, job.seed)
         never = {picture.group for picture in without}
         net: Any = None
-        scored: list[Scored] = []
+        scored: list[list[Scored]] = []
         for fold in range(max(folds.values()) + 1 if job.folds else 1):
             held = [picture for picture in pictures if folds[picture.group] == fold]
             groups = never | {picture.group for picture in held}
             net = self._net(f"{name}{fold + 1}", groups, job.seed + 1 + fold)
             engine = OnnxRuntimeEngine(self._exported(net), threads=job.threads)
             with Told(self._console, f"score {name}{fold + 1}", len(held)) as told:
-                scored += Scorer(engine, self._task)(held, told.at)
+                scored.append(list(Scorer(engine, self._task)(held, told.at)))
             engine.close()
         return net, scored
 

@@ -7,6 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ from edgeqc.settings import RegionMode, RegionSettings
 from edgeqc.train.calibrate import Rule, calibrated, readings_of
 from edgeqc.train.dataset import Picture, classes_of, read_dataset
 from edgeqc.train.examine import Examined, Finding, examine
-from edgeqc.train.figures import best_map_threshold
+from edgeqc.train.figures import best_map_threshold, image_auroc
 from edgeqc.train.lite0 import LITE0
 from edgeqc.train.package import Origin, Scores, write_package
 from edgeqc.train.progress import Told
@@ -64,8 +65,9 @@ def train_vision(job: Job, console: Console) -> Package:
     task = task_of_pictures(job, examined, one_class=one_class)
     _promise(console, learned, job.rule, one_class=one_class)
     trainer = Trainer(job, task, console, one_class=one_class)
-    trainer.prepare(pictures if job.cross_validate else learned)
-    net, scored = trainer.cross_fit("fold", learned, without=tested)
+    trainer.prepare(learned)
+    net, folds = trainer.cross_fit("fold", learned, without=tested)
+    scored = [one for fold in folds for one in fold]
     write_scores(job.work / "scores.csv", scored)
     model, parameters, golden = trainer.final(net, learned, without=tested)
     with Told(console, "test", len(tested)) as told:
@@ -94,9 +96,28 @@ def train_vision(job: Job, console: Console) -> Package:
     )
     _suspicious(job, scored, calibration.threshold, console)
     if job.cross_validate:
-        _, crossed = trainer.cross_fit("cv", pictures)
-        write_scores(job.work / "cross.csv", crossed)
+        _cross_validate(job, task, pictures, console, one_class=one_class)
     return package
+
+
+def _cross_validate(job: Job, task: Task, pictures: list[Picture], console: Console, *, one_class: bool) -> None:
+    """Nets of their own, from views of all pictures: cross.csv in the work folder has each score, the console the figure."""
+    trainer = Trainer(replace(job, work=job.work / "cross"), task, console, one_class=one_class)
+    trainer.prepare(pictures)
+    _, folds = trainer.cross_fit("fold", pictures)
+    write_scores(job.work / "cross.csv", [one for fold in folds for one in fold])
+    aurocs = [_auroc(fold) for fold in folds]
+    console.print(
+        f"Cross-validated over all {len(pictures)} pictures, image AUROC by fold: "
+        f"{' '.join(f'{auroc:.3f}' for auroc in aurocs)}, mean {np.mean(aurocs):.4f}",
+        soft_wrap=True,
+    )
+
+
+def _auroc(scored: Sequence[Scored]) -> float:
+    """Image AUROC of these."""
+    scores = scores_of(scored)
+    return image_auroc(scores.score[~scores.flawed], scores.score[scores.flawed])
 
 
 def package_name(text: str) -> str:

@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 from contextlib import suppress
 
 import cv2
@@ -174,6 +175,21 @@ def test_second_run_takes_up_what_is_there(way, tmp_path, capsys):
     assert main(again) == 0
     assert {file.name: file.stat().st_mtime_ns for file in work.glob("*.pt")} == stamps
     assert (folder / "engine" / "2" / "model.onnx").read_bytes() == before
+
+
+def test_cross_validation_scores_the_tests_pictures_too_and_changes_no_package(way, capsys):
+    folder, data, path = way
+    before, work = (path / "model.onnx").read_bytes(), path.with_name("1.work")
+    asked = ["train", "vision", "--data", str(data), "--out", str(folder / "engine" / "3"), "--work", str(work), *SIZES]
+    assert main([*asked, "--cross-validate"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert (folder / "engine" / "3" / "model.onnx").read_bytes() == before
+    with (work / "cross.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["path"] for row in rows}) == len(rows) == 64
+    told = re.search(r"over all 64 pictures, image AUROC by fold: (0\.\d+) (0\.\d+), mean (0\.\d+)", said)
+    assert told is not None, said
+    assert float(told[3]) == pytest.approx((float(told[1]) + float(told[2])) / 2, abs=0.001)
 
 
 def test_only_good_parts_make_a_one_class_package(way, tmp_path, monkeypatch):
