@@ -37,6 +37,8 @@ from edgeqc.sim.tags import SimTags, tag_settings
 pytestmark = pytest.mark.timeout(300)
 
 README: Final = Path(__file__).parents[2] / "README.md"
+BOTH: Final = 2
+"""Values of a bit."""
 HOLD_S: Final = 1.0
 """A fault lasts at least so long: a dozen parts."""
 WELL_S: Final = 0.4
@@ -302,8 +304,10 @@ def _bring_about(key: str, faults: Faults, listener: Listener) -> Window:
     if row.told:
         _wait(lambda: first_told(listener.received(), row, fault_ns) is not None, row.told_s + 1)
     if not faults.momentary:
-        hold_s = HOLD_S + row.parts_s + (row.ready is Signal.COMES_AND_GOES)
-        time.sleep(max(0, hold_s - (time.monotonic_ns() - fault_ns) / 1e9))
+        time.sleep(max(0, HOLD_S + row.parts_s - (time.monotonic_ns() - fault_ns) / 1e9))
+    if row.ready is Signal.COMES_AND_GOES:  # how often is not promised
+        by_ns = fault_ns + int(row.seen_s * 1e9)
+        _wait(lambda: _comes_and_goes(faults.witness, by_ns), GIVE_UP_S)
     next(course, None)
     mended_ns = fault_ns if faults.momentary else time.monotonic_ns()
     if row.back_s:
@@ -312,6 +316,11 @@ def _bring_about(key: str, faults: Faults, listener: Listener) -> Window:
     time.sleep(WELL_S)
     end_ns = time.monotonic_ns()
     return Window(fault_ns=fault_ns, mended_ns=mended_ns, end_ns=end_ns, log=faults.line.events()[said:])
+
+
+def _comes_and_goes(witness: Witness, from_ns: int) -> bool:
+    seen = [sight.image.status for sight in witness.between(from_ns, time.monotonic_ns())]
+    return all(len({bool(status & bit) for status in seen}) == BOTH for bit in (Status.READY, Status.FAULT))
 
 
 def _wait(condition: Callable[[], bool], timeout_s: float) -> None:
