@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
-from edgeqc.records import NS_PER_MS
-
-_KEPT: Final = 64
+_KEPT: Final = 256
 """Readings that are remembered: a trigger is placed between those around it, though it is heard of later."""
-_AHEAD_NS: Final = 50 * NS_PER_MS
-"""No position is guessed further ahead of the last reading than this."""
 
 
 class Axis:
@@ -68,23 +64,15 @@ class Axis:
         return True
 
     def at(self, at_ns: int) -> int | None:
-        """Where the conveyor was, or by its last speed is, at this time; None while nothing is known."""
-        if not self._readings:
-            return None
-        later = self._readings[-1]
+        """Where the conveyor was at this time; None outside of the readings that are remembered."""
+        later: tuple[int, int] | None = None
         for earlier in reversed(self._readings):
             if earlier[0] <= at_ns:
-                return _between(earlier, later, at_ns) if later is not earlier else self._ahead(at_ns)
+                if later is None:
+                    return earlier[1] if earlier[0] == at_ns else None
+                return _between(earlier, later, at_ns)
             later = earlier
-        return self._readings[0][1]
-
-    def _ahead(self, at_ns: int) -> int:
-        last_ns, position = self._readings[-1]
-        if len(self._readings) == 1:
-            return position
-        before_ns, before = self._readings[-2]
-        ahead_ns = min(at_ns - last_ns, _AHEAD_NS)
-        return position + (position - before) * ahead_ns // max(1, last_ns - before_ns)
+        return None
 
 
 def _between(earlier: tuple[int, int], later: tuple[int, int], at_ns: int) -> int:

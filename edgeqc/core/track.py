@@ -23,13 +23,15 @@ class GateFact(StrEnum):
     """It had to be ejected, and passed the gate while nobody was looking: it is among the good ones."""
     UNTRACKED = "untracked"
     """It has to be ejected, but nobody knows where it is: missed at the camera, or the encoder's thread was lost."""
+    NOT_MOVING = "not_moving"
+    """By the encoder, or by its running time, the conveyor has not moved on since the part before it."""
     NOT_EJECTED = "not_ejected"
     """The output was on for it and the confirmation stayed out: the ejector did not fire."""
     EJECTED_UNASKED = "ejected_unasked"
     """A confirmation came for which no output was on."""
 
 
-FAILURES = frozenset({GateFact.WENT_BY, GateFact.UNTRACKED, GateFact.NOT_EJECTED})
+FAILURES = frozenset({GateFact.WENT_BY, GateFact.UNTRACKED, GateFact.NOT_MOVING, GateFact.NOT_EJECTED})
 """A bad part may be among the good ones."""
 
 

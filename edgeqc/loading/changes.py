@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeqc.loading import dump
+from edgeqc.loading.faults import parsed, shown
 from edgeqc.records import Event
 from edgeqc.settings import Settings
 
@@ -26,8 +27,8 @@ _VALUE_CHARS: Final = 40
 def change(settings: Settings, state_dir: Path) -> Event | None:
     """Tell what these settings change, and who started them; None where they are those of the last run.
 
-    Digests are SHA-256, 16 hex digits; keys are dotted paths, with their values before and after. A secret's value is the
-    reference to it, as it is in the file. What ran before is known by `keep`.
+    Digests are SHA-256, 16 hex digits; keys are dotted paths, with their values before and after, but for secrets and long
+    ones. What ran before is known by `keep`.
     """
     new = dump(settings)
     try:
@@ -74,8 +75,8 @@ def _flat(value: object, at: str = "") -> dict[str, Any]:
 
 
 def _changed(key: str, before: dict[str, Any], after: dict[str, Any]) -> str:
-    old, new = (json.dumps(side[key]) if key in side else "none" for side in (before, after))
-    return key if max(len(old), len(new)) > _VALUE_CHARS else f"{key} {old} -> {new}"
+    old, new = (shown(side[key], parsed(key)) if key in side else "nothing" for side in (before, after))
+    return key if old == new or max(len(old), len(new)) > _VALUE_CHARS else f"{key} {old} -> {new}"
 
 
 def _cut(texts: list[str]) -> str:

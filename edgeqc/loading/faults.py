@@ -20,6 +20,8 @@ A missing key takes three passes at most: put in, given its type, given its rang
 """
 SHOWN_CHARS: Final = 60
 _SECRET_KEYS: Final = frozenset({"password"})
+_CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s]*@")
+"""User and password in a URL."""
 _SUB_PATH: Final = re.compile(r"^([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+(?:\[\d+\])?)*): ")
 _RANGE: Final = {
     "greater_than_equal": ("is under", "ge"),
@@ -120,7 +122,7 @@ def shown(value: Any, path: Sequence[str | int]) -> str:
         case float():
             said = f"{value:g}"
         case _:
-            said = str(value) or '""'
+            said = _CREDENTIALS.sub("...@", str(value)) or '""'
     return said if len(said) <= SHOWN_CHARS else f"{said[:SHOWN_CHARS]}..."
 
 

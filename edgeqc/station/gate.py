@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Final
 
 from edgeqc.core.axis import Axis
 from edgeqc.core.backoff import Backoff
+from edgeqc.core.conveyor import Conveyor
 from edgeqc.core.track import FAILURES, Gate, GateEvent, GateFact, GateLayout
 from edgeqc.errors import PeerError
 from edgeqc.journal.codec import Body
@@ -26,6 +28,7 @@ _WELL: Final = 20
 _TEXTS: Final = {
     GateFact.WENT_BY: "a part that had to be ejected went by while the gate was not watched",
     GateFact.UNTRACKED: "a part that has to be ejected cannot be placed: missed at the camera, or the encoder jumped",
+    GateFact.NOT_MOVING: "parts come, and the encoder stands still or counts down (tracking delay: the line does not run)",
     GateFact.NOT_EJECTED: "the ejector did not fire, or the part did not reach the sensor behind it",
     GateFact.EJECTED_UNASKED: "a part was ejected that nobody wanted out",
 }
@@ -43,6 +46,7 @@ class GateWatch:
         note: Callable[[Body], None],
         on_failure: Callable[[], None],
         on_looked: Callable[[], None],
+        on_link: Callable[[bool, str], None],
         call_ns: int = CALL_NS,
     ) -> None:
         """Nothing runs before `start`.
@@ -53,7 +57,8 @@ class GateWatch:
             station: for alerts.
             note: journals an event or an alert.
             on_failure: told when a bad part may be among the good ones.
-            on_looked: told while the PLC says that somebody has looked.
+            on_looked: told when the PLC says that somebody has looked; not while it goes on saying so.
+            on_link: told when the gate is watched, and when it is no more, and why.
             call_ns: for one read or write.
         """
         self._settings = settings
@@ -62,17 +67,21 @@ class GateWatch:
         self._note = note
         self._on_failure = on_failure
         self._on_looked = on_looked
+        self._on_link = on_link
+        self._up: bool | None = None
         self._call_ns = call_ns
         self._lock = threading.Lock()
+        gap_ns = longest_gap_ns(settings)
         if isinstance(settings, EncoderGate):
-            self._axis = Axis(cycle=_ENCODER_CYCLE, most_step=settings.most_pulses_per_poll)
+            axis = Axis(cycle=_ENCODER_CYCLE, most_step=settings.most_pulses_per_poll)
             travel, length, confirm = settings.travel_pulses, settings.length_pulses, settings.confirm_pulses
         else:
-            self._axis = Axis(most_gap_ns=longest_gap_ns(settings))
+            axis = Axis(most_gap_ns=gap_ns)
             travel, length, confirm = (
                 int(each * NS_PER_MS) for each in (settings.travel_ms, settings.length_ms, settings.confirm_ms)
             )
-        self._gate = Gate(GateLayout(travel=travel, length=length, confirm=confirm if settings.confirmed else 0))
+        gate = Gate(GateLayout(travel=travel, length=length, confirm=confirm if settings.confirmed else 0))
+        self._conveyor = Conveyor(axis, gate, most_gap_ns=gap_ns)
         self._poll_s = settings.poll_ms / 1000
         self._raw = 0
         self._read_ns = 0
@@ -93,72 +102,80 @@ class GateWatch:
 
     def part(self, part: Part, *, placed: bool) -> None:
         """A part was triggered; `placed`: its trigger's time is known. Any thread."""
+        at_ns = part.trigger.at_ns if placed else None
         with self._lock:
-            position = self._axis.at(part.trigger.at_ns) if placed else None
-            events = self._gate.part(part.sequence, part.trigger.part_id, position)
+            events = self._conveyor.part(part.sequence, part.trigger.part_id, at_ns, now_ns=time.monotonic_ns())
         self._tell(events)
 
     def passed(self, sequence: int) -> None:
         """The PLC has acknowledged this part's PASS. Any thread."""
         with self._lock:
-            self._gate.passed(sequence)
+            self._conveyor.passed(sequence)
+
+    @property
+    def up(self) -> bool:
+        """Is the gate watched: inputs read, and the output written, on the link of now?"""
+        return bool(self._up)
 
     def _run(self) -> None:
         failures = 0
         while not self._stopping.is_set():
+            reason = ""
             try:
-                link = self._connect()
-            except PeerError:
-                failures += 1
-                self._stopping.wait(_BACKOFF.delay_s(failures, 0.5))
-                continue
-            try:
-                failures = 0
-                self._serve(link)
+                with closing(self._connect()) as link:
+                    self._serve(link)
             except PeerError as exc:
-                failures = 1
-                with self._lock:
-                    self._gate.interrupted()
-                self._note(Event(name="gate_link_lost", facts={"reason": exc.reason}))
+                reason = exc.reason
+            except Exception as exc:  # noqa: BLE001 - the thread's root: without it nobody would watch the gate ever again
+                reason = f"{type(exc).__name__}: {exc}"
+            failures = 1 if self._up else failures + 1
+            with self._lock:
+                self._conveyor.interrupted()
+            if not self._stopping.is_set():
+                self._turn(False, reason)
                 self._stopping.wait(_BACKOFF.delay_s(failures, 0.5))
-            finally:
-                link.close()
+
+    def _turn(self, up: bool, reason: str = "") -> None:
+        if up is not self._up:
+            self._up = up
+            self._on_link(up, reason)
 
     def _serve(self, link: GateLink) -> None:
         next_s = time.monotonic()
+        looked = True  # whatever stood there before: only a bit that goes on is somebody's
         while not self._stopping.is_set():
             inputs = link.read(time.monotonic_ns() + self._call_ns)
-            if inputs.looked:
+            if inputs.looked and not looked:
                 self._on_looked()
+            looked = inputs.looked
             with self._lock:
                 events = self._moved(inputs)
-                output, encoder_at = self._gate.output, self._encoder_at()
-            link.write(output, encoder_at, time.monotonic_ns() + self._call_ns)
-            self._tell(events)
+                output, encoder_at = self._conveyor.output, self._encoder_at()
+            try:
+                link.write(output, encoder_at, time.monotonic_ns() + self._call_ns)
+            finally:
+                self._tell(events)  # a part that went by has done so, whether the output can be written or not
+            self._turn(True)
             next_s = max(next_s + self._poll_s, time.monotonic())
             self._stopping.wait(max(0.0, next_s - time.monotonic()))
         with self._lock:
-            self._gate.interrupted()
-        link.write(self._gate.output, 0, time.monotonic_ns() + self._call_ns)
+            self._conveyor.interrupted()
+        link.write(self._conveyor.output, 0, time.monotonic_ns() + self._call_ns)
 
     def _moved(self, inputs: GateInputs) -> list[GateEvent]:
         if inputs.read_ns == self._read_ns:
             return []  # the PLC, which comes to us, has said nothing new yet
         self._raw, self._read_ns = inputs.encoder, inputs.read_ns
+        confirmations = inputs.confirmations if self._settings.confirmed else None
         if isinstance(self._settings, EncoderGate):
-            kept = self._axis.encoder(inputs.encoder, inputs.read_ns)
-        else:
-            kept = self._axis.clock(running=inputs.running, at_ns=inputs.read_ns)
-        events = [] if kept else self._gate.lost()
-        if self._settings.confirmed:
-            events += self._gate.confirmed(inputs.confirmations)
-        return events + self._gate.move(self._axis.position or 0)
+            return self._conveyor.encoder(inputs.encoder, inputs.read_ns, confirmations=confirmations)
+        return self._conveyor.clock(inputs.read_ns, running=inputs.running, confirmations=confirmations)
 
     def _encoder_at(self) -> int:
         """The encoder's value at which the part of the output is at the gate."""
         if not isinstance(self._settings, EncoderGate):
             return 0
-        return (self._raw + self._gate.output.position - (self._axis.position or 0)) % _ENCODER_CYCLE
+        return (self._raw + self._conveyor.output.position - self._conveyor.position) % _ENCODER_CYCLE
 
     def _tell(self, events: list[GateEvent]) -> None:
         for event in events:

@@ -287,7 +287,7 @@ class Station:
     def _healthy(self) -> bool:
         """May the PLC count on verdicts? Asked by the guard before each heartbeat."""
         self._row.put("zero_copy", self._cameras.zero_copy)
-        return self._cameras.down < 0
+        return self._cameras.down < 0 and (self._gate is None or self._gate.up)
 
     def _stop(self) -> None:
         self._line.stopping = True
@@ -331,6 +331,7 @@ class Station:
             note=self._outcome.note,
             on_failure=self._on_gate_failure,
             on_looked=self._on_gate_looked,
+            on_link=self._on_gate_link,
         )
 
     def _on_pass(self, sequence: int) -> None:
@@ -340,6 +341,10 @@ class Station:
     def _on_gate_failure(self) -> None:
         if self._stop_rule.ask(StopReason.GATE):
             self._on_line_stop(StopReason.GATE)
+
+    def _on_gate_link(self, up: bool, reason: str) -> None:
+        action = "Check gate.registers or gate.nodes and that the PLC reads and writes them: edgeqc test plc"
+        self._news.peer("gate", up, reason, action=action)
 
     def _on_gate_looked(self) -> None:
         if self._stop_rule.reason is StopReason.GATE:

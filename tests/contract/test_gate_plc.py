@@ -58,6 +58,7 @@ class GatePlc(ABC):
         self.encoder = START
         self.confirmations = 0
         self.running = True
+        self.looked = False
         self.loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._live)
@@ -91,12 +92,23 @@ class GatePlc(ABC):
         self.running = on
         self._put()
 
+    def look(self, on: bool) -> None:
+        """Somebody has looked."""
+        self.looked = on
+        self._put()
+
+    def refuse(self) -> None:
+        """Take no output from now on."""
+        asyncio.run_coroutine_threadsafe(self.shun(), self.loop).result(PATIENCE_S)
+
     def _put(self) -> None:
         asyncio.run_coroutine_threadsafe(self.put(), self.loop).result(PATIENCE_S)
 
     @property
     def inputs(self) -> bytes:
-        return struct.pack(">IHH", self.encoder % (1 << 32), self.confirmations & 0xFFFF, int(self.running))
+        return struct.pack(
+            ">IHH", self.encoder % (1 << 32), self.confirmations & 0xFFFF, self.running | self.looked << 1
+        )
 
     @abstractmethod
     async def open(self) -> None: ...
@@ -107,6 +119,10 @@ class GatePlc(ABC):
     @abstractmethod
     async def put(self) -> None:
         """Show encoder, confirmations and whether the line runs."""
+
+    @abstractmethod
+    async def shun(self) -> None:
+        """Take no output."""
 
     @property
     @abstractmethod
@@ -149,6 +165,9 @@ class ModbusServer(GatePlc):
     async def put(self) -> None:
         self.server._memory[2 * INPUTS : 2 * INPUTS + 8] = self.inputs
 
+    async def shun(self) -> None:
+        await self.server.refuse(True)
+
     @property
     def link(self) -> PlcSettings:
         assert self.server._server is not None
@@ -173,7 +192,7 @@ class ModbusClient(GatePlc):
             self._server.open(0)
         self._port = self._server.port
         self._fetched = bytes(16)
-        self._running = True
+        self._running = self._fetches = True
         self._cycle = asyncio.create_task(self._cycles(), name="plc cycles")
 
     async def shut(self) -> None:
@@ -185,17 +204,23 @@ class ModbusClient(GatePlc):
     async def put(self) -> None:
         """The next cycle writes them."""
 
+    async def shun(self) -> None:
+        self._fetches = False
+
     async def _cycles(self) -> None:
         self._client = AsyncModbusTcpClient("127.0.0.1", port=self._port, timeout=0.5, retries=0)
         while self._running:
             if not self._client.connected:
                 await self._client.connect()
             with contextlib.suppress(ModbusException):  # hung up in the middle: the next cycle connects
-                reply = await self._client.readwrite_registers(
-                    read_address=OUTPUT, read_count=8, write_address=INPUTS,
-                    values=list(struct.unpack(">4H", self.inputs)),
-                )  # fmt: skip
-                self._fetched = struct.pack(">8H", *reply.registers)
+                values = list(struct.unpack(">4H", self.inputs))
+                if self._fetches:
+                    reply = await self._client.readwrite_registers(
+                        read_address=OUTPUT, read_count=8, write_address=INPUTS, values=values
+                    )
+                    self._fetched = struct.pack(">8H", *reply.registers)
+                else:
+                    await self._client.write_registers(INPUTS, values)
             await asyncio.sleep(0.002)  # a PLC's cycle
 
     @property
@@ -244,10 +269,14 @@ class OpcuaServer(GatePlc):
         shown = {
             "encoder": self.encoder % (1 << 32),
             "running": self.running,
+            "looked": self.looked,
             "confirmations": self.confirmations & 0xFFFF,
         }
         for name, value in shown.items():
             await self._server.write_attribute_value(self._ids[name], ua.DataValue(ua.Variant(value, NODES[name])))
+
+    async def shun(self) -> None:
+        await self._server.get_node(self._ids["eject"]).set_read_only()
 
     @property
     def gate(self) -> EncoderGate:
@@ -307,15 +336,18 @@ def gate(plc: GatePlc, told: list[object]) -> Iterator[GateWatch]:
 
 
 @contextlib.contextmanager
-def watching(plc: GatePlc, settings: EncoderGate | DelayGate, told: list[object]) -> Iterator[GateWatch]:
+def watching(
+    plc: GatePlc, settings: EncoderGate | DelayGate, told: list[object], *, call_s: float = PATIENCE_S
+) -> Iterator[GateWatch]:
     watch = GateWatch(
         settings,
         plc.door_of(settings).open_gate,
         station="top",
         note=told.append,
         on_failure=lambda: told.append("failure"),
-        on_looked=lambda: None,
-        call_ns=int(PATIENCE_S * 1e9),
+        on_looked=lambda: told.append("looked"),
+        on_link=lambda up, _reason: told.append("up" if up else "down"),
+        call_ns=int(call_s * 1e9),
     )
     watch.start()
     try:
@@ -403,9 +435,9 @@ def test_a_part_that_goes_by_while_the_link_is_down_is_told(plc: GatePlc, gate: 
 def test_by_running_time_a_part_comes_to_the_gate_only_while_the_line_runs(plc: GatePlc, told: list[object]) -> None:
     by_time = DelayGate(tracking="delay", travel_ms=TRAVEL_S * 1000, length_ms=2000, poll_ms=100, nodes=plc.gate.nodes)
     with watching(plc, by_time, told) as gate:
+        plc.run(False)
         settled(plc)
         gate.part(part(1), placed=True)
-        plc.run(False)
         settled(plc)
         time.sleep(2 * TRAVEL_S)
         assert not plc.output[0]
@@ -414,6 +446,31 @@ def test_by_running_time_a_part_comes_to_the_gate_only_while_the_line_runs(plc: 
         assert plc.output[1:3] == (1, 1)
         until(lambda: not plc.output[0])
     assert facts(told) == [("eject", 1)]
+
+
+def test_a_bad_part_is_told_of_though_the_output_cannot_be_written(plc: GatePlc, told: list[object]) -> None:
+    with watching(plc, plc.gate, told, call_s=2) as gate:
+        settled(plc)
+        gate.part(part(1), placed=True)
+        settled(plc)
+        plc.refuse()
+        until(lambda: "down" in told)
+        plc.drive(1500)
+        until(lambda: ("went_by", 1) in facts(told))
+        assert "failure" in told
+        assert not gate.up
+        assert told.count("down") == 1, "however often it is tried"
+
+
+def test_only_a_looked_that_goes_on_ends_a_stop(plc: GatePlc, gate: GateWatch, told: list[object]) -> None:
+    for on in (True, False, True):
+        plc.look(on)
+        settled(plc)
+    assert told.count("looked") == 2
+    plc.hang_up()  # still on when the gate is watched again
+    until(lambda: told.count("up") == 2 or isinstance(plc, ModbusClient))  # it is back before it is missed
+    settled(plc)
+    assert told.count("looked") == 2
 
 
 def test_a_part_that_nobody_can_place_is_told_at_once(gate: GateWatch, told: list[object]) -> None:

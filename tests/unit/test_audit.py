@@ -147,3 +147,18 @@ def test_a_configuration_that_differs_from_the_last_runs_is_told_with_its_keys(t
     assert other.facts["old"] == first.facts["new"] != other.facts["new"]
     assert other.facts["by"]
     assert (tmp_path / changes.FILE_NAME).stat().st_mode & 0o077 == 0
+
+
+def test_a_change_shows_no_secret(tmp_path: Path) -> None:
+    def settings(password: str, source: str) -> Settings:
+        camera = {"type": "opencv", "source": source, "width_px": 64, "height_px": 64}
+        station = STATION | {"camera": camera, "trigger": {"source": "camera"}}
+        mqtt = {"host": "b", "user": "edge", "password": password}
+        return Settings.model_validate({"version": 1, "node": "n1", "stations": [station], "mqtt": mqtt})
+
+    changes.keep(settings("old-secret", "rtsp://me:old-secret@10.0.0.9/a"), tmp_path)
+    changed = changes.change(settings("new-secret", "rtsp://me:new-secret@10.0.0.9/b"), tmp_path)
+    assert changed is not None
+    assert changed.facts["keys"] == (
+        "mqtt.password, stations[0].camera.source rtsp://...@10.0.0.9/a -> rtsp://...@10.0.0.9/b"
+    )

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeqc.core.axis import Axis
+from edgeqc.core.conveyor import Conveyor
 from edgeqc.core.stopping import StopLimits, StopReason, StopRule
-from edgeqc.core.track import Gate, GateEvent, GateFact, GateLayout
+from edgeqc.core.track import FAILURES, Gate, GateEvent, GateFact, GateLayout
 from edgeqc.records import NS_PER_MS, Cause, Verdict
 from edgeqc.settings import StationSettings
 from edgeqc.settings.plc import OpcuaNodes
@@ -193,8 +194,8 @@ def test_only_the_time_for_which_the_line_ran_counts() -> None:
     assert axis.position == 15
 
 
-@pytest.mark.parametrize(("at", "position"), [(5, 50), (15, 120), (0, 0), (25, 160), (-5, 0)])
-def test_a_trigger_is_placed_between_the_readings_around_it(at: int, position: int) -> None:
+@pytest.mark.parametrize(("at", "position"), [(5, 50), (15, 120), (0, 0), (20, 140), (21, None), (-1, None)])
+def test_a_trigger_is_placed_between_the_readings_around_it(at: int, position: int | None) -> None:
     axis = Axis(cycle=1 << 32)
     for when, raw in ((0, 7), (10, 107), (20, 147)):
         axis.encoder(raw, when)
@@ -203,6 +204,56 @@ def test_a_trigger_is_placed_between_the_readings_around_it(at: int, position: i
 
 def test_no_reading_no_place() -> None:
     assert Axis(cycle=U16).at(5) is None
+
+
+def conveyor(travel: int = 1000, length: int = 100) -> Conveyor:
+    """Read each 5 ms, 10 pulses apart, until 20 ms; nobody knows anything after 100 ms without a reading."""
+    made = Conveyor(Axis(cycle=1 << 32), Gate(GateLayout(travel=travel, length=length)), most_gap_ns=100 * MS)
+    for number in range(5):
+        assert not made.encoder(10 * number, 5 * number * MS, confirmations=None)
+    return made
+
+
+def test_a_part_is_placed_by_the_readings_around_its_trigger_however_the_speed_changes() -> None:
+    belt = conveyor()
+    assert not belt.part(1, "P1", 22 * MS, now_ns=23 * MS)
+    assert not belt.encoder(40, 24 * MS, confirmations=None)  # the line stands since 20 ms
+    assert not belt.encoder(1039, 25 * MS, confirmations=None)
+    assert facts(belt.encoder(1040, 30 * MS, confirmations=None)) == [(GateFact.EJECT, 1)]
+
+
+def test_a_pass_that_comes_before_the_part_is_placed_counts() -> None:
+    belt = conveyor()
+    belt.part(1, "P1", 22 * MS, now_ns=23 * MS)
+    belt.passed(1)
+    assert not belt.encoder(50, 25 * MS, confirmations=None)
+    assert not belt.encoder(1060, 30 * MS, confirmations=None)
+
+
+def test_parts_that_are_triggered_while_nobody_reads_cannot_be_placed() -> None:
+    belt = conveyor()
+    for sequence, at_ms in ((1, 60), (2, 80)):
+        assert not belt.part(sequence, f"P{sequence}", at_ms * MS, now_ns=at_ms * MS)
+    belt.passed(2)
+    assert facts(belt.part(3, "P3", 125 * MS, now_ns=125 * MS)) == [(GateFact.UNTRACKED, 3)], "told at once"
+    assert facts(belt.encoder(5000, 130 * MS, confirmations=None)) == [(GateFact.UNTRACKED, 1)]
+    assert not belt.encoder(6500, 135 * MS, confirmations=None), "none of them is on the belt"
+
+
+def test_parts_without_a_reading_yet_cannot_be_placed() -> None:
+    belt = Conveyor(Axis(cycle=1 << 32), Gate(GateLayout(travel=10, length=1)), most_gap_ns=100 * MS)
+    assert facts(belt.part(1, "P1", MS, now_ns=MS)) == [(GateFact.UNTRACKED, 1)]
+
+
+@pytest.mark.parametrize("pulses", [0, -10], ids=["stands still", "counts down"])
+def test_an_encoder_by_which_parts_do_not_move_is_told(pulses: int) -> None:
+    belt, told = conveyor(), []
+    for sequence in (1, 2):
+        at_ms = 20 + 5 * sequence
+        belt.part(sequence, f"P{sequence}", at_ms * MS, now_ns=at_ms * MS)
+        told += belt.encoder(40 + pulses * sequence, at_ms * MS, confirmations=None)
+    assert facts(told) == [(GateFact.NOT_MOVING, 2)]
+    assert GateFact.NOT_MOVING in FAILURES
 
 
 def test_three_verdicts_in_a_row_that_say_nothing_ask_for_a_stop() -> None:

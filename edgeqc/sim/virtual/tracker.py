@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from edgeqc.core.axis import Axis
+from edgeqc.core.conveyor import Conveyor
 from edgeqc.core.stopping import StopReason, StopRule
 from edgeqc.core.track import FAILURES, Gate, GateEvent, GateFact, GateLayout
 from edgeqc.sim.virtual.plant import GATE_LENGTH, PULSES_PER_TAKT, TRAVEL_TAKTS, Plant
@@ -26,44 +27,41 @@ class Tracker:
         self._by_encoder = plant.swarm.tracking == "encoder"
         unit = PULSES_PER_TAKT if self._by_encoder else takt_ns
         per_pulse = unit / PULSES_PER_TAKT
-        self._gate = Gate(
+        gap_ns = takt_ns // 5
+        gate = Gate(
             GateLayout(
                 travel=int(TRAVEL_TAKTS * unit), length=int(GATE_LENGTH * per_pulse), confirm=int(_CONFIRM * per_pulse)
             )
         )
-        self._axis = (
-            Axis(cycle=1 << 32, most_step=20 * PULSES_PER_TAKT) if self._by_encoder else Axis(most_gap_ns=takt_ns // 5)
-        )
+        axis = Axis(cycle=1 << 32, most_step=20 * PULSES_PER_TAKT) if self._by_encoder else Axis(most_gap_ns=gap_ns)
+        self._conveyor = Conveyor(axis, gate, most_gap_ns=gap_ns)
 
     def part(self, sequence: int, part_id: str, came_ns: int | None) -> None:
         """A part was triggered then; None: nobody knows when."""
-        position = None if came_ns is None else self._axis.at(came_ns)
-        self._tell(self._gate.part(sequence, part_id, position))
+        self._tell(self._conveyor.part(sequence, part_id, came_ns, now_ns=self._plant.kernel.now_ns))
 
     def passed(self, sequence: int) -> None:
         """The PLC has acknowledged its PASS."""
-        self._gate.passed(sequence)
+        self._conveyor.passed(sequence)
 
     def run(self) -> Generator[Any, bool, None]:
         """Read the PLC's inputs, write the output, poll after poll."""
-        gate, plc, kernel = self._gate, self._plant.plc, self._plant.kernel
+        conveyor, plc, kernel = self._conveyor, self._plant.plc, self._plant.kernel
         poll_ns = self._plant.swarm.takt_ns // 8
         while True:
             yield kernel.now_ns + poll_ns
             self._beat()
             link = self._link()
             if link is None or plc.frozen or link != plc.life:
-                gate.interrupted()
+                conveyor.interrupted()
                 continue
             if self._by_encoder:
-                kept = self._axis.encoder(plc.encoder(), kernel.now_ns)
+                events = conveyor.encoder(plc.encoder(), kernel.now_ns, confirmations=plc.confirmations)
             else:
-                kept = self._axis.clock(running=self._plant.running, at_ns=kernel.now_ns)
-            if not kept:
-                self._tell(gate.lost())
-            self._tell(gate.confirmed(plc.confirmations))
-            self._tell(gate.move(self._axis.position or 0))
-            plc.gate, plc.gate_ns = gate.output, kernel.now_ns
+                running = self._plant.running
+                events = conveyor.clock(kernel.now_ns, running=running, confirmations=plc.confirmations)
+            self._tell(events)
+            plc.gate, plc.gate_ns = conveyor.output, kernel.now_ns
 
     def _tell(self, events: list[GateEvent]) -> None:
         oracle = self._plant.oracle
