@@ -126,8 +126,8 @@ class ModbusLink:
 
         The handshake goes first: it is sent right behind a poll of the trigger block, one for each, or at once where
         nobody polls. The reply has `within_ns`. One that stays out or is none costs its connection, and a fresh one is
-        opened in its place, so that the next poll does not wait for what is still to come: SpoiltError. PeerError where
-        nothing was asked, or the PLC is gone.
+        opened in its place, so that the next poll does not wait for what is still to come: SpoiltError. Where the PLC
+        takes none, the link has ended with it. PeerError where nothing was asked.
         """
         until_ns = time.monotonic_ns() + int(GAP_S * NS_PER_S)
         self._just_polled.clear()
@@ -147,7 +147,7 @@ class ModbusLink:
 
 
 class SpoiltError(PeerError):
-    """A relayed request was not answered as it must; the connection that it was on has been replaced."""
+    """A relayed request was not answered as it must; the connection that it was on is replaced, or given up."""
 
 
 class _Connection:
@@ -218,7 +218,8 @@ class _Connection:
                 return pdu
             return self._checked(request, 2 + 2 * count, unit, pdu)
         except PeerError as exc:
-            self._renew(exc.reason)
+            with contextlib.suppress(PeerError):  # whoever polls next finds out that there is none
+                self._renew(exc.reason)
             raise SpoiltError(self._peer, exc.reason) from exc
 
     def _renew(self, reason: str) -> None:

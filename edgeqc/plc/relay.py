@@ -31,7 +31,8 @@ NO_ANSWER: Final = 11
 """Exception: there is no link, or the PLC did not answer in time."""
 _ILLEGAL_FUNCTION, _ILLEGAL_ADDRESS, _ILLEGAL_VALUE, _NO_PATH = 1, 2, 3, 10
 _PAUSES: Final = Backoff(first_s=1.0, most_s=60.0)
-"""Each request that the PLC answers too late costs it a connection, and the handshake one late poll."""
+"""Each request that the PLC answers too late costs the handshake one late poll, or its link where the PLC takes no other
+connection. They hold over links: else such a PLC would lose each soon after it was opened."""
 _FORGOTTEN_NS: Final = 300 * NS_PER_S
 """A PLC that answered in time for so long is patient again."""
 _REST_S: Final = 0.001

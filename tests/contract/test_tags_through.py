@@ -54,12 +54,18 @@ class Plc:
         """While it is off, a request for tags keeps its connection waiting, and is answered when it is on again."""
         self.answers_tags.set()
         self.hangs_up_on_tags = False
+        self.slots = 100
+        """Connections that it takes; while all are in use it refuses further ones. Each is free again once its client has
+        gone, and nothing that the client asked for is still under way."""
         self.port = 0
         self._counter, self._part_id = 0, ""
         self._lock = threading.Lock()
+        self._freed = threading.Condition(self._lock)
+        self._stopping = False
         self._open: dict[socket.socket, threading.Thread] = {}
 
     def start(self) -> None:
+        self._stopping = False
         self._listener = socket.create_server(("127.0.0.1", self.port))
         self.port = self._listener.getsockname()[1]
         self._acceptor = threading.Thread(target=self._accept)
@@ -67,7 +73,11 @@ class Plc:
 
     def stop(self) -> None:
         self.answers_tags.set()
-        self._listener.shutdown(socket.SHUT_RDWR)
+        with self._freed:
+            self._stopping = True
+            self._freed.notify_all()
+            with suppress(OSError):  # it may refuse already
+                self._listener.shutdown(socket.SHUT_RDWR)
         self._acceptor.join(PATIENCE_S)
         self._listener.close()
         with self._lock:
@@ -100,6 +110,13 @@ class Plc:
                 self._open[client] = thread
                 self.most_open = max(self.most_open, len(self._open))
             thread.start()
+            with self._freed:
+                if len(self._open) == self.slots:
+                    self._listener.close()
+                    self._freed.wait_for(lambda: len(self._open) < self.slots or self._stopping)
+                    if self._stopping:
+                        return
+                    self._listener = socket.create_server(("127.0.0.1", self.port))
 
     def _serve(self, client: socket.socket) -> None:
         with suppress(OSError, struct.error), client, client.makefile("rb") as stream:
@@ -111,8 +128,9 @@ class Plc:
                 if answer is None:
                     break
                 client.sendall(frame(transaction, unit, answer))
-        with self._lock:
+        with self._freed:
             del self._open[client]
+            self._freed.notify_all()
 
     def _answer(self, pdu: bytes) -> bytes | None:
         code, address, count = struct.unpack(">BHH", pdu[:5])
@@ -421,6 +439,32 @@ def test_a_plc_that_did_not_answer_in_time_is_left_alone_for_a_while(
             assert ask(client, frame(1, UNIT, struct.pack(">BHH", 3, TAGS_AT, 1))) == b"\x83\x0b"
         assert top.lost == []
     assert plc.tag_requests == 1
+
+
+async def test_a_plc_without_a_spare_connection_that_is_slow_for_a_tag_loses_its_link_once(
+    plc: Plc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The slow request holds one of its two connections, so it takes none in its place: not again with the next link."""
+    monkeypatch.setattr("edgeqc.plc.relay._PAUSES", Backoff(first_s=PATIENCE_S, most_s=PATIENCE_S))
+    plc.slots = 2
+    read = frame(1, UNIT, struct.pack(">BHH", 3, TAGS_AT, 1))
+    with structlog.testing.capture_logs() as logs, station(plc, tmp_path, within_ms=50) as top:
+        await parts(plc, 5)
+        with connected(relay_path(tmp_path, "top")) as client:
+            plc.answers_tags.clear()
+            assert await asyncio.to_thread(ask, client, read) == b"\x83\x0b"
+            await until(lambda: bool(top.lost), "loss of the link")
+            plc.answers_tags.set()  # late; only now the connection is free again
+            await until(lambda: top.keeper.up, "another link")
+            plc.answers_tags.clear()
+            for _ in range(5):
+                assert await asyncio.to_thread(ask, client, read) == b"\x83\x0b"
+                await parts(plc, 5)
+        assert len(top.lost) == 1
+    assert plc.tag_requests == 1
+    assert plc.most_open == 2
+    assert all_passed_once(plc, 30)
+    assert [log["reason"] for log in logs if log["event"] == "tags_held_back"] == ["no reply in time"]
 
 
 def test_nothing_is_asked_before_the_plc_has_the_safe_state(plc: Plc, tmp_path: Path):
