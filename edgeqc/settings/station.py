@@ -194,7 +194,9 @@ class StationSettings(Model):
             faults.append(f"gate.tracking: {gate.tracking} needs a plc, and trigger.source: plc")
         if isinstance(self.plc, OpcuaPlcSettings):
             faults += _gate_node_misfits(gate)
-        if isinstance(self.plc, ModbusServerPlcSettings) and (shared := _gate_overlap(gate, self.plc)):
+        if isinstance(self.plc, ModbusPlcSettings | ModbusServerPlcSettings) and (
+            shared := _gate_overlap(gate, self.plc)
+        ):
             faults.append(f"gate.registers.{shared} overlaps another block: all four are at one server")
         if isinstance(gate, DelayGate):
             if gate.travel_ms <= self.budget_ms:
@@ -245,10 +247,13 @@ def _gate_node_misfits(gate: DelayGate | EncoderGate) -> list[str]:
     ]
 
 
-def _gate_overlap(gate: DelayGate | EncoderGate, plc: ModbusServerPlcSettings) -> str:
+def _gate_overlap(gate: DelayGate | EncoderGate, plc: ModbusPlcSettings | ModbusServerPlcSettings) -> str:
     """Which of the gate's blocks shares registers with another block; empty: neither."""
+    trigger_registers = 13
+    if isinstance(plc, ModbusPlcSettings) and not plc.registers.recipe:  # what is not used is not read there
+        trigger_registers = 12 if plc.handshake.hears_plc else 9
     taken = [
-        range(plc.registers.trigger, plc.registers.trigger + 13),
+        range(plc.registers.trigger, plc.registers.trigger + trigger_registers),
         range(plc.registers.result, plc.registers.result + 16),
     ]
     for name, at, count in (("inputs", gate.registers.inputs, 4), ("output", gate.registers.output, 8)):

@@ -335,12 +335,30 @@ def test_a_gate_over_opcua_needs_the_nodes_of_its_tracking() -> None:
     assert station(plc, nodes=nodes | {"encoder": "i=3"}) == []
 
 
-def test_gate_blocks_at_our_own_server_may_not_overlap_others() -> None:
-    plc: dict[str, object] = {"type": "modbus-server", "bind": "127.0.0.1", "peers": ["127.0.0.1"]}
+@pytest.mark.parametrize(
+    "plc", [{"type": "modbus", "host": "plc"}, {"type": "modbus-server", "bind": "127.0.0.1", "peers": ["127.0.0.1"]}]
+)
+def test_gate_blocks_may_not_overlap_others(plc: dict[str, object]) -> None:
     assert station(plc) == []
     assert station(plc, registers={"inputs": 112}) == [
         "gate.registers.inputs: 112 overlaps another block: all four are at one server"
     ]
+    assert station(plc | {"registers": {"result": 138}}) == [  # EJECT would be PASS
+        "gate.registers.output: 140 overlaps another block: all four are at one server"
+    ]
+    assert station(plc | {"registers": {"trigger": 118}}) == [
+        "gate.registers.inputs: 120 overlaps another block: all four are at one server"
+    ]
+
+
+def test_gate_inputs_may_follow_what_is_read_of_a_plcs_trigger_block() -> None:
+    plc: dict[str, object] = {"type": "modbus", "host": "plc"}
+    for more, count in (({}, 9), ({"handshake": {"form": "ack"}}, 12)):
+        assert station(plc | more, registers={"inputs": count}) == []
+        assert len(station(plc | more, registers={"inputs": count - 1})) == 1
+    recipe = {"registers": {"recipe": True}}
+    assert station(plc | recipe, registers={"inputs": 13}) == []
+    assert len(station(plc | recipe, registers={"inputs": 12})) == 1
 
 
 def test_a_gate_without_a_plc_is_refused() -> None:
