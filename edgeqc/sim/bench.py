@@ -150,7 +150,17 @@ def isolation(folder: Path, *, parts: int, rounds: int) -> tuple[list[Gate], lis
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    kept = ("latency_ms", "engine_ms", "overhead_ms", "transfer_ms", "fail_safe", "late", "unaccounted", "zero_copy")
+    kept = (
+        "latency_ms",
+        "engine_ms",
+        "overhead_ms",
+        "transfer_ms",
+        "fail_safe",
+        "late",
+        "unaccounted",
+        "stalled",
+        "zero_copy",
+    )
     return {
         **{name: run.report[name] for name in kept},
         "memory_mb": run.memory_mb,
@@ -211,11 +221,16 @@ def _gates(rounds: list[dict[str, Any]]) -> list[Gate]:
         ),
         Gate(name="frames copied by us", measured=float(not all(r["plain"]["zero_copy"] for r in rounds)), limit=0),
         Gate(
-            name="triggers unaccounted, late",
+            name=f"triggers unaccounted, late{_stood(rounds)}",
             measured=float(sum(r[k][n] for r in rounds for k in ("plain", "loaded") for n in ("unaccounted", "late"))),
             limit=0,
         ),
     ]
+
+
+def _stood(rounds: list[dict[str, Any]]) -> str:
+    stalled = sum(one[kind]["stalled"] for one in rounds for kind in ("plain", "loaded"))
+    return f" ({stalled} more: the box stood still)" if stalled else ""
 
 
 def run_line(folder: Path, images: PartImages, *, parts: int, side_load: int) -> Run:
@@ -274,6 +289,7 @@ def run_line(folder: Path, images: PartImages, *, parts: int, side_load: int) ->
             counters=counters,
             camera=plan.camera,
             backend=backend,
+            stalls=line.stalls(),
         )
     return Run(report=report, memory_mb=memory_mb, grown_mb=grown_mb, first_verdict_s=first_s)
 

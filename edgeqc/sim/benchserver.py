@@ -75,6 +75,8 @@ def _gates(name: str, kind: str, rounds: list[dict[str, Any]]) -> list[Gate]:
     lost = sum(
         one[kind][run][what] for one in rounds for run in ("quiet", "polled") for what in ("unaccounted", "late")
     )
+    stalled = sum(one[kind][run]["stalled"] for one in rounds for run in ("quiet", "polled"))
+    stood = f" ({stalled} more: the box stood still)" if stalled else ""
     missed = max(0.0, 1 - middle("poll_ms", "hz") / POLLS_HZ)
     return [
         Gate(name=f"{name}: poll p50", measured=middle("poll_ms", "p50"), limit=_LIMIT_MS, unit="ms"),
@@ -82,7 +84,7 @@ def _gates(name: str, kind: str, rounds: list[dict[str, Any]]) -> list[Gate]:
         Gate(name=f"{name}: share of polls that came too late to be sent", measured=missed, limit=0.05),
         Gate(name=f"{name}: verdict latency p50, polled / not", measured=ratio("p50"), limit=_UNTOUCHED),
         Gate(name=f"{name}: verdict latency p99, polled / not", measured=ratio("p99"), limit=_TAIL_UNTOUCHED),
-        Gate(name=f"{name}: triggers unaccounted, late", measured=float(lost), limit=0),
+        Gate(name=f"{name}: triggers unaccounted, late{stood}", measured=float(lost), limit=0),
     ]
 
 
@@ -125,8 +127,9 @@ def _run(folder: Path, images: PartImages, kind: Any, *, parts: int, polled: boo
             counters=counters,
             camera=plan.camera,
             backend=backend,
+            stalls=line.stalls(),
         )
-    kept = ("latency_ms", "overhead_ms", "unaccounted", "late", "fail_safe")
+    kept = ("latency_ms", "overhead_ms", "unaccounted", "late", "stalled", "fail_safe")
     return {**{name: report[name] for name in kept}, "poll_ms": poll_ms}
 
 
