@@ -77,6 +77,11 @@ class GateBlocks:
             self._fetched = self._read
             self._changed.notify_all()
 
+    def unsent(self) -> None:
+        """See Bank: it counts as not read."""
+        with self._changed:
+            self._read = self._fetched
+
     # the gate's thread
 
     def open(self) -> ServedGate:

@@ -199,6 +199,13 @@ class _Blocks:
         if self._gate is not None:
             self._gate.sent()
 
+    def unsent(self) -> None:
+        """See Bank: it counts as not read."""
+        with self._changed:
+            self._read = self._fetched
+        if self._gate is not None:
+            self._gate.unsent()
+
     # the station's threads
 
     def wait_for_plc(self, until_ns: int) -> bool:

@@ -49,7 +49,10 @@ class Bank(Protocol):
         """Take the registers from `address` on, all or none; None = taken."""
 
     def sent(self) -> None:
-        """What was read since the last call is on its way to the client."""
+        """What was read since the last call of this or `unsent` is on its way to its client."""
+
+    def unsent(self) -> None:
+        """It never will be: the client was cut off first."""
 
 
 class ModbusServer:
@@ -309,6 +312,7 @@ class ModbusServer:
 
     def _drop(self, client: _Client, reason: str) -> None:
         if self._clients.pop(client.socket, None) is not None:
+            self._bank.unsent()
             self._selector.unregister(client.socket)
             _reset(client.socket) if reason != "left" else client.socket.close()
             self._on_event("client_left", client.host, reason)

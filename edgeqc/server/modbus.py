@@ -70,6 +70,9 @@ class RegisterBank:
     def sent(self) -> None:
         """See Bank; nobody waits for that here."""
 
+    def unsent(self) -> None:
+        """See Bank."""
+
     def _put_watchdog(self, memory: bytearray) -> None:
         age_ms = (time.monotonic_ns() - self._watchdog_ns) // NS_PER_MS if self._watchdog_ns else LONGEST_MS
         memory[2 * self._watchdog_at : 2 * self._watchdog_at + 2] = self._watchdog

@@ -14,15 +14,20 @@ from typing import Any
 import pytest
 from pymodbus.client import ModbusTcpClient
 
+from edgeqc.core.track import GateOutput
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.plc import open_link
 from edgeqc.plc.modbus_served import HandshakeServer, ServedLink
 from edgeqc.plc.registers import Status, pack_trigger, unpack_result
 from edgeqc.records import NS_PER_MS, PlcResult, Verdict
 from edgeqc.settings import ModbusServerPlcSettings
+from edgeqc.settings.gate import EncoderGate
 from edgeqc.station.plckeeper import Manners, PlcEvents, PlcKeeper
 
 TRIGGER, RESULT = 0, 100
+INPUTS, OUTPUT = 120, 140
+_A_WHILE_S = 0.3
+"""For what would happen at once if it did."""
 
 
 def settings(**changes: Any) -> ModbusServerPlcSettings:
@@ -119,6 +124,19 @@ def connected(server: HandshakeServer, **plc: Any) -> Iterator[tuple[ServedLink,
             yield link, program
     finally:
         program.close()
+
+
+def status_of(client: ModbusTcpClient) -> Status:
+    """The status register alone, which is no fetch of the result."""
+    return Status(client.read_holding_registers(RESULT + 2, count=1).registers[0])
+
+
+def read_and_be_cut_off(port: int, address: int, count: int) -> None:
+    """A request that is answered, and in the same packet something that costs the client its connection before that."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(struct.pack(">HHHBBHH", 1, 0, 6, 1, 3, address, count) + b"no Modbus")
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(512) == b""
 
 
 def test_a_trigger_is_seen_with_the_moment_at_which_it_came(server: HandshakeServer) -> None:
@@ -262,6 +280,48 @@ def test_a_read_of_the_status_alone_is_no_delivery(server: HandshakeServer) -> N
             finally:
                 stop.set()
                 thread.join()
+
+
+def test_an_answer_that_never_went_out_is_no_delivery() -> None:
+    """Read by a client that is then cut off, with another client's answer behind it: that one did not carry the PASS."""
+    with contextlib.closing(HandshakeServer(settings(silence_ms=20_000), peer="press")) as server:
+        with pytest.raises(PeerError, match="no PLC asks"):
+            server.open(0.01)
+        with ModbusTcpClient("127.0.0.1", port=server.port) as client:
+            assert not status_of(client)
+            with contextlib.closing(server.open()) as link:
+                delivery = threading.Thread(target=lambda: link.write_result(result(1), within(20_000)))
+                delivery.start()
+                until(lambda: Status.PASS in status_of(client))
+                read_and_be_cut_off(server.port, RESULT, 16)
+                assert Status.PASS in status_of(client)
+                delivery.join(_A_WHILE_S)
+                assert delivery.is_alive()
+                client.read_holding_registers(RESULT, count=16)
+                delivery.join()
+                assert Status.PASS in status_of(client)  # it was not taken back: this was the delivery
+
+
+def test_a_gate_output_whose_answer_never_went_out_is_not_written() -> None:
+    gate = EncoderGate(tracking="encoder", travel_pulses=1000, length_pulses=100, poll_ms=1000)
+    eject = GateOutput(eject=True, sequence=7, part_id="P7", position=0, ejections=1)
+    written: list[bool] = []
+    with contextlib.closing(HandshakeServer(settings(), peer="press", gate=gate)) as server:
+        with pytest.raises(PeerError, match="has not written the gate's inputs"):
+            server.open_gate()
+        with ModbusTcpClient("127.0.0.1", port=server.port) as client:
+            assert not client.write_registers(INPUTS, [0, 0, 0, 0]).isError()
+            with contextlib.closing(server.open_gate()) as link:
+                write = threading.Thread(target=lambda: (link.write(eject, 1000, within(20_000)), written.append(True)))
+                write.start()
+                until(lambda: client.read_holding_registers(OUTPUT, count=1).registers == [1])
+                read_and_be_cut_off(server.port, OUTPUT, 8)
+                assert client.read_holding_registers(OUTPUT, count=1).registers == [1]
+                write.join(_A_WHILE_S)
+                assert write.is_alive()
+                client.read_holding_registers(OUTPUT, count=8)
+                write.join()
+    assert written
 
 
 def test_one_request_can_trigger_and_fetch(server: HandshakeServer) -> None:
