@@ -13,7 +13,7 @@ from edgeqc.core.track import OFF, GateOutput
 from edgeqc.errors import PeerTimeoutError
 from edgeqc.plc import gate
 from edgeqc.plc.gate import INPUT_REGISTERS, OUTPUT_REGISTERS, GateInputs
-from edgeqc.plc.modbus_server import ILLEGAL_ADDRESS, Refusal
+from edgeqc.plc.modbus_server import ILLEGAL_ADDRESS, ILLEGAL_VALUE, Refusal
 from edgeqc.records import NS_PER_MS, NS_PER_S
 from edgeqc.settings.gate import DelayGate, EncoderGate
 
@@ -32,7 +32,7 @@ class GateBlocks:
         self._at = settings.registers
         self._silence_ns = gate.longest_gap_ns(settings)
         self._changed = threading.Condition()
-        self._inputs = bytearray(2 * INPUT_REGISTERS)
+        self._inputs = bytes(2 * INPUT_REGISTERS)
         self._written_ns = 0
         """When inputs came last; 0: never."""
         self._heartbeat = time.monotonic_ns() // NS_PER_MS
@@ -54,19 +54,21 @@ class GateBlocks:
             first = address - self._at.inputs
             if first < 0 or first + count > INPUT_REGISTERS:
                 return ILLEGAL_ADDRESS
-            return bytes(self._inputs[2 * first : 2 * (first + count)])
+            return self._inputs[2 * first : 2 * (first + count)]
         with self._changed:
             if first == 0 and count >= _WHOLE:
                 self._read = self._serial
             return self._image[2 * first : 2 * (first + count)]
 
     def write(self, address: int, data: bytes) -> Refusal | None:
-        """See Bank: the inputs and nothing else."""
+        """See Bank: the inputs and nothing else, all of them: one time holds for all."""
         first = address - self._at.inputs
         if first < 0 or first + len(data) // 2 > INPUT_REGISTERS:
             return ILLEGAL_ADDRESS
+        if len(data) != 2 * INPUT_REGISTERS:
+            return ILLEGAL_VALUE
         with self._changed:
-            self._inputs[2 * first : 2 * first + len(data)] = data
+            self._inputs = data
             self._written_ns = time.monotonic_ns()
             self._changed.notify_all()
         return None
@@ -96,7 +98,7 @@ class GateBlocks:
                 at = f"{self._at.inputs} to {self._at.inputs + INPUT_REGISTERS - 1}"
                 reason = f"the PLC has not written the gate's inputs ({at}) for {self._silence_ns / NS_PER_MS:.0f} ms"
                 raise PeerTimeoutError(self._peer, reason)
-            return gate.unpack_inputs(bytes(self._inputs), self._written_ns)
+            return gate.unpack_inputs(self._inputs, self._written_ns)
 
     def show(self, output: GateOutput, encoder_at: int, until_ns: int) -> None:
         """Put the output before the PLC and return when it has been fetched."""

@@ -324,6 +324,26 @@ def test_a_gate_output_whose_answer_never_went_out_is_not_written() -> None:
     assert written
 
 
+def test_a_part_of_the_gates_inputs_is_refused_and_makes_the_others_no_fresher() -> None:
+    gate = EncoderGate(tracking="encoder", travel_pulses=1000, length_pulses=100, poll_ms=1000)
+    with contextlib.closing(HandshakeServer(settings(), peer="press", gate=gate)) as server:
+        with pytest.raises(PeerError, match="has not written the gate's inputs"):
+            server.open_gate()
+        with ModbusTcpClient("127.0.0.1", port=server.port) as client:
+            assert client.write_register(INPUTS + 3, 2).exception_code == 3  # an HMI: somebody has looked
+            for address, values in ((INPUTS, [0, 9]), (INPUTS, [0, 9, 0]), (INPUTS + 1, [9, 0, 2])):
+                assert client.write_registers(address, values).exception_code == 3
+            for address, values in ((INPUTS, [0] * 5), (INPUTS + 1, [0] * 4), (INPUTS - 1, [0] * 4), (OUTPUT, [0] * 4)):
+                assert client.write_registers(address, values).exception_code == 2
+            assert client.read_holding_registers(INPUTS, count=4).registers == [0, 0, 0, 0]
+            with pytest.raises(PeerError, match="has not written the gate's inputs"):
+                server.open_gate()
+            assert not client.write_registers(INPUTS, [0, 9, 5, 2]).isError()
+            with contextlib.closing(server.open_gate()) as link:
+                seen = link.read(within())
+            assert (seen.encoder, seen.confirmations, seen.looked) == (9, 5, True)
+
+
 def test_one_request_can_trigger_and_fetch(server: HandshakeServer) -> None:
     """Function code 23: what many PLCs use for both directions at once."""
     with connected(server) as (link, _plc), ModbusTcpClient("127.0.0.1", port=server.port) as client:
