@@ -124,7 +124,8 @@ class JournalWriter:
 
     def _resume(self) -> None:
         """Go on behind the last good record there is."""
-        for number in reversed(segment.numbers(self.folder)):
+        numbers = segment.numbers(self.folder)
+        for number in reversed(numbers):
             path = segment.path_of(self.folder, number)
             if path.stat().st_size != self._size:
                 # Another segment size was configured, or the file was cut: what is in it can still be read.
@@ -140,8 +141,12 @@ class JournalWriter:
                 continue
             offset, sequence = self._scan(path)
             self._sequence = max(self._sequence, sequence)
-            if not self.last_part_sequence and number > 1:
-                self._scan(segment.path_of(self.folder, number - 1))  # a fresh segment may hold no part yet
+            # A fresh segment may hold no part yet, nor, killed just after it was begun, any record: its number goes on.
+            earlier = [other for other in reversed(numbers) if other < number]
+            while earlier and not (self._sequence and self.last_part_sequence):
+                self._sequence = max(self._sequence, self._scan(segment.path_of(self.folder, earlier.pop(0)))[1])
+                if self._sequence:
+                    break  # parts are looked for in one segment more only
             self._map(number, offset)
             return
         used = segment.numbers(self.folder)

@@ -242,6 +242,30 @@ def test_numbering_goes_on_after_a_restart(tmp_path: Path) -> None:
     again.close()
 
 
+@pytest.mark.parametrize("body", [part(41), event(1)], ids=["parts", "no parts"])
+def test_numbering_goes_on_where_a_segment_was_begun_and_nothing_written(
+    tmp_path: Path, body: PartRecord | Event
+) -> None:
+    """Killed between the header of a fresh segment and its first record."""
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    for number in range(1, PER_SEGMENT + 1):
+        assert writer.append(body) == number
+    while True:
+        try:
+            writer.append(body)
+            break
+        except JournalError:  # the next segment is still being made
+            time.sleep(0.01)
+    writer.close()
+    with segment.path_of(tmp_path / "w", 2).open("r+b") as file:
+        file.seek(RECORD_BYTES)
+        file.write(bytes(RECORD_BYTES))
+    again = JournalWriter(tmp_path / "w", SMALL)
+    assert again.last_part_sequence == (41 if isinstance(body, PartRecord) else 0)
+    assert again.append(event(2)) == PER_SEGMENT + 1
+    again.close()
+
+
 def test_a_torn_tail_is_cleared_and_the_rest_kept(tmp_path: Path) -> None:
     writer = JournalWriter(tmp_path / "w", SMALL)
     for number in range(3):
