@@ -82,30 +82,24 @@ class Conveyor:
         if not read():
             seen, self._last_position = False, None
             events += self._gate.lost()
-        events += self._place() if seen else self._give_up()
+        events += self._place(seen=seen)
         if confirmations is not None:
             events += self._gate.confirmed(confirmations)
         return events + self._gate.move(self.position)
 
-    def _place(self) -> list[GateEvent]:
-        """Put the parts that were triggered before the last reading where they were."""
+    def _place(self, *, seen: bool = True) -> list[GateEvent]:
+        """Put the parts that were triggered before the last reading where they were; not `seen`: nobody knows where."""
         events: list[GateEvent] = []
         while self._unplaced and self._unplaced[0].at_ns <= (self._read_ns or 0):
             part = self._unplaced.popleft()
-            position = self._axis.at(part.at_ns)
+            position = self._axis.at(part.at_ns) if seen else None
+            if position is None:
+                events += [] if part.passed else self._gate.part(part.sequence, part.part_id, None)
+                continue
             events += self._gate.part(part.sequence, part.part_id, position)
             if part.passed:
                 self._gate.passed(part.sequence)
-            if position is not None and self._last_position is not None and position <= self._last_position:
+            if self._last_position is not None and position <= self._last_position:
                 events.append(GateEvent(fact=GateFact.NOT_MOVING, sequence=part.sequence, part_id=part.part_id))
             self._last_position = position
-        return events
-
-    def _give_up(self) -> list[GateEvent]:
-        """Nobody knows where the parts were that were triggered before the last reading."""
-        events: list[GateEvent] = []
-        while self._unplaced and self._unplaced[0].at_ns <= (self._read_ns or 0):
-            part = self._unplaced.popleft()
-            if not part.passed:
-                events += self._gate.part(part.sequence, part.part_id, None)
         return events
