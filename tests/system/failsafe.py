@@ -109,7 +109,9 @@ ROWS: Final[dict[str, Row]] = {
         fault_bit=Signal.COMES_AND_GOES,
         **_CAMERA,
     ),
-    "camera_late": Row(fault="image later than its part", codes=(101,), told=_STOP, logged="line_stop_asked", **_BLIND),
+    "camera_late": Row(
+        fault="image later than its part", codes=(101, 109), told=_STOP, logged="line_stop_asked", **_BLIND
+    ),
     "camera_broken": Row(fault="image incomplete", codes=(102,), told=_STOP, logged="line_stop_asked", **_BLIND),
     "engine_slow": Row(
         fault="engine slower than the budget", codes=(100, 101), told=_STOP, logged="line_stop_asked", **_BLIND

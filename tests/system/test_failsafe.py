@@ -46,8 +46,8 @@ WELL_S: Final = 0.4
 GIVE_UP_S: Final = 20.0
 TAKT_NS: Final = int(1e9 / STANDARD["rate_hz"])
 STATION: Final = "station-top"
-BUSY: Final = (100, 101)
-"""A busy box may cost a part its picture, or the line's time; never its REJECT."""
+BUSY: Final = (100, 101, 109)
+"""A busy box may cost a part its picture, the line's time, or the proof of whose a picture is; never its REJECT."""
 DISK: Final = ("disk_full", "disk_used_up")
 DISK_MB: Final = 64
 
@@ -101,7 +101,8 @@ class Faults:
         yield from self._camera(CameraFault.SILENT)
 
     def camera_late(self) -> Iterator[None]:
-        yield from self._camera(CameraFault.SLOW, 73)  # the budget is 75, the takt 80
+        # The budget is 75, the takt 80: where the box is slow the image comes after the next part's trigger.
+        yield from self._camera(CameraFault.SLOW, 73)
 
     def camera_broken(self) -> Iterator[None]:
         yield from self._camera(CameraFault.SHORT)

@@ -29,7 +29,7 @@ RECOVERY_S = 2.0
 """Camera or PLC usable again -> next verdict on a part."""
 RESTART_S = 8.0
 """A process of ours killed -> next verdict on a part; its libraries and the engine are loaded anew."""
-CODE = {"late": 100, "no_frame": 101, "bad_frame": 102, "engine": 103}
+CODE = {"late": 100, "no_frame": 101, "bad_frame": 102, "engine": 103, "identity": 109}
 TAGS = 10
 LOCAL = {"bind": "127.0.0.1", "peers": ["127.0.0.1"], "port": 0}
 Make = Callable[..., Bench]
@@ -285,7 +285,7 @@ def test_a_frame_of_another_size_is_never_judged(line: Bench) -> None:
     whole(report)
     broken = between(line.parts(), first, last)
     assert all(part["result"] == "reject" for part in broken)
-    assert codes(broken) <= {CODE["bad_frame"], CODE["no_frame"], CODE["late"]}
+    assert codes(broken) <= {CODE["bad_frame"], CODE["no_frame"], CODE["late"], CODE["identity"]}
     assert report["frames_bad"] > 0
     assert first_good_after(line.parts(), back_ns) <= RECOVERY_S
 

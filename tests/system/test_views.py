@@ -108,7 +108,7 @@ def test_without_one_camera_every_part_is_a_reject_in_time_that_names_it(bench: 
 
 @pytest.mark.parametrize(
     ("fault", "value"),
-    [(CameraFault.SLOW, 60), (CameraFault.SILENT, 0), (CameraFault.SHORT, 3), (CameraFault.BACKWARD, 2)],
+    [(CameraFault.SLOW, 73), (CameraFault.SILENT, 0), (CameraFault.SHORT, 3), (CameraFault.BACKWARD, 2)],
 )
 def test_frames_of_a_sick_camera_never_count_for_another_part(
     bench: Make, behind: PartImages, fault: CameraFault, value: int
