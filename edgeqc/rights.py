@@ -6,13 +6,13 @@ import os
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from edgeqc.cores import station_cores
-from edgeqc.settings import Settings
+from edgeqc.settings import GigeCameraSettings, Settings
 
 UNIT_HINT: Final = "systemd/edgeqc.service has it; by hand:"
 
@@ -22,14 +22,9 @@ def missing_rights(settings: Settings, state_dir: Path, run_dir: Path) -> list[s
     missing = [
         _told("writing the state directory", partial(_write, state_dir), f"chown -R $(id -un) {state_dir}"),
         _told("writing the run directory", partial(_write, run_dir), f"chown -R $(id -un) {run_dir}"),
-        _told(
-            "UDP sockets", partial(_open_socket, socket.AF_INET, socket.SOCK_DGRAM), "RestrictAddressFamilies=AF_INET"
-        ),
-        _told(
-            "TCP sockets", partial(_open_socket, socket.AF_INET, socket.SOCK_STREAM), "RestrictAddressFamilies=AF_INET"
-        ),
-        _told(
-            "UNIX sockets", partial(_open_socket, socket.AF_UNIX, socket.SOCK_DGRAM), "RestrictAddressFamilies=AF_UNIX"
+        *(
+            _told(f"{name} sockets", partial(_open_socket, family, kind), f"RestrictAddressFamilies={family.name}")
+            for name, family, kind in _sockets(settings)
         ),
     ]
     cores = station_cores(settings, os.sched_getaffinity(0))
@@ -75,6 +70,14 @@ def _write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"edgeqc")
+
+
+def _sockets(settings: Settings) -> Iterator[tuple[str, socket.AddressFamily, socket.SocketKind]]:
+    yield "UDP", socket.AF_INET, socket.SOCK_DGRAM
+    yield "TCP", socket.AF_INET, socket.SOCK_STREAM
+    yield "UNIX", socket.AF_UNIX, socket.SOCK_DGRAM
+    if any(isinstance(camera, GigeCameraSettings) for station in settings.stations for camera in station.all_cameras):
+        yield "netlink", socket.AF_NETLINK, socket.SOCK_RAW  # libaravis looks through the interfaces by it
 
 
 def _open_socket(family: int, kind: int) -> None:

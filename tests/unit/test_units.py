@@ -1,17 +1,16 @@
 """The systemd unit: without a typo, hardened, and still able to do real time. The last is tried under a real PID 1."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from pid1 import booted
 
 UNITS = Path(__file__).parents[2] / "systemd"
 UNIT = UNITS / "edgeqc.service"
@@ -49,6 +48,8 @@ attempt("shm", lambda: write("/dev/shm"))
 attempt("etc", lambda: write("/etc"))
 attempt("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close())
 attempt("unix", lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).close())
+attempt("interfaces", lambda: socket.if_nameindex())
+attempt("netlink", lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW).close())
 attempt("packet", lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close())
 attempt("clock", lambda: time.clock_settime(time.CLOCK_REALTIME, time.time()))
 attempt("unshare", lambda: libc_call("unshare", 0x10000000))
@@ -65,22 +66,6 @@ print(json.dumps(found), flush=True)
 while True:
     notify(b"WATCHDOG=1")
     time.sleep(0.5)
-"""
-
-BOOT = """
-set -e
-mount --make-rprivate /
-umount -R /sys/fs/cgroup 2>/dev/null || true
-mkdir -p /sys/fs/cgroup
-mount -t cgroup2 cgroup2 /sys/fs/cgroup
-mount -t tmpfs -o mode=755 tmpfs /var/lib
-cp -r "$1" /var/lib/edgeqc-units
-mount -t tmpfs -o mode=755 tmpfs /run
-mkdir -p /run/systemd/system /run/out
-mount --bind "$2" /run/out
-cp /var/lib/edgeqc-units/* /run/systemd/system/
-export container=edgeqc-test
-exec /lib/systemd/systemd --system --unit=mini.target --log-target=console --log-level=info --show-status=no
 """
 
 
@@ -136,11 +121,6 @@ def test_unit_never_gives_up_but_for_faults_that_stay():
 @pytest.fixture(scope="module")
 def probed(tmp_path_factory):
     """What a process under the unit's own directives can do, and what it can without the line that gives real time."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root: boots a systemd of its own in namespaces")
-    missing = [tool for tool in ("unshare", "/lib/systemd/systemd", "/usr/bin/python3") if shutil.which(tool) is None]
-    if missing:
-        pytest.skip(f"needs {', '.join(missing)}")
     folder = tmp_path_factory.mktemp("pid1")
     units, out = folder / "units", folder / "out"
     units.mkdir()
@@ -152,30 +132,13 @@ def probed(tmp_path_factory):
     without = re.sub(r"^SystemCallFilter=sched_.*\n", "", text, flags=re.MULTILINE)
     assert without != text
     (units / "wrong.service").write_text(probing(without, "wrong"))
-    (units / "mini.target").write_text(
-        "[Unit]\nDefaultDependencies=no\nWants=right.service wrong.service\nAllowIsolate=yes\n"
-    )
-    script = folder / "boot.sh"
-    script.write_text(BOOT)
-    with own_cgroup() as cgroup:
-        console = (folder / "console.log").open("wb")
-        init = subprocess.Popen(
-            ["unshare", "--fork", "--kill-child", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--mount-proc",
-             "bash", script, units, out],
-            stdout=console, stderr=console, stdin=subprocess.DEVNULL, preexec_fn=lambda: enter(cgroup),  # noqa: PLW1509 - the child must be in its cgroup before it makes a namespace of it
-        )  # fmt: skip
-        try:
-            found = {name: read(out / f"{name}.log", init, folder / "console.log") for name in ("right", "wrong")}
-        finally:
-            init.send_signal(signal.SIGKILL)  # --kill-child takes the whole PID namespace with it
-            init.wait()
-            console.close()
-    return found
+    with booted(folder, wants="right.service wrong.service") as init:
+        return {name: read(out / f"{name}.log", init) for name in ("right", "wrong")}
 
 
 def test_process_under_the_unit_keeps_what_the_line_needs(probed):
     right = probed["right"]
-    for name in ("affinity", "batch", "mlock", "state", "run", "shm", "udp", "unix"):
+    for name in ("affinity", "batch", "mlock", "state", "run", "shm", "udp", "unix", "interfaces", "netlink"):
         assert right[name] == "ok", (name, right)
     assert right["callback"] == 42
 
@@ -232,45 +195,15 @@ def systemd_analyze(*arguments):
     return subprocess.run(["systemd-analyze", *arguments], capture_output=True, text=True, timeout=30, check=False)
 
 
-@contextlib.contextmanager
-def own_cgroup():
-    """A cgroup (v2) for the systemd under test; it leaves nothing in the host's."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    roots = [Path(fields[1]) for fields in mounts if fields[2] == "cgroup2"]
-    if not roots:
-        pytest.skip("needs a cgroup2 mount")
-    cgroup = roots[0] / f"edgeqc-test-{os.getpid()}"
-    try:
-        cgroup.mkdir()
-    except OSError as error:
-        pytest.skip(f"needs a cgroup of its own: {error}")
-    try:
-        yield cgroup
-    finally:
-        deadline = time.monotonic() + 10
-        while cgroup.exists() and time.monotonic() < deadline:
-            for folder in sorted((path for path in cgroup.rglob("*") if path.is_dir()), reverse=True):
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-            with contextlib.suppress(OSError):
-                cgroup.rmdir()
-            time.sleep(0.05)  # killed processes leave their cgroup a little later
-        assert not cgroup.exists()
-
-
-def enter(cgroup):
-    (cgroup / "cgroup.procs").write_text(str(os.getpid()))
-
-
-def read(log, init, console):
+def read(log, init):
     """The probe's one line; what systemd said where there is none."""
     deadline = time.monotonic() + BOOT_S
-    while time.monotonic() < deadline and init.poll() is None:
+    while time.monotonic() < deadline and not init.ended:
         if log.exists() and log.read_text().endswith("\n"):
             lines = log.read_text().splitlines()
             if lines[0].startswith("{"):
                 return json.loads(lines[0])
             break
         time.sleep(0.05)  # another process writes it
-    sys.stderr.write(console.read_text(errors="replace"))
+    sys.stderr.write(init.console.read_text(errors="replace"))
     return pytest.fail(f"{log.name}: no answer from under the unit: {log.read_text() if log.exists() else '-'}")
