@@ -87,6 +87,7 @@ def test_views_whose_engines_do_not_fit_the_budget_together_start_nothing():
     ]
     plc = ModbusPlcSettings(type="modbus", host="plc")
     more = {"camera": None, "cameras": cameras, "plc": plc, "trigger": TriggerSettings(source="plc")}
+    more |= {"takt_ms": 10_000, "budget_ms": 8_000}  # enough on any box
     station = _station().model_copy(update=more)
     loaded = Recipes(station, trust=TRUST)
     assert [len(loaded[recipe]) for recipe in loaded.all] == [2]
