@@ -24,6 +24,7 @@ from edgeqc.train.figures import (
     per_class,
     per_group,
     per_part,
+    per_width,
     pixel_figures,
 )
 from edgeqc.train.overlay import overlay, png
@@ -69,6 +70,7 @@ def evaluated(
         **pixel_figures(scored, calibration.map_threshold),
         "map_threshold": calibration.map_threshold,
         "per_class": per_class(scored, threshold, calibration.map_threshold),
+        "per_width": per_width(scored, threshold),
         "per_group": per_group(scored, threshold),
         "per_part": per_part(scored, threshold, calibration.part_threshold),
         "held": _held(scored, calibration.hold_threshold, threshold),

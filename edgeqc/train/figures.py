@@ -111,6 +111,35 @@ def per_class(scored: Sequence[Scored], threshold: float, map_threshold: float) 
     return found
 
 
+def per_width(scored: Sequence[Scored], threshold: float) -> list[dict[str, Any]]:
+    """Bad pictures with a mark by the width of their widest defect, thinnest first, in quarters as far as widths differ.
+
+    It says from which size on defects are found: whether optics or more pictures of a kind are what is missing.
+    """
+    marked = [one for one in scored if one.picture.is_defect and one.width_px]
+    if not marked:
+        return []
+    widths = np.array([one.width_px for one in marked])
+    edges = np.unique(np.quantile(widths, (0.25, 0.5, 0.75, 1.0), method="higher"))
+    quarters = np.searchsorted(edges, widths)
+    found = []
+    for index, edge in enumerate(edges):
+        of = [one for one, quarter in zip(marked, quarters, strict=True) if quarter == index]
+        escaped = sum(one.score < threshold for one in of)
+        found.append(
+            {
+                "least_px": min(one.width_px for one in of),
+                "most_px": float(edge),
+                "n": len(of),
+                "n_groups": len({one.picture.group for one in of}),
+                "labels": sorted({one.picture.label for one in of}),
+                "escape": escaped / len(of),
+                "escape_upper95": upper_bound(escaped, len(of)),
+            }
+        )
+    return found
+
+
 def per_group(scored: Sequence[Scored], threshold: float) -> dict[str, dict[str, Any]]:
     """Each group by itself: where the mistakes are."""
     found: dict[str, dict[str, Any]] = {}

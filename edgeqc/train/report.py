@@ -40,6 +40,8 @@ def page(found: dict[str, Any], scored: Sequence[Scored], shown: dict[str, list[
                 for name, row in found["per_class"].items()
             ],
         ),
+        "<h2>Width of the widest defect</h2>",
+        _widths(found["per_width"]),
         _mistakes(shown),
         "<h2>Several pictures of a part judged together</h2>",
         _parts(found["per_part"]),
@@ -193,6 +195,25 @@ def _figure(one: Shown) -> str:
         f"<figure><img alt='' src='{_data(one.plain)}'> <img alt='{escape(one.picture.label)}, {word}' "
         f"src='{_data(one.overlaid)}'><figcaption>{escape(one.picture.label)}, score {one.score:.3f}: {word}<br>"
         f"<span class=quiet>{escape(one.picture.path.name)}, group {escape(one.picture.group)}</span></figcaption></figure>"
+    )
+
+
+def _widths(rows: Sequence[dict[str, Any]]) -> str:
+    if not rows:
+        return "<p>No defect is marked.</p>"
+    return _table(
+        ["px of the picture", "pictures", "groups", "kinds", "escape", "escape, 95 % bound"],
+        [
+            [
+                f"{row['least_px']:.1f} to {row['most_px']:.1f}",
+                row["n"],
+                row["n_groups"],
+                ", ".join(row["labels"]),
+                row["escape"],
+                row["escape_upper95"],
+            ]
+            for row in rows
+        ],
     )
 
 

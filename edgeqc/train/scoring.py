@@ -39,6 +39,8 @@ class Scored:
     """(256,) the same of all other pixels."""
     pieces: NDArray[np.int64]
     """(n, 256) the same of each connected defect; n = 0 where none is marked."""
+    width_px: float
+    """Of the widest marked defect: the largest circle that fits into its mark; 0 where none is marked."""
 
     @property
     def group(self) -> str:
@@ -79,6 +81,7 @@ class Scorer:
                 on=np.bincount(levels[mask], minlength=BINS),
                 off=np.bincount(levels[~mask], minlength=BINS),
                 pieces=_pieces(levels, mask),
+                width_px=width_px(mask),
             )
             told(count)
 
@@ -146,6 +149,14 @@ def spread(cells: NDArray[np.float32], placement: Placement, input_shape: tuple[
     y, x = placement.y_px, placement.x_px
     frame[y : y + placement.height_px, x : x + placement.width_px] = np.clip(np.nan_to_num(region, nan=1.0), 0, 1)
     return frame
+
+
+def width_px(mask: NDArray[np.bool_]) -> float:
+    """Diameter of the largest circle that fits into a mask, (h, w); the picture's edge bounds it, too. 0 where it is empty."""
+    if not mask.any():
+        return 0.0
+    inside = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return 2 * float(inside.max()) - 1  # a pixel's middle is half a pixel from its edge
 
 
 def _kind(task: Task, picture: Picture) -> int:

@@ -21,11 +21,13 @@ from edgeqc.inference.manifest import Normalise, Preprocessing
 from edgeqc.inference.package import load_package
 from edgeqc.sim.parts import draw_set
 from edgeqc.train.calibrate import Reading, Rule, calibrated, promise_of, rehearsed
-from edgeqc.train.figures import parts_of
+from edgeqc.train.dataset import Picture
+from edgeqc.train.figures import parts_of, per_width
 from edgeqc.train.learn import Plan, learn
 from edgeqc.train.lite0 import LITE0, Tuned, pretrained_trunk
 from edgeqc.train.pool import Pool
 from edgeqc.train.samples import Sample
+from edgeqc.train.scoring import BINS, Scored, width_px
 from edgeqc.train.views import WIDE, Views
 
 pytestmark = pytest.mark.timeout(300)  # the fixture trains three nets: 15 s of one core, much longer on a busy one
@@ -153,6 +155,9 @@ def test_report_has_every_figure_and_the_pictures(way, tmp_path):
     assert "onnxruntime fp32" in found["runs"]
     html = report.with_suffix(".html").read_text()
     assert html.count("data:image/png;base64,") >= 2
+    assert "Width of the widest defect" in html
+    assert sum(row["n"] for row in found["per_width"]) == found["n_bad"]
+    assert sum(row["n"] * row["escape"] for row in found["per_width"]) == pytest.approx(table["bad_passed"])
     assert "http" not in html
 
 
@@ -404,6 +409,34 @@ def test_mean_of_a_parts_pictures_has_a_threshold_of_its_own():
     assert sum(not bad and score >= calibration.part_threshold for score, bad, _ in parts) <= 4
     alone = calibrated(readings[::6], Rule(), map_threshold=0.5, backend="x")
     assert alone.part_threshold is None
+
+
+def test_escape_is_told_by_the_width_of_what_was_to_be_found(tmp_path):
+    def scored(number, width_px, score, label="scratch"):
+        nothing = np.zeros(BINS, np.int64)
+        picture = Picture(path=tmp_path / f"{number}.png", label=label, group=f"g{number // 2}")
+        pieces = np.zeros((0, BINS), np.int64)
+        return Scored(
+            picture=picture, score=score, engine_ns=1, on=nothing, off=nothing, pieces=pieces, width_px=width_px
+        )
+
+    bads = [scored(index, width_px=1.0 + index, score=0.9 if index >= 10 else 0.1) for index in range(16)]
+    goods = [scored(100 + index, 0.0, 0.95, "good") for index in range(9)]
+    rows = per_width([*bads, scored(40, 0.0, 0.1), *goods], 0.5)
+    assert [(row["n"], row["escape"]) for row in rows] == [(5, 1.0), (4, 1.0), (4, 0.25), (3, 0.0)]
+    assert [(row["least_px"], row["most_px"]) for row in rows] == [(1.0, 5.0), (6.0, 9.0), (10.0, 13.0), (14.0, 16.0)]
+    alike = [scored(index, width_px=3.0, score=0.1) for index in range(9)]
+    assert [(row["n"], row["n_groups"]) for row in per_width(alike, 0.5)] == [(9, 5)]
+    assert per_width(goods, 0.5) == []
+
+
+def test_width_of_a_defect_is_that_of_the_largest_circle_within_its_mark():
+    mask = np.zeros((40, 60), np.bool_)
+    assert width_px(mask) == 0
+    mask[5:10, 2:50] = True  # a scratch: 5 px wide, whatever its length
+    assert width_px(mask) == 5
+    mask[20:, 45:] = True  # a corner that is broken off, 15 px wide up to the picture's edge
+    assert width_px(mask) == 15
 
 
 def test_threshold_lies_between_good_and_bad_where_they_are_apart():
