@@ -56,15 +56,15 @@ class Job:
     """A loop that has not beaten for this long is hung: the process is killed and started again."""
     stop_s: float
     """How long it may take to stop in order."""
+    turn: int = 1
+    """In which it is stopped: 0 stations, so that outputs are safe; 1 who only reads; 2 the office, which still sees what
+    all of them wrote. Those of one turn are stopped together."""
     serves_others: bool = False
     """Its clients are strangers: the daemon is ready, and a line runs, without it."""
 
 
 def jobs(settings: Settings) -> list[Job]:
-    """The table of processes, in the order in which they are started; they are stopped from the top too.
-
-    Stations first: outputs are safe before anything else happens.
-    """
+    """The table of processes, in the order in which they are started; `Job.turn` is that in which they are stopped."""
     table = [
         Job(
             name=f"station-{station.name}",
@@ -72,6 +72,7 @@ def jobs(settings: Settings) -> list[Job]:
             loops=("line", "guard", "triggers") if station.trigger.source is TriggerSource.PLC else ("line", "guard"),
             hung_ns=2 * NS_PER_S + int(station.budget_ms * NS_PER_MS),  # a verdict's write may take until its deadline
             stop_s=3,
+            turn=0,
         )
         for station in settings.stations
     ]
@@ -89,7 +90,7 @@ def jobs(settings: Settings) -> list[Job]:
                     serves_others=True,
                 )
             )
-    table.append(Job(name="office", argv=("office",), loops=("main",), hung_ns=20 * NS_PER_S, stop_s=5))
+    table.append(Job(name="office", argv=("office",), loops=("main",), hung_ns=20 * NS_PER_S, stop_s=5, turn=2))
     return table
 
 
@@ -318,21 +319,22 @@ class Supervisor:
         )
 
     def _stop(self) -> None:
-        """Stations first, so that outputs are safe; the office last, so that it still sees what they wrote."""
+        """Turn by turn: outputs are safe before anything else happens."""
         _sd_notify("STOPPING=1")
         self._log.info("daemon_stopping")
-        for child in self._children:
-            process = child.process
-            if process is None or process.poll() is not None:
-                continue
-            process.terminate()
-            try:
-                process.wait(child.job.stop_s)
-            except subprocess.TimeoutExpired:
-                self._log.error("process_killed", name=child.job.name, after_s=child.job.stop_s)
-                process.kill()
-                process.wait()
-            child.row.state = State.OFF
+        for turn in sorted({child.job.turn for child in self._children}):
+            told = [(child, child.process) for child in self._children if child.job.turn == turn and child.process]
+            for _, process in told:
+                process.terminate()
+            told_at = time.monotonic()
+            for child, process in told:
+                try:
+                    process.wait(max(0.0, told_at + child.job.stop_s - time.monotonic()))
+                except subprocess.TimeoutExpired:
+                    self._log.error("process_killed", name=child.job.name, after_s=child.job.stop_s)
+                    process.kill()
+                    process.wait()
+                child.row.state = State.OFF
         self._journal.close()
         if not os.environ.get("RUNTIME_DIRECTORY"):
             shutil.rmtree(self._run_dir, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -46,8 +47,8 @@ def station(name: str, frames: Path, engine: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-def state_dir(tmp_path: Path) -> Iterator[Path]:
-    """Of a daemon with both stations at work; it ends in order."""
+def daemon(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """With both stations at work; its folders are in `tmp_path`."""
     frames = tmp_path / "frames"
     frames.mkdir()
     assert cv2.imwrite(str(frames / "part.png"), np.full((SIDE_PX, SIDE_PX), WELL_LEVEL, np.uint8))
@@ -66,10 +67,7 @@ def state_dir(tmp_path: Path) -> Iterator[Path]:
         daemon = subprocess.Popen([sys.executable, "-m", "edgeqc", "run", str(config)], stdout=log, stderr=log)
         try:
             until(lambda: all(verdicts(tmp_path, name) >= 10 for name in NAMES))
-            yield tmp_path / "state"
-            assert daemon.poll() is None, (tmp_path / "log").read_text()[-3000:]
-            daemon.send_signal(signal.SIGTERM)
-            assert daemon.wait(COMES_S) == 0
+            yield daemon
         finally:
             daemon.kill()
             daemon.wait()
@@ -86,8 +84,10 @@ def verdicts(folder: Path, name: str) -> int:
         return 0
 
 
-def test_a_killed_station_leaves_the_other_at_work_and_comes_back(state_dir: Path) -> None:
-    box = state_dir.parent
+def test_a_killed_station_leaves_the_other_at_work_and_comes_back(
+    daemon: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    box, state_dir = tmp_path, tmp_path / "state"
     left, right = row(box, "left").pid, row(box, "right").pid
     other = verdicts(box, "right")
     os.kill(left, signal.SIGKILL)
@@ -104,3 +104,17 @@ def test_a_killed_station_leaves_the_other_at_work_and_comes_back(state_dir: Pat
         numbers = [part["sequence"] for part in parts[name]]
         assert numbers == list(range(1, len(numbers) + 1)), f"{name}: each part once, also over its station's end"
     assert {part["verdict"] for part in parts["right"]} == {"pass"}
+    daemon.send_signal(signal.SIGTERM)
+    assert daemon.wait(COMES_S) == 0, (box / "log").read_text()[-3000:]
+
+
+def test_a_station_that_hangs_keeps_no_other_from_stopping(daemon: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    left, right = row(tmp_path, "left").pid, row(tmp_path, "right")
+    os.kill(left, signal.SIGSTOP)
+    daemon.send_signal(signal.SIGTERM)
+    until(lambda: right.state in {State.STOPPING, State.OFF})
+    assert not gone(left), "the other one was not made to wait for it"
+    assert daemon.wait(COMES_S) == 0
+    assert gone(left)
+    told = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines() if line.startswith("{")]
+    assert [line["name"] for line in told if line["event"] == "process_killed"] == ["station-left"]
