@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import tempfile
@@ -20,8 +21,8 @@ UNIT_HINT: Final = "systemd/edgeqc.service has it; by hand:"
 def missing_rights(settings: Settings, state_dir: Path, run_dir: Path) -> list[str]:
     """Everything the daemon needs at its start and does not get, each as `what: why: how to mend it`; [] = all there."""
     missing = [
-        _told("writing the state directory", partial(_write, state_dir), f"chown -R $(id -un) {state_dir}"),
-        _told("writing the run directory", partial(_write, run_dir), f"chown -R $(id -un) {run_dir}"),
+        _told("writing the state directory", partial(_write, state_dir), partial(mend_of_writing, folder=state_dir)),
+        _told("writing the run directory", partial(_write, run_dir), partial(mend_of_writing, folder=run_dir)),
         *(
             _told(f"{name} sockets", partial(_open_socket, family, kind), f"RestrictAddressFamilies={family.name}")
             for name, family, kind in _sockets(settings)
@@ -38,6 +39,17 @@ def missing_rights(settings: Settings, state_dir: Path, run_dir: Path) -> list[s
             mend = f"{UNIT_HINT} LimitRTPRIO={station.priority} and no SystemCallFilter=~@resources, or priority: 0"
             missing.append(_told(f"{at}: SCHED_FIFO {station.priority}", partial(real_time, station.priority), mend))
     return [fault for fault in missing if fault]
+
+
+def mend_of_writing(error: OSError, folder: Path) -> str:
+    """What to do where a file in that folder of ours could not be written, whether it is there yet or not."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"make room: df -h {folder}"
+        case errno.EROFS:
+            return f"a place that may be written: ReadWritePaths={folder} in the unit, or mount it so"
+        case _:
+            return f"mkdir -p {folder} && chown -R edgeqc {folder} (or whom the daemon runs as)"
 
 
 def real_time(priority: int) -> None:
@@ -84,9 +96,9 @@ def _open_socket(family: int, kind: int) -> None:
     socket.socket(family, kind).close()
 
 
-def _told(what: str, attempt: Callable[[], None], mend: str) -> str:
+def _told(what: str, attempt: Callable[[], None], mend: str | Callable[[OSError], str]) -> str:
     try:
         attempt()
     except OSError as error:
-        return f"{what}: {error.strerror or error}: {mend}"
+        return f"{what}: {error.strerror or error}: {mend if isinstance(mend, str) else mend(error)}"
     return ""

@@ -29,11 +29,11 @@ class Source(Protocol):
     in_place: bool
     """True while whoever decodes the pictures wrote each straight into its slot."""
 
-    def read(self, pixels: NDArray[np.uint8]) -> FrameStatus:
-        """Write the next picture into `pixels`, in place. PeerError at the end or when it is lost."""
+    def advance(self) -> None:
+        """Wait for the next picture; the one before is forgotten. PeerError at the end or when it is lost."""
 
-    def skip(self) -> None:
-        """Take the next picture and forget it."""
+    def read(self, pixels: NDArray[np.uint8]) -> FrameStatus:
+        """Write the picture of the last `advance` into `pixels`, in place. Waits for nobody."""
 
     def close(self) -> None:
         """Free the source."""
@@ -145,7 +145,7 @@ class Feed:
         try:
             while not self._stop.is_set():
                 if self._source.live and (self._free.empty() or (self._software_trigger and self._triggers.empty())):
-                    self._source.skip()
+                    self._source.advance()
                     self._counted["skipped"] += 1
                     continue
                 slot = self._free.get()
@@ -153,6 +153,9 @@ class Feed:
                     return
                 if self._source.live and self._software_trigger:
                     self._triggers.get()
+                self._source.advance()
+                if self._stop.is_set():
+                    return  # it hung, and close has given up: the slot is another connection's by now
                 status = self._source.read(self._slots.pixels(slot))
                 self._counted["frames"] += 1
                 self._ready.put((slot, status))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +28,12 @@ V4L2_MANUAL_EXPOSURE: Final = 1
 """V4L2_EXPOSURE_MANUAL."""
 V4L2_EXPOSURE_US: Final = 100
 """V4L2_CID_EXPOSURE_ABSOLUTE counts in 100 us."""
+VIDEO_MAJOR: Final = 81
+"""Of the character devices of video4linux (devices.txt of the kernel)."""
+
+# OpenCV and FFmpeg write lines of their own at each try, twice a second while a camera is away; ours say it once
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET; read once, when FFmpeg is first used
 
 
 def open_opencv(settings: OpencvCameraSettings, slots: FrameSlots, bank: int, *, software_trigger: bool) -> Feed:
@@ -38,20 +46,23 @@ def open_opencv(settings: OpencvCameraSettings, slots: FrameSlots, bank: int, *,
 class _Capture:
     def __init__(self, settings: OpencvCameraSettings) -> None:
         self._settings, self._peer = settings, settings.name
-        self.live = not Path(settings.source).is_file()
+        self.live = settings.streams or settings.is_device
         self.in_place = True
         self._colour: Any = None
         self._capture = self._opened()
         self.rate_hz = self._capture.get(cv2.CAP_PROP_FPS) or None
 
-    def read(self, pixels: NDArray[np.uint8]) -> FrameStatus:
+    def advance(self) -> None:
+        if self._grabbed():
+            return
+        if self.live or not self._settings.loop:
+            raise self._lost("no more frames")
+        self._capture.release()
+        self._capture = self._opened()
         if not self._grabbed():
-            if self.live or not self._settings.loop:
-                raise PeerError(self._peer, f"{self._settings.source}: no more frames")
-            self._capture.release()
-            self._capture = self._opened()
-            if not self._grabbed():
-                raise PeerError(self._peer, f"{self._settings.source}: no frame")
+            raise self._lost("no frame")
+
+    def read(self, pixels: NDArray[np.uint8]) -> FrameStatus:
         good, image = self._capture.retrieve(self._colour)
         if not good:
             return FrameStatus.UNREADABLE
@@ -68,10 +79,6 @@ class _Capture:
             return FrameStatus.UNREADABLE
         return FrameStatus.OK
 
-    def skip(self) -> None:
-        if not self._grabbed():
-            raise PeerError(self._peer, f"{self._settings.source}: no more frames")
-
     def close(self) -> None:
         self._capture.release()
 
@@ -79,28 +86,66 @@ class _Capture:
         try:
             return self._capture.grab()
         except cv2.error as exc:
-            raise PeerError(self._peer, f"{self._settings.source}: {exc}") from exc
+            raise self._lost(str(exc)) from exc
+
+    def _lost(self, reason: str) -> PeerError:
+        return PeerError(self._peer, f"{self._settings.shown}: {reason}")
 
     def _opened(self) -> cv2.VideoCapture:
         settings, source = self._settings, self._settings.source
-        if source.startswith("/dev/"):
+        if fault := "" if settings.streams else unusable(settings):
+            raise self._lost(fault)
+        if settings.is_device:
             capture = cv2.VideoCapture(source, cv2.CAP_V4L2)
-            capture.set(cv2.CAP_PROP_FRAME_WIDTH, settings.width_px)
-            capture.set(cv2.CAP_PROP_FRAME_HEIGHT, settings.height_px)
-            if settings.exposure_us is not None:
-                capture.set(cv2.CAP_PROP_AUTO_EXPOSURE, V4L2_MANUAL_EXPOSURE)
-                capture.set(cv2.CAP_PROP_EXPOSURE, settings.exposure_us / V4L2_EXPOSURE_US)
-        elif self.live:
+        elif settings.streams:
             limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, TIMEOUT_MS]
             capture = cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
         else:
             capture = cv2.VideoCapture(source)
-        if not capture.isOpened():
+        fault = self._configured(capture)
+        if fault:
             capture.release()
-            raise PeerError(self._peer, f"{source}: OpenCV cannot open it")
+            raise self._lost(fault)
         if settings.streams:
             _catch_up(capture)
         return capture
+
+    def _configured(self, capture: cv2.VideoCapture) -> str:
+        """Set the device up; what it does not do."""
+        settings = self._settings
+        if settings.streams:
+            return "" if capture.isOpened() else "no stream: nobody answers, or user, password or path are wrong"
+        if not settings.is_device:
+            return "" if capture.isOpened() else "holds no video that OpenCV can read"
+        if not capture.isOpened():
+            return f"another program has it, or it does not stream: fuser -v {settings.source}"
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, settings.width_px)
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, settings.height_px)
+        width, height = (int(capture.get(size)) for size in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if (width, height) != (settings.width_px, settings.height_px):
+            return f"gives {width}x{height}, not {settings.width_px}x{settings.height_px} (width_px, height_px)"
+        if settings.exposure_us is not None and not (
+            capture.set(cv2.CAP_PROP_AUTO_EXPOSURE, V4L2_MANUAL_EXPOSURE)
+            and capture.set(cv2.CAP_PROP_EXPOSURE, settings.exposure_us / V4L2_EXPOSURE_US)
+        ):
+            return f"does not take exposure_us: {settings.exposure_us:g}; leave it out, or see v4l2-ctl --list-ctrls"
+        return ""
+
+
+def unusable(settings: OpencvCameraSettings) -> str:
+    """Why a device or file cannot be a camera, and what to do, as the system says without waiting; empty: it may be one."""
+    source = settings.source
+    try:
+        status = Path(source).stat()
+    except OSError as exc:
+        return f"{exc.strerror}: v4l2-ctl --list-devices shows the cameras" if settings.is_device else str(exc.strerror)
+    if not settings.is_device:
+        return "" if stat.S_ISREG(status.st_mode) else "is no file"
+    if not stat.S_ISCHR(status.st_mode) or os.major(status.st_rdev) != VIDEO_MAJOR:
+        return "is no video device: v4l2-ctl --list-devices shows the cameras"
+    if not os.access(source, os.R_OK | os.W_OK):
+        return "no permission: usermod -aG video USER, or in the unit SupplementaryGroups=video and DeviceAllow="
+    return ""
 
 
 def _catch_up(capture: cv2.VideoCapture) -> None:

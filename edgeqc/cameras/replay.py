@@ -38,32 +38,32 @@ class _Folder:
         if not self._files:
             raise PeerError(self._peer, f"{self._folder}: no image ({', '.join(sorted(SUFFIXES))})")
         self._next = 0
+        self._image: NDArray[np.uint8] | None = None
 
-    def read(self, pixels: NDArray[np.uint8]) -> FrameStatus:
+    def advance(self) -> None:
         if self._next == len(self._files):
             if not self._loop:
                 raise PeerError(self._peer, f"{self._folder}: all {len(self._files)} images shown")
             self._next = 0
-        file = self._files[self._next]
+        self._image = _decode(self._files[self._next])
         self._next += 1
-        return _decode(file, pixels)
 
-    def skip(self) -> None:
-        self._next += 1
+    def read(self, pixels: NDArray[np.uint8]) -> FrameStatus:
+        if self._image is None:
+            return FrameStatus.UNREADABLE
+        if self._image.shape != pixels.shape:
+            return FrameStatus.WRONG_SIZE
+        np.copyto(pixels, self._image)
+        return FrameStatus.OK
 
     def close(self) -> None:
         pass
 
 
-def _decode(file: Path, pixels: NDArray[np.uint8]) -> FrameStatus:
-    """Decode and copy: of OpenCV's decoders, those that write in place do not tell whether they failed."""
+def _decode(file: Path) -> NDArray[np.uint8] | None:
+    """None where it cannot be read. Decoded apart: those of OpenCV that write in place do not tell whether they failed."""
     try:
         image = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_GRAYSCALE)
     except (OSError, cv2.error):
-        return FrameStatus.UNREADABLE
-    if image is None:
-        return FrameStatus.UNREADABLE
-    if image.shape != pixels.shape:
-        return FrameStatus.WRONG_SIZE
-    np.copyto(pixels, image, casting="unsafe")
-    return FrameStatus.OK
+        return None
+    return None if image is None else image.astype(np.uint8, copy=False)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import fcntl
 import importlib.metadata
+import ipaddress
 import os
 import resource
 import socket
+import stat
 import struct
 import sys
 import tempfile
@@ -110,9 +113,10 @@ def receive_buffer(settings: Settings | None) -> Finding:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, wanted)
             allowed = probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
     good = allowed >= wanted or not needed
+    frame = max((camera.width_px * camera.height_px for _, camera in _gige(settings)), default=0)
     return Finding(
         name="receive buffer",
-        state=State.OK if good else State.WARN,
+        state=State.OK if good else State.FAIL if allowed < frame else State.WARN,  # under a frame no camera is opened
         found=f"net.core.rmem_max = {allowed}",
         limit=f"{wanted} or more (receive_buffer_bytes)",
         mend=""
@@ -125,6 +129,11 @@ def packets(settings: Settings | None) -> Iterator[Finding]:
     """Does each camera's packet size fit the path to it?"""
     for station, camera in _gige(settings):
         name = f"packet size {station.name}"
+        try:
+            ipaddress.ip_address(camera.address)
+        except ValueError:
+            yield Finding(name=name, state=State.OK, found=f"{camera.address} is no IP address: its way is not known")
+            continue
         try:
             interface, mtu = _route(camera.address)
         except OSError as error:
@@ -218,7 +227,7 @@ def cores(settings: Settings | None) -> Finding:
 
 def shared_memory(settings: Settings | None, run_dir: Path) -> Finding:
     """Do the frame slots fit where they live?"""
-    where = next(path for path in (run_dir, *run_dir.parents) if path.is_dir())
+    where = _nearest(run_dir)
     status = os.statvfs(where)
     free, wanted = status.f_bavail * status.f_frsize, frame_bytes(settings)
     good = free >= wanted
@@ -233,7 +242,7 @@ def shared_memory(settings: Settings | None, run_dir: Path) -> Finding:
 
 def disk_space(settings: Settings | None, state_dir: Path) -> Finding:
     """Is there room for all that the configuration may keep?"""
-    where = next(path for path in (state_dir, *state_dir.parents) if path.is_dir())
+    where = _nearest(state_dir)
     status = os.statvfs(where)
     free = status.f_bavail * status.f_frsize // MIB
     wanted = 512
@@ -241,7 +250,7 @@ def disk_space(settings: Settings | None, state_dir: Path) -> Finding:
         journal = settings.journal
         wanted = (len(settings.stations) + 1) * (journal.budget_mb + journal.ballast_mb) + settings.archive.images_mb
         wanted += settings.archive.disk_free_mb + (settings.mqtt.outbox_mb if settings.mqtt else 0)
-    used = sum(path.stat().st_size for path in state_dir.rglob("*") if path.is_file()) // MIB if settings else 0
+    used = _used(state_dir) // MIB if settings else 0
     good = free + used >= wanted
     return Finding(
         name="disk space",
@@ -254,7 +263,7 @@ def disk_space(settings: Settings | None, state_dir: Path) -> Finding:
 
 def disk_speed(state_dir: Path) -> Finding:
     """How long a record takes to be safe from a power cut."""
-    where = next(path for path in (state_dir, *state_dir.parents) if path.is_dir())
+    where = _nearest(state_dir)
     spent: list[float] = []
     try:
         with tempfile.TemporaryFile(dir=where) as file:
@@ -270,7 +279,7 @@ def disk_speed(state_dir: Path) -> Finding:
             state=State.FAIL,
             found=f"{where}: {error.strerror}",
             limit="writable",
-            mend=f"chown -R edgeqc {where}",
+            mend=rights.mend_of_writing(error, state_dir),
         )
     spent.sort()
     median = spent[len(spent) // 2]
@@ -343,6 +352,21 @@ def _route(address: str) -> tuple[str, int]:
             if network == own or (network == "127.0.0.1" and own.startswith("127.")):
                 return interface, int(_read(Path("/sys/class/net") / interface / "mtu") or 1500)
     raise OSError(f"no interface has {own}")
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the first above it that is there, and that we may see."""
+    return next(path for path in (folder, *folder.parents) if os.path.isdir(path))  # noqa: PTH112 - Path.is_dir raises
+
+
+def _used(folder: Path) -> int:
+    """Bytes of the files in it; a running daemon makes and removes some meanwhile."""
+    used = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            used += status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return used
 
 
 def _mount(folder: Path) -> Path:

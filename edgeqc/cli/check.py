@@ -37,7 +37,7 @@ def check(
         if connect:
             from edgeqc.cli.peers import reach  # noqa: PLC0415 - heavy
 
-            report["peers"] = [finding.as_dict() for finding in reach(loading.resolved(settings))]
+            report["peers"] = [finding.as_dict() for finding in reach(settings)]
     except SettingsError as caught:
         error, report["faults"] = caught, caught.faults
     except PackageError as caught:
@@ -78,10 +78,11 @@ def warnings(settings: Settings) -> list[str]:
 def _of_station(station: StationSettings) -> list[str]:
     said: list[str] = []
     for index, camera in enumerate(station.all_cameras):
-        folder: Path | None = getattr(camera, "folder", None)
-        if folder is not None and not folder.is_dir():
-            place = "camera" if station.camera is not None else f"cameras[{index}]"
-            said.append(f"{place}.folder: {folder} is no folder")
+        place = "camera" if station.camera is not None else f"cameras[{index}]"
+        if camera.type == "replay" and not camera.folder.is_dir():
+            said.append(f"{place}.folder: {camera.folder} is no folder")
+        if camera.type == "opencv" and not (camera.streams or camera.is_device or Path(camera.source).is_file()):
+            said.append(f"{place}.source: {camera.source} is no file")
     if station.budget_ms > station.takt_ms * FLIGHT_LIMIT:
         said.append(f"budget_ms: {station.budget_ms:g} is over {FLIGHT_LIMIT} takts of {station.takt_ms:g} ms")
     if station.plc.type == "none":

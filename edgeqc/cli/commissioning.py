@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -42,7 +42,7 @@ def camera(  # noqa: PLR0917 - each is a switch of the command
     """Take some frames: size, status, counter, pace and brightness."""
     from edgeqc.cli.peers import look_at_camera  # noqa: PLC0415 - heavy
 
-    _, chosen = _station(file, station)
+    _, chosen = _station(file, station, "cameras")
     names = [camera.name for camera in chosen.all_cameras]
     if (name is None and len(names) > 1) or (name is not None and name not in names):
         raise typer.BadParameter(f"one of {', '.join(names)}", param_hint="--camera")
@@ -92,7 +92,7 @@ def plc(
     from edgeqc import loading  # noqa: PLC0415 - heavy
     from edgeqc.cli.peers import certificate_of, look_at_plc  # noqa: PLC0415 - heavy
 
-    settings, chosen = _station(file, station)
+    settings, chosen = _station(file, station, "plc")
     shown = certificate_of(chosen)
     if shown is not None and not as_json:
         tell(f"certificate SHA-256: {shown[1]}")
@@ -114,9 +114,10 @@ def plc(
 
 def mqtt(file: File, as_json: Json = False) -> None:
     """Open a session, publish one message to {prefix}/event and read it back where that is allowed."""
+    from edgeqc import loading  # noqa: PLC0415 - heavy
     from edgeqc.cli.broker import look_at_broker  # noqa: PLC0415 - heavy
 
-    settings = _settings(file)
+    settings = loading.resolved(loading.load(file), within=("mqtt",))
     if settings.mqtt is None:
         raise typer.BadParameter(f"{file} has no mqtt section", param_hint="FILE")
     report = look_at_broker(settings.mqtt, node=settings.node, publish=True)
@@ -128,19 +129,18 @@ def mqtt(file: File, as_json: Json = False) -> None:
             talk(f"This user may not read {report.topic}; the daemon needs only to write there.")
 
 
-def _settings(file: Path) -> Settings:
+def _station(file: Path, name: str | None, part: Literal["cameras", "plc"]) -> tuple[Settings, StationSettings]:
+    """The configuration and the station, with the secrets of this part of it: who tests a camera needs no other's."""
     from edgeqc import loading  # noqa: PLC0415 - heavy
+    from edgeqc.cli.peers import place_of  # noqa: PLC0415 - heavy
 
-    return loading.resolved(loading.load(file))
-
-
-def _station(file: Path, name: str | None) -> tuple[Settings, StationSettings]:
-    settings = _settings(file)
-    for station in settings.stations:
-        if name in (None, station.name):
-            return settings, station
-    names = ", ".join(station.name for station in settings.stations)
-    raise typer.BadParameter(f"{name} is none of {names}", param_hint="--station")
+    settings = loading.load(file)
+    names = [station.name for station in settings.stations]
+    if name is not None and name not in names:
+        raise typer.BadParameter(f"{name} is none of {', '.join(names)}", param_hint="--station")
+    index = names.index(name) if name is not None else 0
+    settings = loading.resolved(settings, within=place_of(settings, index, part))
+    return settings, settings.stations[index]
 
 
 def _tell(title: str, fields: dict[str, Any], *, skip: tuple[str, ...]) -> None:

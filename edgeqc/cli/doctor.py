@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,26 +57,37 @@ def examine(file: Path | None) -> Iterator[Finding]:
                 name="configuration", state=State.FAIL, found=shown, limit="no fault", mend=f"edgeqc check {file}"
             )
     state_dir, run_dir = loading.paths(settings) if settings else loading.default_paths()
-    yield from box.software()
-    yield box.aravis(settings)
-    yield box.receive_buffer(settings)
-    yield from box.packets(settings)
-    yield box.real_time(settings)
-    yield box.locked_memory(settings)
-    yield box.cores(settings)
-    yield box.shared_memory(settings, run_dir)
-    yield box.disk_space(settings, state_dir)
-    yield box.disk_speed(state_dir)
-    yield box.clock()
-    yield from packages.examine(settings)
+    looks: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
+        ("software", box.software),
+        ("libaravis", lambda: [box.aravis(settings)]),
+        ("receive buffer", lambda: [box.receive_buffer(settings)]),
+        ("packet size", lambda: box.packets(settings)),
+        ("real time", lambda: [box.real_time(settings)]),
+        ("locked memory", lambda: [box.locked_memory(settings)]),
+        ("cores", lambda: [box.cores(settings)]),
+        ("shared memory", lambda: [box.shared_memory(settings, run_dir)]),
+        ("disk space", lambda: [box.disk_space(settings, state_dir)]),
+        ("disk speed", lambda: [box.disk_speed(state_dir)]),
+        ("clock", lambda: [box.clock()]),
+        ("engines", lambda: packages.examine(settings)),
+    ]
     if settings is not None:
-        yield from box.gpu(settings, state_dir)
-    if settings is not None:
-        yield from _line(settings, state_dir)
+        known = settings
+        looks += [("gpu", lambda: box.gpu(known, state_dir)), ("line", lambda: _line(known, state_dir))]
+    for name, look in looks:
+        try:
+            yield from look()
+        except OSError as error:  # what one look may not see is no reason to tell nothing of the others
+            yield Finding(
+                name=name,
+                state=State.FAIL,
+                found=f"{error.filename}: {error.strerror}" if error.filename else str(error),
+                limit="to be seen",
+                mend="run doctor as the user the daemon runs as: sudo -u edgeqc edgeqc doctor",
+            )
 
 
 def _line(settings: Settings, state_dir: Path) -> Iterator[Finding]:
-    from edgeqc import loading  # noqa: PLC0415 - heavy
     from edgeqc.cli.findings import Finding, State  # noqa: PLC0415 - heavy
     from edgeqc.cli.peers import reach  # noqa: PLC0415 - heavy
     from edgeqc.cli.state import in_use  # noqa: PLC0415 - heavy
@@ -89,11 +100,4 @@ def _line(settings: Settings, state_dir: Path) -> Iterator[Finding]:
         )
         return
     yield Finding(name="daemon", state=State.OK, found=f"not running in {state_dir}")
-    try:
-        settings = loading.resolved(settings)
-    except SettingsError as error:
-        yield Finding(
-            name="secrets", state=State.FAIL, found="; ".join(error.faults), limit="all there", mend="see above"
-        )
-        return
     yield from reach(settings)

@@ -68,5 +68,7 @@ def say(error: Exception) -> None:
         case PermissionError():
             talk(f"{error.filename or error}: no permission", style="bold red")
             talk("Run it as the user the daemon runs as: sudo -u edgeqc edgeqc ...")
+        case OSError() if error.filename is not None and error.strerror:
+            talk(f"{error.filename}: {error.strerror}", style="bold red")
         case _:
             talk(str(error), style="bold red")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
@@ -38,7 +39,7 @@ def init(
     """Write a commented configuration, and beside it the schema that editors complete and check it with."""
     from edgeqc.cli.config import schema_text  # noqa: PLC0415 - heavy
 
-    text = template(profile)
+    text = template(profile).replace("../engines", _engines(file.absolute().parent))
     schema = file.parent / "schema" / "line.json"
     if file.exists() and not force:
         raise typer.BadParameter(f"{file} is there already; --force overwrites it", param_hint="FILE")
@@ -46,6 +47,12 @@ def init(
     schema.write_text(schema_text() + "\n")
     file.write_text(text)
     talk(f"Wrote {file} and {schema}. Change what is marked there, then: edgeqc check {file}")
+
+
+def _engines(folder: Path) -> str:
+    """Where the packages are that come with a clone, seen from there; without one, where they may be put."""
+    own = Path(__file__).parents[2] / "engines"
+    return os.path.relpath(own, folder) if own.is_dir() else "engines"
 
 
 def template(profile: Profile) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,23 +197,36 @@ def certificate_of(station: StationSettings) -> tuple[bytes, str] | None:
 
 
 def reach(settings: Settings) -> list[Finding]:
-    """Every camera, PLC and the broker, each tried once; nothing is raised for a peer that is not there."""
-    state_dir, _ = loading.paths(settings)
+    """Every camera, PLC and the broker, each tried once; nothing is raised for a peer that is not there.
+
+    The secrets are still references here: one that lacks is its own peer's finding.
+    """
     found: list[Finding] = []
-    for station in settings.stations:
-        found += [camera_finding(station, camera) for camera in station.all_cameras]
-        found.append(plc_finding(station, state_dir=state_dir))
+    for index, station in enumerate(settings.stations):
+        found += [camera_finding(settings, index, number) for number in range(len(station.all_cameras))]
+        found.append(plc_finding(settings, index))
     found.append(broker_finding(settings))
     return found
 
 
-def camera_finding(station: StationSettings, camera: CameraSettings) -> Finding:
-    """Does the camera send frames?"""
+def place_of(settings: Settings, index: int, part: Literal["cameras", "plc"]) -> tuple[str | int, ...]:
+    """Where a station's cameras or its PLC stand in the configuration."""
+    alone = part == "cameras" and settings.stations[index].camera is not None
+    return ("stations", index, "camera" if alone else part)
+
+
+def camera_finding(settings: Settings, index: int, number: int) -> Finding:
+    """Does this camera of this station send frames?"""
+    station = settings.stations[index]
+    camera = station.all_cameras[number]
     name = f"camera {station.name}"
     mend = f"edgeqc test camera FILE --station {station.name}"
     if len(station.all_cameras) > 1:
         name, mend = f"{name}/{camera.name}", f"{mend} --camera {camera.name}"
     try:
+        camera = (
+            loading.resolved(settings, within=place_of(settings, index, "cameras")).stations[index].all_cameras[number]
+        )
         report = look_at_camera(station, camera, frames=1 if station.trigger.source is TriggerSource.CAMERA else 3)
     except EdgeqcError as error:
         return Finding(name=name, state=State.FAIL, found=str(error), limit="a frame", mend=mend)
@@ -224,13 +237,15 @@ def camera_finding(station: StationSettings, camera: CameraSettings) -> Finding:
     return Finding(name=name, state=State.OK, found=f"{report.kind}, {report.size}, frame {report.last_id}")
 
 
-def plc_finding(station: StationSettings, *, state_dir: Path) -> Finding:
-    """Does the PLC answer?"""
+def plc_finding(settings: Settings, index: int) -> Finding:
+    """Does this station's PLC answer?"""
+    station = settings.stations[index]
     name = f"plc {station.name}"
     if isinstance(station.plc, NoPlcSettings):
         return Finding(name=name, state=State.OK, found="none configured")
     try:
-        report = look_at_plc(station, state_dir=state_dir, write=False)
+        known = loading.resolved(settings, within=place_of(settings, index, "plc"))
+        report = look_at_plc(known.stations[index], state_dir=loading.paths(known)[0], write=False)
     except EdgeqcError as error:
         mend = f"edgeqc test plc FILE --station {station.name}"
         return Finding(name=name, state=State.FAIL, found=str(error), limit="an answer", mend=mend)
@@ -250,7 +265,9 @@ def broker_finding(settings: Settings) -> Finding:
     if settings.mqtt is None or not settings.mqtt.enabled:
         return Finding(name="broker", state=State.OK, found="none configured")
     try:
-        report = broker.look_at_broker(settings.mqtt, node=settings.node, publish=False)
+        known = loading.resolved(settings, within=("mqtt",)).mqtt
+        assert known is not None  # noqa: S101 - as above
+        report = broker.look_at_broker(known, node=settings.node, publish=False)
     except EdgeqcError as error:
         return Finding(
             name="broker", state=State.FAIL, found=str(error), limit="a session", mend="edgeqc test mqtt FILE"

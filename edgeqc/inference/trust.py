@@ -83,5 +83,5 @@ def add_key(folder: Path, key: Path, *, name: str = "") -> tuple[str, str]:
 
 def _private(path: Path) -> None:
     mode = path.stat().st_mode
-    if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+    if mode & stat.S_IWOTH:  # with the sticky bit, too: that keeps others from removing, not from adding
         raise PackageError(f"{path}: anybody may write it, and so sign packages; chmod o-w {path}")

@@ -56,13 +56,19 @@ def load(
 
 
 def resolved(
-    settings: Settings, *, environ: Mapping[str, str] | None = None, folder: Path = secrets.FOLDER
+    settings: Settings,
+    *,
+    within: document.Path = (),
+    environ: Mapping[str, str] | None = None,
+    folder: Path = secrets.FOLDER,
 ) -> Settings:
-    """The same settings with the secrets themselves: for the process that opens the peer. SettingsError if any lacks."""
+    """The same settings with the secrets themselves: for the process that opens the peer. SettingsError if any lacks.
+
+    With `within`, e.g. ("stations", 0, "plc"), only those at or below that place.
+    """
     data = json.loads(dump(settings))
-    return Settings.model_validate(
-        secrets.fill(data, environ=os.environ if environ is None else environ, folder=folder)
-    )
+    environ = os.environ if environ is None else environ
+    return Settings.model_validate(secrets.fill(data, environ=environ, folder=folder, within=within))
 
 
 def dump(settings: Settings) -> bytes:
@@ -126,6 +132,11 @@ def _told(at: document.Path, already: list[document.Fault]) -> bool:
     return any(fault.path == at for fault in already)
 
 
+def _is_film(camera: dict[str, Any]) -> bool:
+    """Is this an opencv camera whose `source` is a path?"""
+    return camera.get("type") == "opencv" and "://" not in camera["source"]
+
+
 def _anchor(data: Any, folder: Path, path: document.Path) -> list[tuple[document.Path, str]]:
     """Make the paths in plain settings absolute; tells of files that are not there."""
     missing: list[tuple[document.Path, str]] = []
@@ -133,9 +144,10 @@ def _anchor(data: Any, folder: Path, path: document.Path) -> list[tuple[document
     for key, value in entries:
         if isinstance(value, (dict, list)):
             missing += _anchor(value, folder, (*path, key))
-        elif key in _PATHS and isinstance(value, str):
+        elif isinstance(value, str) and (key in _PATHS or (key == "source" and _is_film(data))):
             here, there = folder / value, Path.cwd() / value
-            data[key] = str(there if not here.exists() and there.exists() else here)
-            if key in _FILES and not Path(data[key]).is_file():
+            # os.path: what may not be looked at counts as not there, where Path raises
+            data[key] = str(there if not os.path.exists(here) and os.path.exists(there) else here)  # noqa: PTH110
+            if key in _FILES and not os.path.isfile(data[key]):  # noqa: PTH113
                 missing.append(((*path, key), f"{value} is no file in {folder} or the current directory"))
     return missing

@@ -137,7 +137,7 @@ def _said(detail: ErrorDetails, path: Path) -> Iterator[tuple[Path, str]]:
     if detail["type"] != "value_error":
         yield (*path, "type") if detail["type"] in _TAG_FAULTS else path, _what(detail, path)
         return
-    for line in detail["msg"].removeprefix("Value error, ").split("; "):
+    for line in detail["msg"].removeprefix("Value error, ").split("\n"):
         sub = _SUB_PATH.match(line)
         if sub:
             yield (*path, *parsed(sub[1])), line[sub.end() :]

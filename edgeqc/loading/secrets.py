@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgeqc.errors import SettingsError
+from edgeqc.loading.document import Path as Place
 from edgeqc.loading.faults import text
 
 SCHEME: Final = "secret://"
@@ -18,13 +19,29 @@ SIZE_LIMIT: Final = 64 * 1024
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def fill(data: Any, *, environ: Mapping[str, str], folder: Path = FOLDER) -> Any:
-    """Plain data with every `secret://name` replaced; SettingsError tells of all that are missing."""
+def fill(data: Any, *, environ: Mapping[str, str], folder: Path = FOLDER, within: Place = ()) -> Any:
+    """Plain data with every `secret://name` at or below `within` replaced; SettingsError tells of all that are missing."""
     faults: list[str] = []
-    filled = _fill(data, (), environ, folder, faults)
+
+    def filled(data: Any, place: Place) -> Any:
+        match data:
+            case dict():
+                return {key: filled(value, (*place, key)) for key, value in data.items()}
+            case list():
+                return [filled(item, (*place, index)) for index, item in enumerate(data)]
+            case str() if data.startswith(SCHEME) and place[: len(within)] == within:
+                try:
+                    return secret(data.removeprefix(SCHEME), environ=environ, folder=folder)
+                except LookupError as error:
+                    faults.append(f"{text(place)}: {error.args[0]}")
+                    return data
+            case _:
+                return data
+
+    whole = filled(data, ())
     if faults:
         raise SettingsError(faults)
-    return filled
+    return whole
 
 
 def secret(name: str, *, environ: Mapping[str, str] | None = None, folder: Path = FOLDER) -> str:
@@ -64,19 +81,3 @@ def _read(path: Path) -> str:
         return raw.decode().rstrip("\r\n")
     except UnicodeDecodeError:
         raise LookupError(f"{path}: not UTF-8") from None  # the error would quote the bytes
-
-
-def _fill(data: Any, path: tuple[str | int, ...], environ: Mapping[str, str], folder: Path, faults: list[str]) -> Any:
-    match data:
-        case dict():
-            return {key: _fill(value, (*path, key), environ, folder, faults) for key, value in data.items()}
-        case list():
-            return [_fill(item, (*path, index), environ, folder, faults) for index, item in enumerate(data)]
-        case str() if data.startswith(SCHEME):
-            try:
-                return secret(data.removeprefix(SCHEME), environ=environ, folder=folder)
-            except LookupError as error:
-                faults.append(f"{text(path)}: {error.args[0]}")
-                return data
-        case _:
-            return data

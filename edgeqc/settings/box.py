@@ -92,7 +92,7 @@ class Settings(Model):
             if machine.state is not None and machine.state not in states:
                 faults.append(f"machines[{index}].state: {machine.state} is no source of type: state")
         if faults:
-            raise ValueError("; ".join(faults))
+            raise ValueError("\n".join(faults))
         return self
 
 

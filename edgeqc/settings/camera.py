@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -81,8 +82,10 @@ class OpencvCameraSettings(CameraBase):
     """RTSP, V4L2 or a video file through OpenCV."""
 
     type: Literal["opencv"]
-    source: str = Field(description="rtsp://..., /dev/video0 or a video file")
-    exposure_us: float | None = Field(None, gt=0)
+    source: str = Field(
+        min_length=1, description="rtsp://..., /dev/video0 or a video file; secret://name where it has a password in it"
+    )
+    exposure_us: float | None = Field(None, gt=0, le=10_000_000, description="/dev/video only")
     rate_hz: float | None = Field(None, gt=0, le=1000, description="video files only: paces them")
     loop: bool = Field(False, description="video files only: start again at the end")
 
@@ -90,6 +93,16 @@ class OpencvCameraSettings(CameraBase):
     def streams(self) -> bool:
         """Does it come over a network, through buffers that nobody knows?"""
         return "://" in self.source
+
+    @property
+    def is_device(self) -> bool:
+        """Is it a V4L2 device of this box?"""
+        return self.source.startswith("/dev/")
+
+    @property
+    def shown(self) -> str:
+        """The source as messages may show it: without user and password."""
+        return re.sub(r"(?<=://)[^/\s]*@", "...@", self.source)
 
 
 class ReplayCameraSettings(CameraBase):

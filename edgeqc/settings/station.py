@@ -128,12 +128,35 @@ class StationSettings(Model):
             exposure_us = getattr(camera, "exposure_us", None)
             if exposure_us is not None and exposure_us > self.takt_ms * 1000:
                 faults.append(f"{place}.exposure_us: {exposure_us:g} is over {self.takt_ms * 1000:g} {takt}")
-            rate_hz = getattr(camera, "rate_hz", None)
-            if rate_hz is not None and isinstance(camera, GigeCameraSettings) and rate_hz * self.takt_ms > 1000 * 1.2:
-                faults.append(f"{place}.rate_hz: {rate_hz:g} is over {1000 / self.takt_ms:g} {takt}")
+            if isinstance(camera, GigeCameraSettings):
+                faults += [f"{place}.{fault}" for fault in self._gige_misfits(camera)]
+            if isinstance(camera, OpencvCameraSettings):
+                faults += [f"{place}.{fault}" for fault in _opencv_misfits(camera)]
         for path, recipe in zip(self._recipe_paths(), self.recipes, strict=True):
             faults += [f"{path}.{fault}" for fault in self._misfits_of(recipe)]
         return faults + self._changeover_misfits()
+
+    def _gige_misfits(self, camera: GigeCameraSettings) -> list[str]:
+        faults = []
+        if camera.rate_hz is not None and camera.rate_hz * self.takt_ms > 1000 * 1.2:
+            faults.append(f"rate_hz: {camera.rate_hz:g} is over {1000 / self.takt_ms:g} (takt {self.takt_ms:g} ms)")
+        if self.trigger.source is TriggerSource.PLC and camera.trigger_line is not None:
+            faults.append(
+                f"trigger_line: {camera.trigger_line} goes with trigger.source: camera; with plc the daemon itself "
+                "sends the trigger: leave it out"
+            )
+        if camera.rate_hz is not None and (camera.trigger_line or self.trigger.source is TriggerSource.PLC):
+            why = "trigger_line" if camera.trigger_line else "trigger.source: plc"
+            faults.append(
+                f"rate_hz: {camera.rate_hz:g} is for free run, {why} says when a frame is taken: leave it out"
+            )
+        frame_bytes = camera.width_px * camera.height_px
+        if camera.receive_buffer_bytes < frame_bytes:
+            faults.append(
+                f"receive_buffer_bytes: {camera.receive_buffer_bytes} is under {frame_bytes}, a frame of "
+                f"{camera.width_px}x{camera.height_px}"
+            )
+        return faults
 
     def _recipe_paths(self) -> list[str]:
         return ["recipe", *(f"changeover.recipes[{index}]" for index in range(len(self.recipes) - 1))]
@@ -230,6 +253,20 @@ class StationSettings(Model):
             case NoPlcSettings():
                 pass
         return faults
+
+
+def _opencv_misfits(camera: OpencvCameraSettings) -> list[str]:
+    """Keys that this kind of source does not go by."""
+    faults = []
+    if camera.exposure_us is not None and not camera.is_device:
+        faults.append(
+            f"exposure_us: {camera.exposure_us:g} is for /dev/video alone: leave it out, set it in the camera"
+        )
+    if camera.streams or camera.is_device:
+        faults += [
+            f"{name}: is for video files alone: leave it out" for name in ("rate_hz", "loop") if getattr(camera, name)
+        ]
+    return faults
 
 
 def _gate_node_misfits(gate: DelayGate | EncoderGate) -> list[str]:

@@ -16,6 +16,7 @@ import pytest
 
 from edgeqc.cameras import open_camera
 from edgeqc.cameras.aravis import aravis_available, library_version
+from edgeqc.cameras.feed import Feed
 from edgeqc.cameras.keeper import CameraKeeper
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.ports import Camera
@@ -250,6 +251,62 @@ def test_what_is_not_there_is_a_peer_error(slots, tmp_path):
     for settings in missing:
         with pytest.raises(PeerError):
             open_camera(settings, slots, 0, software_trigger=False)
+
+
+def test_a_source_that_opencv_cannot_use_is_told_at_once_with_the_reason_and_what_to_do(slots, tmp_path, capfd):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "text.avi").write_text("no film")
+    reasons = {
+        "/dev/video99": "No such file or directory: v4l2-ctl --list-devices",
+        "/dev/null": "is no video device: v4l2-ctl --list-devices",
+        str(tmp_path / "pipe"): "is no file",  # opened, it would wait for a writer for ever
+        str(tmp_path): "is no file",
+        str(tmp_path / "text.avi"): "holds no video",
+        "rtsp://anna:secret@127.0.0.1:1/x": "no stream: nobody answers",
+    }
+    for source, reason in reasons.items():
+        with pytest.raises(PeerError, match=reason) as caught:
+            open_camera(film(source), slots, 0, software_trigger=False)
+        assert "secret" not in str(caught.value)
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", ""), "a camera that is tried again and again would fill the log"
+
+
+class Sleeper:
+    """A source that hangs until it is woken, and then has a picture."""
+
+    live = True
+    in_place = True
+
+    def __init__(self) -> None:
+        self.asleep, self.wake, self.written = threading.Event(), threading.Event(), False
+
+    def advance(self) -> None:
+        self.asleep.set()
+        self.wake.wait()
+
+    def read(self, pixels: np.ndarray) -> FrameStatus:
+        pixels[:] = 1
+        self.written = True
+        return FrameStatus.OK
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_source_that_wakes_after_it_was_given_up_does_not_write_into_the_slot_of_another(slots, monkeypatch):
+    monkeypatch.setattr("edgeqc.cameras.feed.CLOSE_S", 0.05)
+    source = Sleeper()
+    camera = Feed("cam", source, slots, 0, rate_hz=None, software_trigger=False)
+    assert source.asleep.wait(5)
+    camera.close()
+    source.wake.set()
+    until = time.monotonic() + 5
+    while any(thread.name == "feed-cam" for thread in threading.enumerate()):
+        assert time.monotonic() < until
+        time.sleep(0.01)  # polled
+    assert not source.written
+    assert not slots.pixels(0).any()
 
 
 # recorded images

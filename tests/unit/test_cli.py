@@ -106,14 +106,11 @@ def test_schema_refuses_what_check_refuses():
 
 @pytest.mark.parametrize("profile", list(Profile))
 def test_init_writes_what_check_takes(profile, edgeqc):
-    (Path.cwd().parent / "engines").symlink_to(ROOT / "engines")
-    try:
-        code, _, _ = edgeqc("init", "--profile", profile, "new.yaml")
-        assert code == 0
-        assert Path("schema/line.json").read_text() == schema_text() + "\n"
-        assert edgeqc("check", "new.yaml")[0] == 0
-    finally:
-        (Path.cwd().parent / "engines").unlink()
+    code, _, _ = edgeqc("init", "--profile", profile, "new.yaml")
+    assert code == 0
+    assert Path("schema/line.json").read_text() == schema_text() + "\n"
+    code, _, err = edgeqc("check", "new.yaml")
+    assert code == 0, err
 
 
 def test_init_overwrites_only_when_told(edgeqc):
@@ -156,6 +153,24 @@ def test_secret_that_is_not_there_is_a_warning_of_check_and_a_fault_of_run(edgeq
     assert code == 0
     assert "mqtt.password: secret://no-such-secret is neither" in err
     assert edgeqc("run", path)[0] == 3
+
+
+def test_camera_and_plc_are_tested_without_the_secrets_of_the_broker(plc, edgeqc):
+    drawn()
+    path = line(
+        station={"plc": plc.settings}, mqtt={"host": "127.0.0.1", "user": "u", "password": "secret://no-such-secret"}
+    )
+    assert edgeqc("test", "camera", path)[0] == 0
+    assert edgeqc("test", "plc", path)[0] == 0
+    code, _, err = edgeqc("test", "mqtt", path)
+    assert code == 3
+    assert "mqtt.password: secret://no-such-secret is neither" in err
+    _, out, _ = edgeqc("doctor", path, "--json")
+    rows = {row["name"]: row for row in json.loads(out)["rows"]}
+    assert [rows[name]["state"] for name in ("camera top", "plc top", "broker")] == ["ok", "ok", "fail"]
+    assert "no-such-secret" in rows["broker"]["found"]
+    code, out, _ = edgeqc("check", "--connect", path)
+    assert (code, "plc top: ok" in out) == (4, True)
 
 
 def test_missing_engine_package_is_exit_code_5(edgeqc):
@@ -378,6 +393,43 @@ def test_doctor_compares_packet_size_with_the_path(edgeqc):
     assert (row["state"], row["found"]) == ("ok" if mtu >= 8028 else "fail", f"MTU {mtu} on lo")
 
 
+def test_doctor_does_not_look_for_the_way_to_a_camera_that_is_named_by_its_serial_number(edgeqc):
+    camera = {"type": "gige", "address": "Vendor-12345", "width_px": 64, "height_px": 48}
+    _, out, _ = edgeqc("doctor", line(station={"camera": camera}), "--json")
+    row = next(row for row in json.loads(out)["rows"] if row["name"] == "packet size top")
+    assert row["state"] == "ok"
+
+
+def test_doctor_fails_a_receive_buffer_under_a_frame_because_no_camera_is_opened_with_it(edgeqc):
+    allowed = int(Path("/proc/sys/net/core/rmem_max").read_text())
+    side_px = int(allowed**0.5) + 1
+    camera = {"type": "gige", "address": "127.0.0.1", "width_px": side_px, "height_px": side_px}
+    camera["receive_buffer_bytes"] = max(side_px * side_px, 1 << 20)
+    _, out, _ = edgeqc("doctor", line(station={"camera": camera}), "--json")
+    row = next(row for row in json.loads(out)["rows"] if row["name"] == "receive buffer")
+    assert row["state"] == "fail"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else for a moment")
+def test_doctor_of_somebody_who_may_not_look_everywhere_tells_all_the_same(tmp_path, edgeqc):
+    (tmp_path / "locked").mkdir(mode=0o700)
+    path = line(state_dir=str(tmp_path / "locked" / "state"), engines={"trust": str(tmp_path / "locked" / "trust")})
+    edgeqc("doctor", path)  # loads all that is to be loaded, as root
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(folder.stat().st_mode | 0o055)
+    os.seteuid(65534)
+    try:
+        code, out, _ = edgeqc("doctor", path, "--json")
+    finally:
+        os.seteuid(0)
+    rows = {row["name"]: row for row in json.loads(out)["rows"]}
+    assert code == 1
+    assert {"disk space", "disk speed", "clock", "daemon"} <= set(rows)
+    assert rows["engines"]["found"] == f"{tmp_path}/locked/trust: Permission denied"
+    assert "sudo -u edgeqc" in rows["engines"]["mend"]
+    assert f"chown -R edgeqc {tmp_path}/locked/state " in rows["disk speed"]["mend"], "never of a folder above our own"
+
+
 def test_doctor_leaves_a_running_line_alone(edgeqc):
     path = line()
     Path("state").mkdir()
@@ -450,6 +502,7 @@ def test_missing_rights_name_what_is_missing_and_how_to_mend_it(tmp_path):
     missing = rights.missing_rights(settings, tmp_path / "file", tmp_path / "run")
     assert len(missing) == 2
     assert missing[0].startswith("writing the state directory: ")
+    assert rights.mend_of_writing(OSError(28, ""), Path("/d")) == "make room: df -h /d"
     assert missing[1].startswith("station top: core 1023: Invalid argument: ")
     assert not rights.missing_rights(loading.load(line(station={"priority": 0})), tmp_path / "state", tmp_path / "run")
 

@@ -1,6 +1,7 @@
 """Configuration files: what is refused, at which line, in which words; and what comes of a good one."""
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -483,7 +484,7 @@ def test_each_camera_has_the_recipe_with_what_its_view_has_of_its_own():
         (
             "    cameras:\n",
             "    camera: {type: replay, folder: p, width_px: 99, height_px: 99}\n    cameras:\n",
-            "cameras",
+            "cameras: stands beside camera; name all cameras here, or the one there",
         ),
         (TWO_CAMERAS[TWO_CAMERAS.index("    cameras") : TWO_CAMERAS.index("    recipe")], "", "camera: is missing"),
     ],
@@ -499,3 +500,62 @@ def test_marks_survive_flow_and_block_style():
     mark = document.locate(("a", 0, "c", 1))
     assert mark is not None
     assert (mark.line, mark.column) == (2, 19)
+
+
+@pytest.mark.parametrize(
+    ("camera", "trigger", "fault"),
+    [
+        (
+            "type: gige, address: 10.0.0.2, receive_buffer_bytes: 1048576",
+            "camera",
+            "camera.receive_buffer_bytes: 1048576 is under 1310720, a frame of 1280x1024",
+        ),
+        (
+            "type: gige, address: 10.0.0.2, trigger_line: Line1",
+            "plc",
+            (
+                "camera.trigger_line: Line1 goes with trigger.source: camera; with plc the daemon itself sends the "
+                "trigger: leave it out"
+            ),
+        ),
+        (
+            "type: gige, address: 10.0.0.2, trigger_line: Line1, rate_hz: 5",
+            "camera",
+            "camera.rate_hz: 5 is for free run, trigger_line says when a frame is taken: leave it out",
+        ),
+        (
+            "type: opencv, source: 'rtsp://10.0.0.2/1', exposure_us: 500",
+            "camera",
+            "camera.exposure_us: 500 is for /dev/video alone: leave it out, set it in the camera",
+        ),
+        (
+            "type: opencv, source: /dev/video0, rate_hz: 5",
+            "camera",
+            "camera.rate_hz: is for video files alone: leave it out",
+        ),
+    ],
+)
+def test_camera_key_that_would_be_passed_over_or_cannot_work_is_refused(camera, trigger, fault):
+    told = faults(
+        f"""
+version: 1
+node: box
+stations:
+  - name: top
+    takt_ms: 100
+    budget_ms: 80
+    trigger: {{source: {trigger}}}
+    camera: {{{camera}, width_px: 1280, height_px: 1024}}
+    recipe: {{engine: e/1}}
+    plc: {{type: modbus, host: 10.0.0.1}}
+"""
+    )
+    assert [line.partition("stations[0].")[2] for line in told] == [fault]
+
+
+def test_film_of_a_camera_begins_at_the_file_too(tmp_path):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/part.avi").touch()
+    film = "camera: {type: opencv, source: part.avi, width_px: 64, height_px: 64}"
+    settings = load(written(re.sub(r"camera: \{.*\}", film, GOOD), "etc/line.yaml"))
+    assert settings.stations[0].camera.source == str(tmp_path / "etc/part.avi")

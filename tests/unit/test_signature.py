@@ -321,9 +321,10 @@ def test_trust_that_anybody_may_write_is_refused(tmp_path):
     with pytest.raises(PackageError, match=r"k\.pub: anybody may write it"):
         read_trust(trust)
     (trust / "k.pub").chmod(0o644)
-    trust.chmod(0o777)
-    with pytest.raises(PackageError, match=r"trust: anybody may write it"):
-        read_trust(trust)
+    for mode in (0o777, 0o1777):  # sticky: others could not take a key away, and still add theirs
+        trust.chmod(mode)
+        with pytest.raises(PackageError, match=r"trust: anybody may write it"):
+            read_trust(trust)
 
 
 def test_trusted_key_keeps_its_name_and_another_never_takes_it(tmp_path):
