@@ -18,6 +18,7 @@ from edgeqc.cameras import open_camera
 from edgeqc.cameras.aravis import aravis_available, library_version
 from edgeqc.cameras.feed import Feed
 from edgeqc.cameras.keeper import CameraKeeper
+from edgeqc.cameras.opencv import VIDEO_MAJOR
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.ports import Camera
 from edgeqc.records import NS_PER_MS, NS_PER_S, Frame, FrameStatus
@@ -255,6 +256,7 @@ def test_what_is_not_there_is_a_peer_error(slots, tmp_path):
 
 def test_a_source_that_opencv_cannot_use_is_told_at_once_with_the_reason_and_what_to_do(slots, tmp_path, capfd):
     os.mkfifo(tmp_path / "pipe")
+    assert os.major(Path("/dev/null").stat().st_rdev) != VIDEO_MAJOR
     (tmp_path / "text.avi").write_text("no film")
     reasons = {
         "/dev/video99": "No such file or directory: v4l2-ctl --list-devices",
