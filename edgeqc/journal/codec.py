@@ -406,9 +406,14 @@ def _unpack_snapshot(packed: bytes) -> Snapshot:
 
 def _pack_text(fields: dict[str, Any]) -> bytes:
     """JSON that fits: the longest text is halved until it does."""
-    while len(data := json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()) > _BODY_BYTES:
+    while len(data := _json(fields)) > _BODY_BYTES:
         fields = _shortened(fields)
     return data
+
+
+def _json(fields: dict[str, Any]) -> bytes:
+    """What is no Unicode (a file's name, a peer's string) is shown as `?`."""
+    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def _shortened(fields: dict[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,8 @@ class JournalReader:
             later = self._later_segment()
             if later is None:
                 break
-            if not os.pread(self._descriptor, RECORD_BYTES, self.cursor.offset).strip(b"\0"):
+            rest = os.pread(self._descriptor, RECORD_BYTES, self.cursor.offset)
+            if len(rest) < RECORD_BYTES or not rest.strip(b"\0"):  # less than a record: the file was cut there
                 self._move_to(later)
         return entries
 

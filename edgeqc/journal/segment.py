@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,7 @@ from edgeqc.journal.codec import RECORD_BYTES
 
 SUFFIX: Final = ".eqj"
 _MAGIC: Final = b"EQCJRNL1"
-_HEADER: Final = struct.Struct("<8sIQ32s")
+_HEADER: Final = struct.Struct("<8sIQ32sQQ16s")
 _CHUNK: Final = bytes(1 << 18)
 
 
@@ -47,18 +48,35 @@ def make(path: Path, size: int) -> None:
         os.close(descriptor)
 
 
-def header(number: int, writer: str) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """What a segment in use says of itself."""
+
+    number: int
+    writer: str
+    records: int = 0
+    """Highest sequence of a record in the segments before it."""
+    parts: int = 0
+    """Highest sequence of a part in them: the part itself may have been deleted since."""
+    boot: bytes = bytes(16)
+    """In which it was begun (the kernel's boot id)."""
+
+
+def header(head: Header) -> bytes:
     """The first RECORD_BYTES of a segment in use."""
-    body = _HEADER.pack(_MAGIC, 1, number, writer.encode()[:32])
+    body = _HEADER.pack(_MAGIC, 1, head.number, head.writer.encode()[:32], head.records, head.parts, head.boot)
     body += bytes(RECORD_BYTES - 4 - len(body))
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-def read_header(data: bytes) -> tuple[int, str] | None:
-    """(number, writer) of a segment in use; None where there is no such header."""
+def read_header(data: bytes) -> Header | None:
+    """What the segment says of itself; None where it says nothing, or nothing that can be read."""
     if len(data) < RECORD_BYTES or struct.unpack_from("<I", data, RECORD_BYTES - 4)[0] != zlib.crc32(
         data[: RECORD_BYTES - 4]
     ):
         return None
-    magic, _, number, writer = _HEADER.unpack_from(data)
-    return (number, writer.rstrip(b"\0").decode("utf-8", "replace")) if magic == _MAGIC else None
+    magic, _, number, writer, records, parts, boot = _HEADER.unpack_from(data)
+    if magic != _MAGIC:
+        return None
+    name = writer.rstrip(b"\0").decode("utf-8", "replace")
+    return Header(number=number, writer=name, records=records, parts=parts, boot=boot)

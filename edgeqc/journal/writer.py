@@ -8,6 +8,7 @@ import mmap
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -24,6 +25,12 @@ _RETRY_S: Final = 1.0
 """A full disk is tried again this often."""
 _KEPT_SEGMENTS: Final = 2
 """Archived segments that stay for `edgeqc journal` to show."""
+_UNSYNCED_PARTS: Final = 1000
+"""The numbers of so many parts are passed over after a boot: PLC and archive may know parts whose records a power cut took.
+At 50 a second it is what a disk that hangs keeps back for 20 s."""
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_FULL: Final = "disk_full"
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _POPULATE_WRITE: Final = 23
 """MADV_POPULATE_WRITE, Linux 5.14 and later; Python has no name for it."""
 
@@ -34,19 +41,12 @@ class JournalWriter:
     A torn tail is cleared when opening, an unreadable segment is set aside under another name; neither stops the line.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: JournalSettings,
-        *,
-        on_trouble: Callable[[str, dict[str, str | int]], None] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, settings: JournalSettings) -> None:
         """Open `folder` (made if missing), named for its writer.
 
         Args:
             folder: state_dir/journal/<writer>.
             settings: sizes and the sync rule.
-            on_trouble: told of disk trouble and recovery (event name, facts), from the sync thread.
 
         Raises:
             JournalError: the disk will not even take one segment.
@@ -56,27 +56,40 @@ class JournalWriter:
         self.repaired: dict[str, int] = {"torn": 0, "quarantined": 0}
         """What was found wrong at the start: torn tails cleared, segment files set aside."""
         self.last_part_sequence = 0
-        """Highest part sequence in the journal at the start: numbering goes on from here."""
+        """Highest that a part has had, or may have had before a power cut: numbering goes on from here."""
         self.dropped_segments = 0
         """Segments deleted unread because the budget was used up."""
         self._settings = settings
-        self._on_trouble = on_trouble or (lambda _name, _facts: None)
+        self._on_trouble: Callable[[str, dict[str, str | int]], None] = lambda _name, _facts: None
+        self._telling = threading.Lock()
+        self._troubles: dict[str, dict[str, str | int]] = {}
+        """What stands, by its name."""
         self._size = settings.segment_mb * _MB
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._synced = threading.Condition()
         self._synced_sequence = 0
         self._stopping = False
-        self._troubled = False
         self._sequence = 0
         self._ready: int | None = None
         self._retired = -1
         """Descriptor of the segment before, until its last records are on the disk too."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._ballast = folder.parent / "ballast"
+        self._boot = uuid.UUID(_BOOT_ID.read_text().strip()).bytes
         self._resume()
         self._thread = threading.Thread(target=self._keep_disk, name="journal-sync", daemon=True)
         self._thread.start()
+
+    def listen(self, on_trouble: Callable[[str, dict[str, str | int]], None]) -> None:
+        """Tell this of disk trouble and recovery (event name, facts; `disk_ok`), by the sync thread; now of what stands.
+
+        It may append, and must not block.
+        """
+        with self._telling:
+            self._on_trouble = on_trouble
+            for name, facts in self._troubles.items():
+                on_trouble(name, facts)
 
     @property
     def sequence(self) -> int:
@@ -98,6 +111,8 @@ class JournalWriter:
             self._memory[self._offset : self._offset + RECORD_BYTES] = record
             self._offset += RECORD_BYTES
             self._sequence = sequence
+            if isinstance(body, PartRecord):
+                self.last_part_sequence = max(self.last_part_sequence, body.trigger.sequence)
         return sequence
 
     def wait_synced(self, sequence: int, until_ns: int) -> bool:
@@ -123,43 +138,51 @@ class JournalWriter:
             self._offset = self._size
 
     def _resume(self) -> None:
-        """Go on behind the last good record there is."""
-        numbers = segment.numbers(self.folder)
-        for number in reversed(numbers):
+        """Go on behind the last record, in the newest segment or in a fresh one: never in one that a reader may be past."""
+        newest, place, booted = 0, None, False
+        for number in reversed(segment.numbers(self.folder)):
             path = segment.path_of(self.folder, number)
-            if path.stat().st_size != self._size:
-                # Another segment size was configured, or the file was cut: what is in it can still be read.
-                self._sequence = max(self._sequence, self._scan(path)[1])
-                continue
             with path.open("rb") as file:
-                head = file.read(RECORD_BYTES)
-            if not head.strip(b"\0"):
+                data = file.read(RECORD_BYTES)
+            if not data.strip(b"\0"):
                 continue  # made ready, never used
-            if segment.read_header(head) is None:
+            newest = newest or number
+            end, torn = self._scan(path)
+            head = segment.read_header(data)
+            if head is None:
                 path.rename(path.with_name(f"{path.stem}.damaged-{time.time_ns()}"))
                 self.repaired["quarantined"] += 1
                 continue
-            offset, sequence = self._scan(path)
-            self._sequence = max(self._sequence, sequence)
-            # A fresh segment may hold no part yet, nor, killed just after it was begun, any record: its number goes on.
-            earlier = [other for other in reversed(numbers) if other < number]
-            while earlier and not (self._sequence and self.last_part_sequence):
-                self._sequence = max(self._sequence, self._scan(segment.path_of(self.folder, earlier.pop(0)))[1])
-                if self._sequence:
-                    break  # parts are looked for in one segment more only
-            self._map(number, offset)
+            self._clear(path, torn, end)
+            self._sequence = max(self._sequence, head.records)
+            self.last_part_sequence = max(self.last_part_sequence, head.parts)
+            booted = head.boot != self._boot
+            # of another size: another one was configured, or the file was cut; what is in it can still be read
+            if number == newest and path.stat().st_size == self._size:
+                place = number, end
+            break
+        if booted and self.last_part_sequence:
+            self.last_part_sequence += _UNSYNCED_PARTS
+        if place is not None and not booted:
+            self._map(*place)
             return
-        used = segment.numbers(self.folder)
-        self._begin(max(used, default=0) + 1)
+        try:
+            # after a power cut the archive may have read what never reached the disk: what was written in its place
+            # would be taken for read
+            self._begin(newest + 1)
+        except JournalError:
+            if place is None:
+                raise
+            self._map(*place)
 
-    def _scan(self, path: Path) -> tuple[int, int]:
-        """(offset behind the last written record, highest sequence) of a segment; clears a torn tail."""
-        end, highest = RECORD_BYTES, 0
+    def _scan(self, path: Path) -> tuple[int, list[int]]:
+        """Take the numbers of a segment's records; the offset behind the last of them, and those of damaged ones."""
+        end = RECORD_BYTES
+        torn: list[int] = []
         try:
             data = path.read_bytes()
         except OSError:
-            return end, highest
-        torn: list[int] = []
+            return end, torn
         for offset in range(RECORD_BYTES, len(data) - RECORD_BYTES + 1, RECORD_BYTES):
             record = data[offset : offset + RECORD_BYTES]
             try:
@@ -168,9 +191,13 @@ class JournalWriter:
                 if record.strip(b"\0"):
                     torn.append(offset)
                 continue
-            end, highest = offset + RECORD_BYTES, max(highest, entry.sequence)
+            end, self._sequence = offset + RECORD_BYTES, max(self._sequence, entry.sequence)
             if isinstance(entry.body, PartRecord):
                 self.last_part_sequence = max(self.last_part_sequence, entry.body.trigger.sequence)
+        return end, torn
+
+    def _clear(self, path: Path, torn: list[int], end: int) -> None:
+        """Clear a torn tail: a reader waits for what is behind the last record to become whole."""
         tail = [offset for offset in torn if offset >= end]
         if tail:
             with path.open("r+b") as file:
@@ -178,7 +205,6 @@ class JournalWriter:
                     file.seek(offset)
                     file.write(bytes(RECORD_BYTES))
         self.repaired["torn"] += len(torn)
-        return end, highest
 
     def _begin(self, number: int) -> None:
         path = segment.path_of(self.folder, number)
@@ -192,22 +218,41 @@ class JournalWriter:
                 except OSError:
                     raise JournalError(f"{path}: {exc.strerror}; the journal needs {self._size} bytes") from exc
         self._map(number, RECORD_BYTES)
-        self._memory[:RECORD_BYTES] = segment.header(number, self.writer)
+        self._head()
 
     def _map(self, number: int, offset: int) -> None:
-        self._descriptor = os.open(segment.path_of(self.folder, number), os.O_RDWR | os.O_CLOEXEC)
-        self._memory = mmap.mmap(self._descriptor, self._size)
+        descriptor = os.open(segment.path_of(self.folder, number), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            memory = mmap.mmap(descriptor, self._size)
+        except OSError:
+            os.close(descriptor)
+            raise
+        self._descriptor, self._memory = descriptor, memory
         self._number, self._offset = number, offset
+
+    def _head(self) -> None:
+        """Say in a segment just begun where the numbers stood."""
+        head = segment.Header(
+            number=self._number,
+            writer=self.writer,
+            records=self._sequence,
+            parts=self.last_part_sequence,
+            boot=self._boot,
+        )
+        self._memory[:RECORD_BYTES] = segment.header(head)
 
     def _rotate(self) -> None:
         """Go on in the segment that the sync thread has made ready. Holds the lock."""
         if self._ready is None or self._retired >= 0:
             self._wake.set()
             raise JournalError(f"{self.folder}: segment {self._number} is full and the disk has no room for another")
-        old = self._descriptor
-        self._memory.close()
-        self._map(self._ready, RECORD_BYTES)
-        self._memory[:RECORD_BYTES] = segment.header(self._number, self.writer)
+        old, memory = self._descriptor, self._memory
+        try:
+            self._map(self._ready, RECORD_BYTES)
+        except OSError as exc:  # no descriptor, no memory: the next record tries again
+            raise JournalError(f"{self.folder}: segment {self._ready} cannot be opened: {exc.strerror}") from exc
+        memory.close()
+        self._head()
         self._ready = None
         self._retired = old
         self._wake.set()
@@ -243,6 +288,8 @@ class JournalWriter:
                 self._make_writable()
         except OSError as exc:
             self._trouble("journal_sync_failed", {"reason": exc.strerror or "", "errno": exc.errno or 0})
+        else:
+            self._over("journal_sync_failed")
 
     def _make_writable(self) -> None:
         """Take the page fault that the next record would find.
@@ -253,23 +300,33 @@ class JournalWriter:
             self._memory.madvise(_POPULATE_WRITE, self._offset // mmap.PAGESIZE * mmap.PAGESIZE, mmap.PAGESIZE)
 
     def _make_ready(self) -> bool:
-        self._keep_budget()
+        """Have a segment to go on in. What fails is told and tried again: this thread must not end."""
         number = self._number + 1
         path = segment.path_of(self.folder, number)
         try:
+            self._keep_budget()
             if not path.exists() or path.stat().st_size != self._size:
-                segment.make(path, self._size)
+                self._make(path)
         except OSError as exc:
-            freed = exc.errno in {errno.ENOSPC, errno.EDQUOT} and self._ballast.exists()
-            self._ballast.unlink(missing_ok=True)
-            self._trouble("disk_full", {"reason": exc.strerror or "", "ballast_freed": int(freed)})
-            return False if not freed else self._make_ready()
+            self._trouble(_FULL if exc.errno in _NO_ROOM else "disk_refuses", {"reason": exc.strerror or ""})
+            return False
         with self._lock:
             self._ready = number
-        if self._make_ballast() and self._troubled:
-            self._troubled = False
-            self._on_trouble("disk_ok", {})
+        self._over("disk_refuses")
+        if self._make_ballast():
+            self._over(_FULL)
         return True
+
+    def _make(self, path: Path) -> None:
+        """Make a segment, at the ballast's expense if need be."""
+        try:
+            segment.make(path, self._size)
+        except OSError as exc:
+            if exc.errno not in _NO_ROOM or not self._ballast.exists():
+                raise
+            self._ballast.unlink()
+            self._trouble(_FULL, {"reason": exc.strerror or "", "ballast_freed": 1})
+            segment.make(path, self._size)
 
     def _make_ballast(self) -> bool:
         """Put the ballast back; False while there is no room for it (then trouble lasts)."""
@@ -290,12 +347,21 @@ class JournalWriter:
                 segment.path_of(self.folder, number).unlink(missing_ok=True)
         found = [number for number in segment.numbers(self.folder) if number < self._number]
         most = max(1, self._settings.budget_mb // self._settings.segment_mb - 2)
-        for number in found[: max(0, len(found) - most)]:
+        dropped = found[: max(0, len(found) - most)]
+        for number in dropped:
             segment.path_of(self.folder, number).unlink(missing_ok=True)
             self.dropped_segments += 1
             self._trouble("journal_budget_used_up", {"segment": number, "budget_mb": self._settings.budget_mb})
+        if not dropped:
+            self._over("journal_budget_used_up")
 
     def _trouble(self, name: str, facts: dict[str, str | int]) -> None:
-        if not self._troubled:
-            self._on_trouble(name, facts)
-        self._troubled = True
+        with self._telling:
+            if name not in self._troubles:
+                self._troubles[name] = facts
+                self._on_trouble(name, facts)
+
+    def _over(self, name: str) -> None:
+        with self._telling:
+            if self._troubles.pop(name, None) is not None and not self._troubles:
+                self._on_trouble("disk_ok", {})

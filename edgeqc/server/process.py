@@ -93,8 +93,8 @@ class Desk:
         self._journal = JournalWriter(
             state_dir / "journal" / row.name,
             settings.journal.model_copy(update={"segment_mb": 1, "budget_mb": 8}),
-            on_trouble=lambda name, facts: log.warning(name, **facts),
         )
+        self._journal.listen(lambda name, facts: log.warning(name, **facts))
         self._journal.append(
             Started(
                 process=row.name,

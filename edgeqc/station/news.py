@@ -20,6 +20,11 @@ from edgeqc.station.viewpoints import Viewpoints
 _WHY_CHARS: Final = 96
 """Of the reason for a backend, in the journal: with all other facts it must fit a record; the log has all of it."""
 _SAY_AGAIN_NS: Final = 60 * NS_PER_S
+_LOOK_AT_DISK: Final = "Look at the state directory's disk (dmesg); no part can pass once the journal is full"
+_DISK_ACTIONS: Final = {
+    "disk_full": "Make room on the state directory's disk; until then no part can pass once the journal is full",
+    "journal_budget_used_up": "Records were deleted before they were archived: see that the office runs (edgeqc doctor)",
+}
 
 
 class News:
@@ -144,8 +149,8 @@ class News:
         self._alert(
             "journal.disk",
             active=full,
-            text=f"journal: {name}" if full else "",
-            action="Make room on the state directory's disk; until then no part can pass once the journal is full",
+            text=f"journal: {name}: {facts.get('reason', '')}".removesuffix(": ") if full else "",
+            action=_DISK_ACTIONS.get(name, _LOOK_AT_DISK) if full else "",
         )
 
     def _alert(self, name: str, *, active: bool, text: str, action: str = "", priority: str = "high") -> None:

@@ -111,9 +111,7 @@ class Station:
         self._shared_cores = shared_cores(settings, available)
         self._has_real_time = real_time(station.priority)
         pin_background(settings)
-        self.journal = JournalWriter(
-            state_dir / "journal" / f"station-{station.name}", settings.journal, on_trouble=self._news.disk
-        )
+        self.journal = JournalWriter(state_dir / "journal" / f"station-{station.name}", settings.journal)
         self._recipes = Recipes(
             station, trust=trust_of(settings.engines), core=self._core, state_dir=state_dir, gpu=settings.gpu
         )
@@ -235,6 +233,7 @@ class Station:
         signal.signal(signal.SIGTERM, lambda _number, _frame: self._stop())
         self._row.backend = self._recipes[self._recipes.all[0]][0].engine.backend
         self._news.started(digest(self._settings)[:16], self._recipes, self._cameras, self.journal)
+        self.journal.listen(self._news.disk)
         self._log.info(
             "station_started",
             recipes=len(self._recipes.all),

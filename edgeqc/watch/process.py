@@ -45,11 +45,8 @@ def main(argv: list[str]) -> int:
     structlog.contextvars.bind_contextvars(process=PROCESS)  # for the sources' own loggers
     state_dir, _ = loading.paths(settings)
     row = Board.attach(run_dir)[PROCESS]
-    journal = JournalWriter(
-        state_dir / "journal" / PROCESS,
-        settings.journal,
-        on_trouble=lambda name, facts: log.warning(name, **facts),
-    )
+    journal = JournalWriter(state_dir / "journal" / PROCESS, settings.journal)
+    journal.listen(lambda name, facts: log.warning(name, **facts))
     started = Started(
         process=PROCESS,
         run_id=secrets.token_hex(8),

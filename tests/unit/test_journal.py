@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -320,7 +321,8 @@ def test_an_unreadable_segment_is_set_aside_and_the_line_goes_on(tmp_path: Path,
 def test_archived_segments_go_and_unarchived_stay_within_the_budget(tmp_path: Path) -> None:
     settings = JournalSettings(segment_mb=1, budget_mb=8, ballast_mb=0, group_ms=1)
     troubles: list[str] = []
-    writer = JournalWriter(tmp_path / "w", settings, on_trouble=lambda name, _facts: troubles.append(name))
+    writer = JournalWriter(tmp_path / "w", settings)
+    writer.listen(lambda name, _facts: troubles.append(name))
 
     def fill(segments: int) -> None:
         done = 0
@@ -411,7 +413,8 @@ def test_a_full_disk_frees_the_ballast_refuses_and_recovers(tmp_path: Path) -> N
         from edgeqc.settings import JournalSettings
         told = []
         settings = JournalSettings(segment_mb=1, ballast_mb=2, group_ms=1, budget_mb=64)
-        writer = JournalWriter(root / "journal" / "w", settings, on_trouble=lambda name, facts: told.append(name))
+        writer = JournalWriter(root / "journal" / "w", settings)
+        writer.listen(lambda name, facts: told.append(name))
         time.sleep(0.3)
         assert (root / "journal" / "ballast").exists()
         (root / "filler").write_bytes(bytes(2 << 20))
@@ -477,3 +480,169 @@ def test_a_snapshot_of_any_tags_is_read_back_whole(told: list[tuple[str, float, 
     read = [decode(encode(record, sequence=1, wall_ns=2, mono_ns=3), writer="station-top").body for record in records]
     assert {record.sequence for record in read} <= {7}
     assert repr([tag for record in read for tag in record.tags]) == repr(list(tags))  # NaN is not itself
+
+
+def filled(writer: JournalWriter, body: PartRecord | Event, records: int) -> None:
+    """So many records, waiting for segments to be made."""
+    for _ in range(records):
+        while True:
+            try:
+                writer.append(body)
+                break
+            except JournalError:
+                time.sleep(0.005)
+
+
+def test_no_number_of_a_part_is_given_again_when_its_record_has_long_been_deleted(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "station-top", SMALL)
+    writer.append(part(41))
+    filled(writer, event(1), 3 * PER_SEGMENT)  # a link that comes and goes all night, and no part
+    writer.close()
+    segment.path_of(tmp_path / "station-top", 1).unlink()
+    again = JournalWriter(tmp_path / "station-top", SMALL)
+    assert again.last_part_sequence == 41
+    assert again.append(event(2)) == 3 * PER_SEGMENT + 2
+    again.close()
+
+
+def test_after_a_boot_nothing_is_written_where_the_archive_may_have_read_what_a_power_cut_took(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "station-top", SMALL)
+    writer.append(part(1))
+    writer.append(part(2))
+    reader = JournalReader(tmp_path / "station-top")
+    assert len(reader.read()) == 2
+    cursor = reader.cursor
+    reader.close()
+    writer.close()
+    path = segment.path_of(tmp_path / "station-top", 1)
+    with path.open("r+b") as file:  # the second record never reached the disk, and the box was booted
+        file.write(segment.header(segment.Header(number=1, writer="station-top", boot=bytes(range(16)))))
+        file.seek(2 * RECORD_BYTES)
+        file.write(bytes(RECORD_BYTES))
+    again = JournalWriter(tmp_path / "station-top", SMALL)
+    assert again.last_part_sequence >= 2, "the PLC knows part 2"
+    again.append(part(5000))
+    reader = JournalReader(tmp_path / "station-top", cursor)
+    assert [entry.body for entry in reader.read()] == [part(5000)]
+    reader.close()
+    again.close()
+
+
+def test_the_number_of_a_segment_that_was_set_aside_is_not_given_again(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    filled(writer, event(1), PER_SEGMENT + 3)
+    writer.close()
+    reader = JournalReader(tmp_path / "w")
+    while reader.read():
+        pass
+    reader.close()
+    with segment.path_of(tmp_path / "w", 2).open("r+b") as file:
+        file.write(b"garbage")
+    again = JournalWriter(tmp_path / "w", SMALL)
+    again.append(event(2))
+    reader = JournalReader(tmp_path / "w", reader.cursor)
+    assert [(entry.sequence, entry.body) for entry in reader.read()] == [(PER_SEGMENT + 4, event(2))]
+    reader.close()
+    again.close()
+
+
+def test_with_another_size_of_segments_nothing_is_written_behind_a_readers_back(tmp_path: Path) -> None:
+    for size in (1, 2, 1):
+        writer = JournalWriter(tmp_path / "w", SMALL.model_copy(update={"segment_mb": size}))
+        writer.append(event(size))
+        writer.close()
+    reader = JournalReader(tmp_path / "w")
+    assert [entry.sequence for entry in reader.read()] == [1, 2, 3]
+    reader.close()
+
+
+def test_a_segment_that_was_cut_within_a_record_holds_no_reader_up(tmp_path: Path) -> None:
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    filled(writer, event(1), PER_SEGMENT + 1)
+    writer.close()
+    with segment.path_of(tmp_path / "w", 1).open("r+b") as file:
+        file.truncate(3 * RECORD_BYTES + 100)
+    reader = JournalReader(tmp_path / "w")
+    assert [entry.sequence for entry in reader.read()] == [1, 2, PER_SEGMENT + 1]
+    reader.close()
+
+
+def test_a_disk_that_refuses_is_told_of_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a file system does that was remounted read-only: nothing can be made or deleted."""
+    refusing = True
+
+    def refuses(*_: object, **__: object) -> None:
+        if refusing:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+    make, unlink = segment.make, Path.unlink
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    wait_until(lambda: writer._ready is not None)
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: (refuses(), unlink(path))[1])
+    monkeypatch.setattr(segment, "make", lambda path, size: (refuses(), make(path, size))[1])
+    told: list[str] = []
+    filled(writer, event(1), PER_SEGMENT + 1)  # the segment that was made before
+    wait_until(lambda: bool(writer._troubles))
+    writer.listen(lambda name, _facts: told.append(name))
+    assert told == ["disk_refuses"], "what stands is told to who listens later"
+    refusing = False
+    wait_until(lambda: told == ["disk_refuses", "disk_ok"])
+    filled(writer, event(1), PER_SEGMENT + 1)
+    writer.close()
+
+
+def test_a_sync_that_failed_is_told_as_over_when_one_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    told: list[str] = []
+    writer.listen(lambda name, _facts: told.append(name))
+    fdatasync, failing = os.fdatasync, True
+
+    def fails(descriptor: int) -> None:
+        if failing:
+            raise OSError(errno.EIO, "Input/output error")
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fails)
+    sequence = writer.append(part(1))
+    wait_until(lambda: told == ["journal_sync_failed"])
+    failing = False
+    assert writer.wait_synced(sequence, time.monotonic_ns() + 10**10)
+    wait_until(lambda: told == ["journal_sync_failed", "disk_ok"])
+    writer.close()
+
+
+def test_a_segment_that_cannot_be_opened_refuses_the_record_and_the_next_one_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    filled(writer, event(1), PER_SEGMENT)
+    wait_until(lambda: writer._ready is not None)
+
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", none_left)
+        with pytest.raises(JournalError, match="Too many open files"):
+            writer.append(event(2))
+    assert writer.append(event(3)) == PER_SEGMENT + 1
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        Event(name="part_accounting", facts={"part_id": "\udcff"}),
+        AlertChange(
+            id="top.plc.lost",
+            active=True,
+            priority="high",
+            ne107=Ne107.FAILURE,
+            text="no file '/mnt/\udcff'",
+            action="",
+        ),
+    ],
+)
+def test_a_text_that_is_no_unicode_is_no_reason_to_refuse_a_record(body: Event | AlertChange) -> None:
+    """A file name or a peer's string, decoded as Python does it."""
+    assert decode(encode(body, sequence=1, wall_ns=0, mono_ns=0), writer="w").sequence == 1
