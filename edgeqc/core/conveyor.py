@@ -34,6 +34,8 @@ class Conveyor:
         self._unplaced: deque[_Unplaced] = deque()
         """Parts triggered since the last reading."""
         self._read_ns: int | None = None
+        self._seen_from_ns = 0
+        """Of the reading since which none stayed out: where a part was before it nobody knows."""
         self._last_position: int | None = None
         """Of the part that was placed last."""
 
@@ -82,17 +84,19 @@ class Conveyor:
         if not read():
             seen, self._last_position = False, None
             events += self._gate.lost()
-        events += self._place(seen=seen)
+        if not seen:
+            self._seen_from_ns = at_ns
+        events += self._place()
         if confirmations is not None:
             events += self._gate.confirmed(confirmations)
         return events + self._gate.move(self.position)
 
-    def _place(self, *, seen: bool = True) -> list[GateEvent]:
-        """Put the parts that were triggered before the last reading where they were; not `seen`: nobody knows where."""
+    def _place(self) -> list[GateEvent]:
+        """Put the parts that were triggered before the last reading where they were."""
         events: list[GateEvent] = []
         while self._unplaced and self._unplaced[0].at_ns <= (self._read_ns or 0):
             part = self._unplaced.popleft()
-            position = self._axis.at(part.at_ns) if seen else None
+            position = self._axis.at(part.at_ns) if part.at_ns >= self._seen_from_ns else None
             if position is None:
                 events += [] if part.passed else self._gate.part(part.sequence, part.part_id, None)
                 continue

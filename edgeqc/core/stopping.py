@@ -75,8 +75,8 @@ class StopRule:
         return self.reason is StopReason.REJECTS and self.ratio <= self._limits.reject_ratio
 
     def ask(self, reason: StopReason) -> bool:
-        """Ask for the stop; False where it is asked for already."""
-        if self.reason is not None:
+        """Ask for the stop; False where it is asked for already. The gate's reason takes the place of one that ends by itself."""
+        if self.reason is not None and (self.reason is StopReason.GATE or reason is not StopReason.GATE):
             return False
         self.reason = reason
         return True

@@ -74,9 +74,15 @@ class Guard:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread; parts that are still under way get their fail-safe verdict now, so that each has its record.
+
+        After the line has ended, and whoever else opens parts.
+        """
         self._told_to_stop.set()
         self._thread.join(timeout=2)
+        while self._parts and not self._thread.is_alive():
+            part = self._parts.popleft()
+            self._outcome.give_up(part, *part.lacking)
 
     def watch(self, part: Part) -> None:
         """From now on this part has its fail-safe verdict coming. Any thread; costs microseconds."""
@@ -131,6 +137,5 @@ class Guard:
 
     def _keep_journal(self) -> None:
         now_ns = time.monotonic_ns()
-        if now_ns >= self._next_retry_ns:
+        if now_ns >= self._next_retry_ns and not self._outcome.retry_journal(self._due_ns()):
             self._next_retry_ns = now_ns + _RETRY_JOURNAL_NS
-            self._outcome.retry_journal()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from edgeqc.core.account import GVSP_CYCLE, Step, move
+from edgeqc.core.account import GVSP_CYCLE, MOST_MISSED, Step, move
 from edgeqc.core.cadence import Cadence
 from edgeqc.core.decide import decide, overdue
 from edgeqc.core.exposure import Claim, Match
@@ -102,6 +102,7 @@ class Line:
             self._idle()
             return
         _, frame = came
+        self._follow_cameras()
         if not self._in_order(frame):
             return
         waited = frame.received_ns - asked_ns > NS_PER_MS // 5
@@ -137,12 +138,14 @@ class Line:
     def _in_order(self, frame: Frame) -> bool:
         """Account for the camera's frame counter; False for a frame that must not be judged (it is released)."""
         moved = move(self._frame_id, frame.frame_id, cycle=GVSP_CYCLE)
-        if moved.step in {Step.SAME, Step.BACK}:
+        # taken as it is from now on: a camera that counts anew must not be stale for ever
+        self._frame_id = frame.frame_id
+        anew = moved.missed > MOST_MISSED
+        if moved.step in {Step.SAME, Step.BACK} or anew:
             claim = Claim.DOUBLED if moved.step is Step.SAME else Claim.STALE
             self._peers.accounting.frame(Match(claim=claim), frame.frame_id)
             self._peers.cameras.release(0, frame.slot)
             return False
-        self._frame_id = frame.frame_id
         if moved.missed:
             self._peers.accounting.missed(moved.missed, "the camera's frame counter went on by more than one")
             for _ in range(moved.missed):

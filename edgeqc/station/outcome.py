@@ -21,7 +21,7 @@ from edgeqc.settings import JournalSync
 from edgeqc.shm.board import Row
 from edgeqc.station.lender import Lender
 from edgeqc.station.part import Part
-from edgeqc.station.plckeeper import PlcKeeper
+from edgeqc.station.plckeeper import LinkBusyError, PlcKeeper
 from edgeqc.station.underway import UnderWay
 
 _UNJOURNALED_MOST: Final = 4096
@@ -179,14 +179,17 @@ class Outcome:
                 )
             )
 
-    def retry_journal(self) -> None:
-        """Bring what the full disk refused into the journal, in order, as far as it goes."""
+    def retry_journal(self, until_ns: int) -> bool:
+        """Bring what the full disk refused into the journal, in order, as far as it goes by then; is some left that may go?"""
         while self._unjournaled:
             try:
                 self._journal.append(self._unjournaled[0])
             except JournalError:
-                return
+                return False
             self._unjournaled.popleft()
+            if time.monotonic_ns() >= until_ns:
+                return bool(self._unjournaled)
+        return False
 
     def note(self, body: Body) -> None:
         """Journal something that is no part: an event, an alert."""
@@ -297,22 +300,26 @@ class Outcome:
                 score=part.score if math.isfinite(part.score) else 0.0,
             )
             started_ns = time.monotonic_ns()
-            until_ns = part.deadline_ns
+            until_ns, begin_ns = part.deadline_ns, part.fail_safe_at_ns
             if verdict is Verdict.REJECT:
                 # one that is overdue still goes out: the PLC's own window has its own say
-                until_ns = max(until_ns, started_ns + part.deadline_ns - part.fail_safe_at_ns)
+                until_ns = begin_ns = max(until_ns, started_ns + part.deadline_ns - part.fail_safe_at_ns)
+            too_late = False
             # before it is shown: its turn may come, on another thread, before we are back
             self._waiting[result.sequence] = (part, verdict, cause)
             try:
-                delivered_ns = self._plc.show(result, until_ns)
+                delivered_ns = self._plc.show(result, until_ns, begin_ns=begin_ns)
                 waits = not delivered_ns
                 self._row.put("last_plc_ns", time.monotonic_ns() - started_ns)
             except PeerError as exc:
                 reason = exc.reason
                 self._row.count("plc_errors")
+                too_late = verdict is Verdict.PASS and isinstance(exc, LinkBusyError)
             finally:
                 if not waits:
                     del self._waiting[result.sequence]
+            if too_late:  # somebody else's write took so long that no PASS may be begun any more
+                return self._announce(part, Verdict.REJECT, Cause.LATE)
         return _delivery(part, verdict, cause, delivered_ns=delivered_ns, reason=reason), waits
 
     def _count(self, part: Part, delivery: Delivery) -> None:

@@ -16,10 +16,12 @@ from edgeqc.core.handshake import Given, Handshake, Phase, Rules
 from edgeqc.core.heartbeat import Heartbeat
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.ports import PlcLink
-from edgeqc.records import NS_PER_MS, PlcResult, PlcTrigger
+from edgeqc.records import NS_PER_MS, NS_PER_S, PlcResult, PlcTrigger
 
 _BACKOFF: Final = Backoff(first_s=0.1, most_s=1.0)
 """A PLC that is back must see a verdict within 2 s."""
+_LIVED_NS: Final = NS_PER_S
+"""A link that was lost sooner than this is not opened again at once: a PLC may take each connection and drop it."""
 _SAFE_WRITE_NS: Final = 500 * NS_PER_MS
 """For the first write on a new connection, which puts the outputs into their safe state."""
 
@@ -48,6 +50,10 @@ class Manners:
     part, though nobody looked between."""
     write_ns: int = 50 * NS_PER_MS
     """For a write that carries no new verdict of a part under way: the turn of one that waited, the end of a hold."""
+
+
+class LinkBusyError(PeerTimeoutError):
+    """Somebody else held the link for all of the time: nothing was written."""
 
 
 class PlcKeeper:
@@ -118,6 +124,8 @@ class PlcKeeper:
                 with self._held(until_ns) as handshake:
                     handshake.health(ready=False, fault=False)
                     safe = replace(handshake.block, verdict=None, code=0, score=0.0, busy=False, waiting=0)
+                    # nobody writes behind it: whoever waits for the lock finds no link
+                    self._link, self._reason = None, "the station has stopped"
                     link.write_result(safe, until_ns)
             except PeerError as exc:
                 self._reason = exc.reason  # it is gone: its own watchdog sees the heartbeat stop
@@ -154,17 +162,17 @@ class PlcKeeper:
                     self._write(seen.read_ns + self._write_ns)
         return seen
 
-    def show(self, result: PlcResult, until_ns: int) -> int:
+    def show(self, result: PlcResult, until_ns: int, *, begin_ns: int | None = None) -> int:
         """Give the PLC this result: when it confirmed the write (monotonic ns), 0 where it has not taken those before.
 
-        `PlcEvents.turn` tells how the waiting ended. PeerError where the PLC does not confirm, at once without a link,
-        and where its buffer is full.
+        `PlcEvents.turn` tells how the waiting ended. LinkBusyError where the write could not be begun by `begin_ns` (`until_ns`);
+        PeerError where the PLC does not confirm, at once without a link, and where its buffer is full.
         """
         try:
-            with self._held(until_ns) as handshake:
+            with self._held(until_ns if begin_ns is None else begin_ns) as handshake:
                 given = handshake.result(result)
                 confirmed_ns = self._write(until_ns, own=result.sequence)
-        except _BusyLinkError:
+        except LinkBusyError:
             self._withdrawn.append(result.sequence)
             raise
         if given is Given.DROPPED:
@@ -205,7 +213,7 @@ class PlcKeeper:
     def _held(self, until_ns: int) -> _Held:
         """Have handshake and link to oneself, for the length of a `with`."""
         if not self._lock.acquire(timeout=max(0.0, (until_ns - time.monotonic_ns()) / 1e9)):
-            raise _BusyLinkError(self._peer, "the link is busy with another write")
+            raise LinkBusyError(self._peer, "the link is busy with another write")
         try:
             while self._withdrawn:
                 self._handshake.withdraw(self._withdrawn.popleft())
@@ -250,27 +258,30 @@ class PlcKeeper:
             self._lost.set()
 
     def _keep(self) -> None:
-        failures = 0
+        failures, told = 0, False
         while not self._stopping.is_set():
             try:
                 link = self._open_safe()
             except Exception as exc:  # noqa: BLE001 - the thread's root: a PLC that confuses us is tried again
                 self._reason = exc.reason if isinstance(exc, PeerError) else f"{type(exc).__name__}: {exc}"
                 failures += 1
-                if failures == 1:
-                    self._events.link(False, self._reason)
-                self._stopping.wait(_BACKOFF.delay_s(failures, random.random()))  # noqa: S311 - jitter, not a secret
-                continue
-            failures = 0
-            self._events.link(True, "")
-            if not self._stopping.is_set():  # `stop` may have come while the link was being opened
-                self._lost.wait()
-            self._link = None
-            link.close()
-            if not self._stopping.is_set():
+            else:
+                opened_ns = time.monotonic_ns()
+                self._events.link(True, "")
+                if not self._stopping.is_set():  # `stop` may have come while the link was being opened
+                    self._lost.wait()
+                self._link = None
+                link.close()
+                if self._stopping.is_set():
+                    return
                 self.reconnected += 1
-                failures = 1
+                told = False
+                failures = 0 if time.monotonic_ns() - opened_ns > _LIVED_NS else failures + 1
+            if not told:
+                told = True
                 self._events.link(False, self._reason)
+            if failures:
+                self._stopping.wait(_BACKOFF.delay_s(failures, random.random()))  # noqa: S311 - jitter, not a secret
 
     def _open_safe(self) -> PlcLink:
         """A link whose PLC has acknowledged the safe state: what its registers hold may be of another life."""
@@ -283,7 +294,7 @@ class PlcKeeper:
                     link.write_result(handshake.block, until_ns)
                     if self._triggers:
                         self._opening = self._read_opening(link, until_ns)
-                except PeerError:
+                except Exception:
                     handshake.lost()
                     raise
                 handshake.written(time.monotonic_ns())
@@ -291,7 +302,7 @@ class PlcKeeper:
                     self._heartbeat.forget()
                 self._lost.clear()
                 self._link = link
-        except PeerError:
+        except Exception:
             link.close()
             raise
         return link
@@ -316,7 +327,3 @@ class _Held:
 
     def __exit__(self, *_raised: object) -> None:
         self._lock.release()
-
-
-class _BusyLinkError(PeerTimeoutError):
-    """Somebody else held the link for all of the time."""

@@ -118,7 +118,7 @@ class Station:
         by_plc = station.trigger.source is TriggerSource.PLC
         self._several = len(station.all_cameras) > 1
         self._up = dict.fromkeys((camera.name for camera in station.all_cameras), False)
-        self._camera_changes = threading.Lock()
+        self._camera_changes, self._stop_changes = threading.Lock(), threading.Lock()
         self._cameras = Viewpoints(
             [self._viewpoint(index, camera, run_dir) for index, camera in enumerate(station.all_cameras)]
         )
@@ -350,11 +350,15 @@ class Station:
             self._stop_rule.reset()
             self._on_line_stop(None)
 
-    def _on_line_stop(self, reason: StopReason | None) -> None:
-        if self._plc is not None:
-            self._plc.ask_stop(reason is not None)
-        self._row.put("stop_asked", reason is not None)
-        self._news.line_stop(reason)
+    def _on_line_stop(self, _reason: StopReason | None) -> None:
+        if self._line.stopping:
+            return  # parts that the end leaves without a verdict say nothing of the line
+        with self._stop_changes:  # the gate's thread asks, too: who comes last tells what holds by then
+            reason = self._stop_rule.reason
+            if self._plc is not None:
+                self._plc.ask_stop(reason is not None)
+            self._row.put("stop_asked", reason is not None)
+            self._news.line_stop(reason)
 
     def _on_turn(self, sequence: int, at_ns: int, reason: str) -> None:
         self._outcome.turn(sequence, at_ns, reason)

@@ -240,6 +240,14 @@ def test_parts_that_are_triggered_while_nobody_reads_cannot_be_placed() -> None:
     assert not belt.encoder(6500, 135 * MS, confirmations=None), "none of them is on the belt"
 
 
+def test_a_part_triggered_while_nobody_read_is_untracked_though_it_is_heard_of_later() -> None:
+    belt = conveyor()
+    assert not belt.encoder(5000, 520 * MS, confirmations=None)  # half a second without a reading
+    assert facts(belt.part(1, "P1", 515 * MS, now_ns=522 * MS)) == [(GateFact.UNTRACKED, 1)]
+    assert not belt.part(2, "P2", 521 * MS, now_ns=523 * MS)
+    assert not belt.encoder(5010, 525 * MS, confirmations=None), "from the first reading on parts are placed again"
+
+
 def test_parts_without_a_reading_yet_cannot_be_placed() -> None:
     belt = Conveyor(Axis(cycle=1 << 32), Gate(GateLayout(travel=10, length=1)), most_gap_ns=100 * MS)
     assert facts(belt.part(1, "P1", MS, now_ns=MS)) == [(GateFact.UNTRACKED, 1)]
@@ -270,6 +278,17 @@ def test_three_verdicts_in_a_row_that_say_nothing_ask_for_a_stop() -> None:
     assert rule.reason is StopReason.FAIL_SAFE
     assert rule.verdict(Verdict.PASS, Cause.OK)
     assert rule.reason is None
+
+
+def test_a_stop_for_the_gate_stands_though_another_was_asked_for_before() -> None:
+    rule = StopRule(StopLimits(fail_safe_in_a_row=3))
+    for _ in range(3):
+        rule.verdict(Verdict.REJECT, Cause.NO_FRAME)
+    assert rule.reason is StopReason.FAIL_SAFE
+    assert rule.ask(StopReason.GATE), "a bad part went through: no row of good pictures brings it back"
+    for _ in range(3):
+        rule.verdict(Verdict.PASS, Cause.OK)
+    assert rule.reason is StopReason.GATE
 
 
 def test_a_stop_for_the_gate_stands_until_somebody_has_looked() -> None:

@@ -1,0 +1,62 @@
+"""The guard: it owes every part its verdict, whatever else it has to do."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from stationbench import Line, part, soon
+
+from edgeqc.errors import JournalError
+from edgeqc.records import NS_PER_S, Cause, Event, PartRecord, Verdict
+from edgeqc.station.guard import Guard
+
+
+def guard(line: Line) -> Guard:
+    return Guard(
+        outcome=line.outcome,
+        plc=line.keeper,
+        row=line.row,
+        fail_safe_ns=NS_PER_S,
+        heartbeat_ns=NS_PER_S,
+        healthy=lambda: True,
+        priority=0,
+    )
+
+
+def test_a_part_that_is_under_way_when_the_station_stops_has_its_record(tmp_path: Path) -> None:
+    line = Line(tmp_path)
+    standing_by = guard(line)
+    standing_by.start()
+    parts = [part(1), part(2)]
+    for one in parts:
+        line.outcome.under_way.admit(one)
+        standing_by.watch(one)
+    line.keeper.stop()  # outputs are safe first
+    standing_by.stop()
+    found = [body for body in line.journaled() if isinstance(body, PartRecord)]
+    line.close()
+    assert [(one.trigger.sequence, one.verdict, one.cause) for one in found] == [
+        (1, Verdict.REJECT, Cause.NO_FRAME),
+        (2, Verdict.REJECT, Cause.NO_FRAME),
+    ]
+
+
+def test_records_that_waited_for_the_disk_keep_no_part_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(tmp_path)
+
+    def full(_body: object) -> int:
+        raise JournalError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(line.journal, "append", full)
+        for number in range(1000):
+            line.outcome.note(Event(name="tick", facts={"n": number}))
+    assert line.outcome.retry_journal(time.monotonic_ns()), "a part is due now, and the rest may go later"
+    assert len(line.journaled()) == 1
+    while line.outcome.retry_journal(soon()):
+        pass
+    appended = line.journal.sequence
+    line.close()
+    assert appended == 1000
