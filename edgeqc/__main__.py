@@ -16,9 +16,12 @@ def main() -> None:
     if arguments and arguments[0] in WORKERS:
         process = importlib.import_module(f"edgeqc.{arguments[0]}.process")
         sys.exit(process.main(arguments[1:]))
-    from edgeqc.cli import main as command_line  # noqa: PLC0415 - see WORKERS
+    try:
+        from edgeqc.cli import main as command_line  # noqa: PLC0415 - see WORKERS
 
-    sys.exit(command_line(arguments))
+        sys.exit(command_line(arguments))
+    except KeyboardInterrupt:  # while the libraries are loaded; later each command has its own answer to it
+        sys.exit(130)
 
 
 if __name__ == "__main__":

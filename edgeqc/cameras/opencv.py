@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+import struct
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +32,10 @@ V4L2_EXPOSURE_US: Final = 100
 """V4L2_CID_EXPOSURE_ABSOLUTE counts in 100 us."""
 VIDEO_MAJOR: Final = 81
 """Of the character devices of video4linux (devices.txt of the kernel)."""
+_VIDIOC_QUERYCAP: Final = 0x80685600  # linux/videodev2.h, with struct v4l2_capability:
+_CAPABILITY_BYTES: Final = 104
+_DEVICE_CAPS_AT: Final = 88
+_VIDEO_CAPTURE: Final = 1
 
 # OpenCV and FFmpeg write lines of their own at each try, twice a second while a camera is away; ours say it once
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -56,7 +62,7 @@ class _Capture:
         if self._grabbed():
             return
         if self.live or not self._settings.loop:
-            raise self._lost("no more frames")
+            raise self._lost("no more frames: it hangs, or is gone" if self.live else "no more frames")
         self._capture.release()
         self._capture = self._opened()
         if not self._grabbed():
@@ -118,7 +124,7 @@ class _Capture:
         if not settings.is_device:
             return "" if capture.isOpened() else "holds no video that OpenCV can read"
         if not capture.isOpened():
-            return f"another program has it, or it does not stream: fuser -v {settings.source}"
+            return _unopened(settings.source)
         capture.set(cv2.CAP_PROP_FRAME_WIDTH, settings.width_px)
         capture.set(cv2.CAP_PROP_FRAME_HEIGHT, settings.height_px)
         width, height = (int(capture.get(size)) for size in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
@@ -146,6 +152,23 @@ def unusable(settings: OpencvCameraSettings) -> str:
     if not os.access(source, os.R_OK | os.W_OK):
         return "no permission: usermod -aG video USER, or in the unit SupplementaryGroups=video and DeviceAllow="
     return ""
+
+
+def _unopened(device: str) -> str:
+    """Why OpenCV did not open a video device: what the driver says of it."""
+    capability = bytearray(_CAPABILITY_BYTES)
+    try:
+        descriptor = os.open(device, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.ioctl(descriptor, _VIDIOC_QUERYCAP, capability)
+        finally:
+            os.close(descriptor)
+    except OSError as exc:
+        return f"{exc.strerror}: v4l2-ctl --list-devices shows the cameras"
+    (what,) = struct.unpack_from("I", capability, _DEVICE_CAPS_AT)
+    if not what & _VIDEO_CAPTURE:
+        return "gives no pictures, a camera may have several devices: v4l2-ctl --list-devices shows them"
+    return f"another program has it, or it does not stream: fuser -v {device}"
 
 
 def _catch_up(capture: cv2.VideoCapture) -> None:

@@ -197,6 +197,20 @@ def test_no_traceback_reaches_the_user():
     assert "Traceback" not in done.stderr
 
 
+def test_interrupt_while_a_command_is_loaded_is_exit_code_130_without_a_traceback(tmp_path):
+    """typer stands for whatever takes long to load: here it is interrupted itself."""
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeqc", "doctor"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_usage_is_exit_code_2(edgeqc):
     assert edgeqc("check")[0] == 2
     assert edgeqc("no-such-command")[0] == 2
