@@ -40,7 +40,9 @@ _LEFTOVER_S: Final = 5.0
 _PACKAGE_REFUSED: Final = 5
 """A station's exit code where its model package may not judge parts."""
 _START_NS: Final = 60 * NS_PER_S
-"""Loading a large engine on a busy box; then a process that has not called itself ready counts as hung."""
+"""Loading a large engine on a busy box; then a process that is not ready, and has not beaten since, counts as hung."""
+_EXTEND: Final = f"EXTEND_TIMEOUT_USEC={2 * _START_NS // 1000}"
+"""For systemd's TimeoutStartSec: while all that start show life, many recipes are no reason to begin anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,7 +281,8 @@ class Supervisor:
         """Which loop hangs, if any."""
         row, job = child.row, child.job
         if row.state is State.STARTING:
-            return "start" if now_ns - row.started_ns > _START_NS else ""
+            last_ns = max(row.started_ns, *row.beats().values(), 0)
+            return "start" if now_ns - last_ns > _START_NS else ""
         if row.state is not State.READY:
             return ""
         return hung(row.beats(), job.loops, started_ns=row.started_ns, limit_ns=job.hung_ns, now_ns=now_ns)
@@ -304,7 +307,7 @@ class Supervisor:
         answering = not any(child.process is not None and self._hung(child, now_ns) for child in self._children)
         if answering and now_ns - self._fed_ns > self._watchdog_ns // 4:
             self._fed_ns = now_ns
-            _sd_notify("WATCHDOG=1")
+            _sd_notify("WATCHDOG=1" if self._told_ready else f"WATCHDOG=1\n{_EXTEND}")
 
     def _alert(self, job: Job, *, active: bool, code: int) -> None:
         self._journal.append(

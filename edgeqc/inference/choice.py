@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
@@ -97,15 +97,22 @@ def choose(
     core: int | None = None,
     state_dir: Path | None = None,
     gpu: GpuSettings | None = None,
+    alive: Callable[[], None] | None = None,
 ) -> Choice:
     """What is to run: what the configuration names, or the fastest of what it leaves open.
 
-    `core`: where the line thread will run, and so the trials. PackageError where nothing may run.
+    `core`: where the line thread will run, and so the trials. `alive` is called before each trial, which takes up to
+    TRIAL_S. PackageError where nothing may run.
     """
     ways = candidates(package, backend=backend, precision=precision)
     if AUTO not in (backend, precision):
         return Choice(backend=ways[0][0], precision=ways[0][1], why="the configuration names it")
-    return fastest([try_out(package, way, threads=threads, core=core, state_dir=state_dir, gpu=gpu) for way in ways])
+    trials = []
+    for way in ways:
+        if alive is not None:
+            alive()
+        trials.append(try_out(package, way, threads=threads, core=core, state_dir=state_dir, gpu=gpu))
+    return fastest(trials)
 
 
 def fastest(trials: Sequence[Trial]) -> Choice:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,12 @@ class Inspection:
         core: int | None = None,
         state_dir: Path | None = None,
         gpu: GpuSettings | None = None,
+        alive: Callable[[], None] | None = None,
     ) -> None:
-        """Load, warm up and check against the golden outputs: seconds. PackageError where it may not judge parts."""
+        """Load, warm up and check against the golden outputs: seconds. PackageError where it may not judge parts.
+
+        `alive` is called now and then while it loads, at least every TRIAL_S (`edgeqc.inference.choice`).
+        """
         whole = load_package(recipe.engine, trust=trust)
         self.choice = choose(
             whole,
@@ -44,7 +49,10 @@ class Inspection:
             core=core,
             state_dir=state_dir,
             gpu=gpu,
+            alive=alive,
         )
+        if alive is not None:
+            alive()
         self.package: Package = whole.as_run(self.choice.backend, self.choice.precision)
         self.engine = open_engine(
             self.package, backend=self.choice.backend, threads=recipe.threads, state_dir=state_dir, gpu=gpu

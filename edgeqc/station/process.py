@@ -113,7 +113,12 @@ class Station:
         pin_background(settings)
         self.journal = JournalWriter(state_dir / "journal" / f"station-{station.name}", settings.journal)
         self._recipes = Recipes(
-            station, trust=trust_of(settings.engines), core=self._core, state_dir=state_dir, gpu=settings.gpu
+            station,
+            trust=trust_of(settings.engines),
+            core=self._core,
+            state_dir=state_dir,
+            gpu=settings.gpu,
+            alive=partial(row.beat, "line"),
         )
         by_plc = station.trigger.source is TriggerSource.PLC
         self._several = len(station.all_cameras) > 1

@@ -41,18 +41,20 @@ class Recipes:
         core: int | None = None,
         state_dir: Path | None = None,
         gpu: GpuSettings | None = None,
+        alive: Callable[[], None] | None = None,
     ) -> None:
-        """Load all: seconds each. PackageError where one may not judge parts, or all take more memory than they may."""
+        """Load all: seconds each. PackageError where one may not judge parts, or all take more memory than they may.
+
+        `alive` is called while they load, so that whoever waits can tell many recipes from one that hangs.
+        """
         self._by_plc = station.changeover is not None
         self._inspections: dict[Recipe, tuple[Inspection, ...]] = {}
         self._numbers: dict[int, Recipe] = {}
         self._keep_warm_ms: dict[Recipe, float] = {}
         before = _resident_bytes()
+        load = partial(Inspection, trust=trust, core=core, state_dir=state_dir, gpu=gpu, alive=alive)
         for settings in station.recipes:
-            inspections = tuple(
-                Inspection(settings.seen_by(camera.name), camera, trust=trust, core=core, state_dir=state_dir, gpu=gpu)
-                for camera in station.all_cameras
-            )
+            inspections = tuple(load(settings.seen_by(camera.name), camera) for camera in station.all_cameras)
             recipe = self._add(settings, inspections)
             self._keep_warm_ms[recipe] = settings.keep_warm_ms
         self.memory_mb = (_resident_bytes() - before) / _MIB

@@ -113,7 +113,9 @@ def test_trial_that_crashes_or_hangs_costs_a_line_and_not_the_start(package, mon
 
 
 def test_auto_takes_what_runs_here(package):
-    found = choose(package, backend="auto", precision="fp32")
+    signs: list[bool] = []
+    found = choose(package, backend="auto", precision="fp32", alive=lambda: signs.append(True))
+    assert len(signs) == len(found.trials) == 3, "a sign of life before each: together they may take minutes"
     assert found.backend in {ORT, OPENVINO}
     told = {trial.name: trial for trial in found.trials}
     assert not told["onnxruntime fp32"].refused

@@ -44,7 +44,11 @@ def _station(*others, memory_mb=512):
 
 @pytest.fixture
 def recipes():
-    loaded = Recipes(_station(_recipe("lid", 2, threshold=0.9), _recipe("ring", 7)), trust=TRUST)
+    signs = []
+    loaded = Recipes(
+        _station(_recipe("lid", 2, threshold=0.9), _recipe("ring", 7)), trust=TRUST, alive=lambda: signs.append(True)
+    )
+    assert len(signs) == 3, "of each recipe: who waits for all may not take them for one that hangs"
     yield loaded
     loaded.close()
 
