@@ -23,6 +23,7 @@ from edgeqc import __version__
 from edgeqc.core.restart import RestartBudget, hung
 from edgeqc.errors import AlreadyRunningError, EdgeqcError, JournalError
 from edgeqc.journal import JournalWriter
+from edgeqc.journal.codec import Body
 from edgeqc.loading import changes, digest, dump, paths
 from edgeqc.logs import Log, configure
 from edgeqc.records import NS_PER_MS, NS_PER_S, AlertChange, Event, Ne107, Started
@@ -36,6 +37,10 @@ _SYNC_NS: Final = 2 * NS_PER_S
 _PERIOD_S: Final = 0.05
 _STOOD_NS: Final = NS_PER_S // 2
 """A round takes milliseconds."""
+_AFTER_STANDING_NS: Final = NS_PER_S
+"""Where the whole box stood still, its processes stood, too: so long they have to show that they run."""
+_NOT_STARTED: Final = 127
+"""Exit code of a process that the kernel would not start, as a shell says it."""
 _LEFTOVER_S: Final = 5.0
 _PACKAGE_REFUSED: Final = 5
 """A station's exit code where its model package may not judge parts."""
@@ -187,6 +192,8 @@ class Supervisor:
         self._told_ready = False
         self._status = ""
         self._fed_ns = 0
+        self._round_ns = time.monotonic_ns()
+        self._stood_ns = -_AFTER_STANDING_NS
         self._watchdog_ns = int(os.environ.get("WATCHDOG_USEC", "0")) * 1000
 
     def run(self, config_path: Path) -> int:
@@ -196,7 +203,7 @@ class Supervisor:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal is no reason to stop a line
         for missing in missing_rights(self._settings, self._state_dir, self._run_dir):
             self._log.warning("right_missing", what=missing)
-        self._journal.append(
+        self._note(
             Started(
                 process="supervisor",
                 run_id=f"{time.time_ns():016x}",
@@ -207,19 +214,28 @@ class Supervisor:
         self._log.info("daemon_started", version=__version__, config=str(config_path), state_dir=str(self._state_dir))
         self._tell_change()
         try:
-            before_ns = time.monotonic_ns()
+            self._round_ns = time.monotonic_ns()
             while not self._stopping:
-                now_ns = time.monotonic_ns()
-                if now_ns - before_ns > _STOOD_NS:  # what died meanwhile was not seen to
-                    self._log.warning("supervisor_stood_still", seconds=round((now_ns - before_ns) / NS_PER_S, 1))
-                before_ns = now_ns
-                for child in self._children:
-                    self._tend(child, now_ns)
-                self._notify(now_ns)
+                self._round(time.monotonic_ns())
                 time.sleep(_PERIOD_S)
         finally:
             self._stop()
         return self._exit_code
+
+    def _round(self, now_ns: int) -> None:
+        stood_ns, self._round_ns = now_ns - self._round_ns, now_ns
+        if stood_ns > _STOOD_NS:  # what died meanwhile was not seen to
+            self._log.warning("supervisor_stood_still", seconds=round(stood_ns / NS_PER_S, 1))
+            self._stood_ns = now_ns
+        for child in self._children:
+            self._tend(child, now_ns)
+        self._notify(now_ns)
+
+    def _note(self, body: Body) -> None:
+        try:
+            self._journal.append(body)
+        except JournalError as exc:  # the line runs on without the supervisor's news: the log has them
+            self._log.error("not_journaled", reason=str(exc))
 
     def _tell_change(self) -> None:
         """Who runs the line by other settings than the last run's; the journal has it first."""
@@ -255,10 +271,15 @@ class Supervisor:
         child.row.state = State.STARTING
         child.row.started_ns = now_ns
         child.killed = False
-        child.process = subprocess.Popen(  # noqa: S603 - this very package
-            [sys.executable, "-m", "edgeqc", *child.job.argv, "--run-dir", str(self._run_dir)],
-            stdin=subprocess.DEVNULL,
-        )
+        try:
+            child.process = subprocess.Popen(  # noqa: S603 - this very package
+                [sys.executable, "-m", "edgeqc", *child.job.argv, "--run-dir", str(self._run_dir)],
+                stdin=subprocess.DEVNULL,
+            )
+        except OSError as exc:  # no memory for it now: the others run on
+            self._log.error("process_not_started", name=child.job.name, reason=str(exc))
+            self._ended(child, _NOT_STARTED, now_ns)
+            return
         child.row.pid = child.process.pid
 
     def _ended(self, child: _Child, code: int, now_ns: int) -> None:
@@ -269,7 +290,7 @@ class Supervisor:
         child.row.restarts += 1
         child.start_at_ns = now_ns + int(delay_s * NS_PER_S)
         self._log.error("process_ended", name=child.job.name, exit_code=code, again_in_s=round(delay_s, 2))
-        self._journal.append(
+        self._note(
             Event(name="process_ended", facts={"process": child.job.name, "exit_code": code, "again_in_s": delay_s})
         )
         if code == _PACKAGE_REFUSED and not self._told_ready:
@@ -280,6 +301,8 @@ class Supervisor:
     def _hung(self, child: _Child, now_ns: int) -> str:
         """Which loop hangs, if any."""
         row, job = child.row, child.job
+        if now_ns - self._stood_ns < _AFTER_STANDING_NS:
+            return ""
         if row.state is State.STARTING:
             last_ns = max(row.started_ns, *row.beats().values(), 0)
             return "start" if now_ns - last_ns > _START_NS else ""
@@ -310,7 +333,7 @@ class Supervisor:
             _sd_notify("WATCHDOG=1" if self._told_ready else f"WATCHDOG=1\n{_EXTEND}")
 
     def _alert(self, job: Job, *, active: bool, code: int) -> None:
-        self._journal.append(
+        self._note(
             AlertChange(
                 id=f"process.{job.name}",
                 active=active,

@@ -1,9 +1,12 @@
-"""What the supervisor makes of a process that takes its time to start, and what it tells systemd meanwhile."""
+"""The supervisor keeps the line running, whatever happens to one process, to its journal or to the box."""
 
 from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +14,9 @@ import pytest
 import structlog
 
 from edgeqc import loading
-from edgeqc.records import NS_PER_S
+from edgeqc.errors import JournalError
+from edgeqc.journal import JournalReader
+from edgeqc.records import NS_PER_S, Event
 from edgeqc.shm.board import State
 from edgeqc.supervisor import Supervisor
 
@@ -45,6 +50,10 @@ def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
     station = made._children[0]
     station.row.state, station.row.started_ns = State.STARTING, NS_PER_S
     yield made
+    for child in made._children:
+        if child.process is not None:
+            child.process.kill()
+            child.process.wait()
     made._journal.close()
     made._children.clear()  # pytest holds the fixture itself a little longer, and these the mapping
     del made._board
@@ -81,3 +90,50 @@ def test_systemd_is_asked_for_time_until_all_are_ready(supervisor, tmp_path, mon
             child.row.state = State.READY
         assert {"READY=1", "WATCHDOG=1"} <= told(20 * NS_PER_S)
         assert told(30 * NS_PER_S) == {"WATCHDOG=1"}
+
+
+def test_a_process_that_cannot_be_started_now_is_tried_again_and_the_others_run_on(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where there is no memory for the office just now."""
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    now_ns = time.monotonic_ns()
+    for number in range(5):
+        supervisor._round(now_ns + number * NS_PER_S // 4)
+    reader = JournalReader(tmp_path / "state" / "journal" / "supervisor")
+    ended = [entry.body.facts["process"] for entry in reader.read() if isinstance(entry.body, Event)]
+    reader.close()
+    assert ended.count("office") >= 3
+    assert not supervisor._stopping
+
+
+def test_a_journal_that_takes_nothing_ends_no_line(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_body: object) -> int:
+        raise JournalError("no room")
+
+    monkeypatch.setattr(supervisor._journal, "append", full)
+    station = supervisor._children[0]
+    station.process = subprocess.Popen([sys.executable, "-c", ""])
+    station.process.wait()
+    supervisor._tend(station, time.monotonic_ns())
+    assert station.process is None
+    assert station.row.restarts == 1
+
+
+def test_a_box_that_stood_still_has_no_process_killed_for_it(supervisor: Supervisor) -> None:
+    """A snapshot of a virtual machine: nobody could beat, and the supervisor is the first to look."""
+    began_ns = supervisor._round_ns
+    for child in supervisor._children:
+        child.process = subprocess.Popen(["sleep", "60"])
+        child.row.state = State.READY
+        for loop in child.job.loops:
+            child.row.beat(loop)
+    woke_ns = began_ns + 60 * NS_PER_S
+    supervisor._round(woke_ns)
+    assert not any(child.killed for child in supervisor._children)
+    supervisor._round(woke_ns + NS_PER_S // 4)
+    supervisor._round(woke_ns + NS_PER_S // 2)
+    assert not any(child.killed for child in supervisor._children)
+    for quarter in range(3, 6):  # who still does not beat hangs
+        supervisor._round(woke_ns + quarter * NS_PER_S // 4)
+    assert all(child.killed for child in supervisor._children)
