@@ -25,7 +25,7 @@ from edgeqc.station.plckeeper import LinkBusyError, PlcKeeper
 from edgeqc.station.underway import UnderWay
 
 _UNJOURNALED_MOST: Final = 4096
-"""Records kept in memory while the disk is full: minutes of a fast line; more are counted as lost."""
+"""Records kept in memory while the disk is full: minutes of a fast line; beyond, the oldest are lost, counted, and told."""
 
 
 class Outcome:
@@ -51,7 +51,6 @@ class Outcome:
         `on_pass` is told a part's sequence when the PLC has acknowledged its PASS. `on_stop` is told when the line should stop, and with None when not any more; by whichever thread announces.
         """
         self.under_way = UnderWay((), depth=DEPTH) if under_way is None else under_way
-        self.unjournaled_lost = 0
         self._station = station
         self._journal = journal
         self._sync = sync
@@ -67,6 +66,9 @@ class Outcome:
         """Held by whoever announces: one part at a time, in the order in which they came."""
         self._lock = threading.Lock()
         self._unjournaled: deque[Body] = deque()
+        self._unjournaled_lost = 0
+        self._bringing = threading.Lock()
+        """Held to change the two: what is brought into the journal just now is not what is lost."""
         self._waiting: dict[int, tuple[Part, Verdict, Cause]] = {}
         """Announced, but behind results that the PLC has not acknowledged yet: `turn` says how that ended."""
 
@@ -182,13 +184,17 @@ class Outcome:
     def retry_journal(self, until_ns: int) -> bool:
         """Bring what the full disk refused into the journal, in order, as far as it goes by then; is some left that may go?"""
         while self._unjournaled:
-            try:
-                self._journal.append(self._unjournaled[0])
-            except JournalError:
-                return False
-            self._unjournaled.popleft()
+            with self._bringing:
+                try:
+                    self._journal.append(self._unjournaled[0])
+                except JournalError:
+                    return False
+                self._unjournaled.popleft()
             if time.monotonic_ns() >= until_ns:
                 return bool(self._unjournaled)
+        if self._unjournaled_lost:
+            lost, self._unjournaled_lost = self._unjournaled_lost, 0
+            self._append(Event(name="journal_records_lost", facts={"count": lost}))
         return False
 
     def note(self, body: Body) -> None:
@@ -269,10 +275,11 @@ class Outcome:
             except JournalError:
                 pass
         self._row.count("journal_errors")
-        self._unjournaled.append(body)
-        if len(self._unjournaled) > _UNJOURNALED_MOST:
-            self._unjournaled.popleft()
-            self.unjournaled_lost += 1
+        with self._bringing:
+            self._unjournaled.append(body)
+            if len(self._unjournaled) > _UNJOURNALED_MOST:
+                self._unjournaled.popleft()
+                self._unjournaled_lost += 1
         return None
 
     def _safe(self, journaled: int | None, part: Part) -> bool:

@@ -76,9 +76,9 @@ class Line:
     def turn(self, sequence: int, at_ns: int, reason: str) -> None:
         self.outcome.turn(sequence, at_ns, reason)
 
-    def journaled(self) -> list[object]:
+    def journaled(self, most: int = 500) -> list[object]:
         reader = JournalReader(self.journal.folder)
-        found = [entry.body for entry in reader.read()]
+        found = [entry.body for entry in reader.read(most)]
         reader.close()
         return found
 

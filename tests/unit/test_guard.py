@@ -60,3 +60,24 @@ def test_records_that_waited_for_the_disk_keep_no_part_waiting(tmp_path: Path, m
     appended = line.journal.sequence
     line.close()
     assert appended == 1000
+
+
+def test_records_that_were_lost_to_a_full_disk_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line(tmp_path)
+
+    def full(_body: object) -> int:
+        raise JournalError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(line.journal, "append", full)
+        for number in range(4096 + 7):
+            line.outcome.note(Event(name="tick", facts={"n": number}))
+    while line.outcome.retry_journal(soon()):
+        pass
+    wait_until_told = soon()
+    told: list[Event] = []
+    while not told and time.monotonic_ns() < wait_until_told:
+        line.outcome.retry_journal(soon())  # a segment is full by then; the next one may still be made
+        told = [body for body in line.journaled(8192) if isinstance(body, Event) and body.name != "tick"]
+    line.close()
+    assert told == [Event(name="journal_records_lost", facts={"count": 7})]
