@@ -13,12 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from edgeqc.cameras.keeper import CameraKeeper
-from edgeqc.core.budget import Budget
-from edgeqc.core.exposure import Exposures
-from edgeqc.core.handshake import Form, Rules
-from edgeqc.core.keeping import KeepRule
-from edgeqc.core.lane import DEPTH
-from edgeqc.core.stopping import StopLimits, StopReason, StopRule
+from edgeqc.core.stopping import StopReason, StopRule
 from edgeqc.cores import end_with_parent, pin, pin_background, real_time, shared_cores, station_cores
 from edgeqc.errors import EdgeqcError, EngineError, PackageError
 from edgeqc.inference.judge import map_shape
@@ -32,7 +27,6 @@ from edgeqc.plc.relay import TagRelay, relay_path
 from edgeqc.records import NS_PER_MS
 from edgeqc.settings import (
     CameraSettings,
-    HandshakeSettings,
     ModbusPlcSettings,
     ModbusTagSource,
     NoPlcSettings,
@@ -43,6 +37,7 @@ from edgeqc.settings import (
 from edgeqc.settings.gate import DelayGate, EncoderGate
 from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.slots import FrameSlots, file_name
+from edgeqc.station import rules
 from edgeqc.station.accounting import Accounting
 from edgeqc.station.gate import GateWatch
 from edgeqc.station.guard import Guard
@@ -51,7 +46,7 @@ from edgeqc.station.lender import Lender
 from edgeqc.station.line import Line, Peers
 from edgeqc.station.news import News
 from edgeqc.station.outcome import Outcome
-from edgeqc.station.plckeeper import Manners, PlcEvents, PlcKeeper
+from edgeqc.station.plckeeper import PlcEvents, PlcKeeper
 from edgeqc.station.plcwatch import PlcWatch
 from edgeqc.station.recipes import Recipes
 from edgeqc.station.tagwatch import TagWatch
@@ -61,12 +56,6 @@ from edgeqc.station.viewpoints import Viewpoint, Viewpoints
 
 _SWITCH_S: Final = 0.0005
 """The default 5 ms is how long one thread may keep the others from the interpreter (measured: p99 17.8 -> 8.4 ms)."""
-_HOLD_MOST_MS: Final = 200
-_EXPOSE_WITHIN_RATIO: Final = 0.25
-"""Of the takt: a part that was triggered longer ago has moved on, and a picture of it would show something else."""
-_SILENT_FRAMES: Final = 10
-"""A free-running camera that misses so many frames in a row is taken for lost, after half a second at least."""
-_SILENT_LEAST_MS: Final = 500
 
 
 def main(argv: list[str]) -> int:
@@ -127,7 +116,6 @@ class Station:
         self._cameras = Viewpoints(
             [self._viewpoint(index, camera, run_dir) for index, camera in enumerate(station.all_cameras)]
         )
-        slots = min(camera.slots for camera in station.all_cameras)
         self._plc: PlcKeeper | None = None
         self._door: PlcDoor | None = None
         if not isinstance(station.plc, NoPlcSettings):
@@ -142,21 +130,15 @@ class Station:
                 self._door.open,
                 peer=peer,
                 events=PlcEvents(link=self._on_plc, program=self._news.plc_program, turn=self._on_turn),
-                manners=_manners(station, plc.handshake),
+                manners=rules.manners(station, plc.handshake),
             )
         under_way = UnderWay(
-            [_exposures(station, camera) for camera in station.all_cameras] if by_plc else [],
-            expose_within_ns=int(station.takt_ms * NS_PER_MS * _EXPOSE_WITHIN_RATIO),
-            depth=min(DEPTH, max(1, slots // 2)),
+            [rules.exposures(station, camera) for camera in station.all_cameras] if by_plc else [],
+            expose_within_ns=rules.expose_within_ns(station),
+            depth=rules.depth(station),
             views=len(self._cameras),
         )
-        self._stop_rule = StopRule(
-            StopLimits(
-                fail_safe_in_a_row=station.stop.fail_safe_in_a_row,
-                reject_ratio=station.stop.reject_ratio or 0.0,
-                reject_parts=station.stop.reject_parts,
-            )
-        )
+        self._stop_rule = StopRule(rules.stop_limits(station))
         self._gate: GateWatch | None = None
         self._outcome = Outcome(
             station=station.name,
@@ -164,11 +146,7 @@ class Station:
             sync=settings.journal.sync,
             plc=self._plc,
             lenders={camera.name: camera.lender for camera in self._cameras},
-            keep=KeepRule(
-                rejects=station.images.rejects,
-                every_nth_pass=station.images.every_nth_pass,
-                newest=station.images.newest,
-            ),
+            keep=rules.keep(station),
             row=row,
             under_way=under_way,
             stop=self._stop_rule,
@@ -176,11 +154,7 @@ class Station:
             on_stop=self._on_line_stop,
         )
         accounting = Accounting(station.name, row=row, note=self._outcome.note)
-        budget = Budget.of_ms(
-            budget_ms=station.budget_ms,
-            plc_write_ms=station.plc_write_ms,
-            seen_late_ms=station.trigger.poll_ms if by_plc else 0,
-        )
+        budget = rules.budget(station)
         self._guard = Guard(
             outcome=self._outcome,
             plc=self._plc,
@@ -305,7 +279,7 @@ class Station:
             backend = self._recipes[self._recipes.all[0]][index].engine.backend
             self._log.warning("frames_not_page_locked", camera=camera.name, backend=backend)
         keeper = CameraKeeper(
-            camera.model_copy(update={"silence_ms": _silence_ms(self._station, camera)}),
+            camera.model_copy(update={"silence_ms": rules.silence_ms(self._station, camera)}),
             slots,
             software_trigger=self._station.trigger.source is TriggerSource.PLC,
             on_change=partial(self._on_camera, camera.name),
@@ -379,31 +353,3 @@ def _relay(settings: Settings, station: StationSettings, state_dir: Path) -> Tag
         unit=station.plc.device_id,
         within_ns=relayed_ns(int(station.trigger.poll_ms * NS_PER_MS)),
     )
-
-
-def _manners(station: StationSettings, handshake: HandshakeSettings) -> Manners:
-    """How long results are shown, and what is expected of the PLC."""
-    hold_ms = station.result_hold_ms
-    if hold_ms is None and handshake.form is Form.PULSE:
-        hold_ms = min(station.takt_ms / 2, _HOLD_MOST_MS)
-    return Manners(
-        rules=Rules(
-            form=handshake.form, depth=handshake.depth, hold_ns=None if hold_ms is None else int(hold_ms * NS_PER_MS)
-        ),
-        plc_heartbeat_ns=None if handshake.plc_heartbeat_ms is None else int(handshake.plc_heartbeat_ms * NS_PER_MS),
-        triggers=station.trigger.source is TriggerSource.PLC,
-    )
-
-
-def _exposures(station: StationSettings, camera: CameraSettings) -> Exposures:
-    """A camera's exposures; how long they take is learned from the first frame where the configuration does not say."""
-    exposure_us = getattr(camera, "exposure_us", None) or 0
-    return Exposures(least_ns=int(exposure_us * 1000), most_ns=int(station.trigger.frame_timeout_ms * NS_PER_MS))
-
-
-def _silence_ms(station: StationSettings, camera: CameraSettings) -> float | None:
-    """The silence rule of a camera that runs by itself; a triggered one is silent only when asked."""
-    if camera.silence_ms is not None or station.trigger.source is TriggerSource.PLC:
-        return camera.silence_ms
-    rate_hz = getattr(camera, "rate_hz", None)
-    return max(_SILENT_LEAST_MS, _SILENT_FRAMES * 1000 / rate_hz) if rate_hz else None
