@@ -15,6 +15,7 @@ from edgeqc.settings.office import ArchiveSettings, JournalSettings, MqttSetting
 from edgeqc.settings.plc import ModbusPlcSettings
 from edgeqc.settings.recipe import EngineSettings
 from edgeqc.settings.server import ServerSettings
+from edgeqc.settings.sharing import shared
 from edgeqc.settings.station import StationSettings
 from edgeqc.settings.tags import (
     DerivedTagSettings,
@@ -91,6 +92,11 @@ class Settings(Model):
             ]
             if machine.state is not None and machine.state not in states:
                 faults.append(f"machines[{index}].state: {machine.state} is no source of type: state")
+        faults += shared(self.stations, self.server)
+        journal = self.journal
+        if journal.budget_mb < 2 * journal.segment_mb:  # else each new one would take what the office has not read yet
+            least = f"{2 * journal.segment_mb}, two segments of segment_mb: {journal.segment_mb}"
+            faults.append(f"journal.budget_mb: {journal.budget_mb} is under {least}")
         if faults:
             raise ValueError("\n".join(faults))
         return self

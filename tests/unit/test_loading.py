@@ -559,3 +559,66 @@ def test_film_of_a_camera_begins_at_the_file_too(tmp_path):
     film = "camera: {type: opencv, source: part.avi, width_px: 64, height_px: 64}"
     settings = load(written(re.sub(r"camera: \{.*\}", film, GOOD), "etc/line.yaml"))
     assert settings.stations[0].camera.source == str(tmp_path / "etc/part.avi")
+
+
+SHARING = """
+version: 1
+node: box
+journal: {segment_mb: 8, budget_mb: 8}
+server:
+  modbus: {bind: 192.168.1.5, peers: [192.168.1.0/24], port: 1503}
+stations:
+- &left
+  name: left
+  takt_ms: 100
+  budget_ms: 80
+  trigger: {source: plc}
+  camera: {type: gige, address: 10.0.0.2, width_px: 640, height_px: 480}
+  recipe: {engine: e/1}
+  plc: {type: modbus, host: 10.0.0.1}
+- name: right
+  takt_ms: 100
+  budget_ms: 80
+  trigger: {source: plc}
+  cameras: [{type: gige, address: 10.0.0.2, width_px: 640, height_px: 480}]
+  recipe: {engine: e/1}
+  plc: {type: modbus, host: 10.0.0.1, registers: {trigger: 20, result: 92}}
+- name: served
+  takt_ms: 100
+  budget_ms: 80
+  camera: {type: opencv, source: /dev/video0, width_px: 640, height_px: 480}
+  recipe: {engine: e/1}
+  plc: {type: modbus-server, bind: 0.0.0.0, peers: [10.0.0.1]}
+- name: nodes
+  takt_ms: 100
+  budget_ms: 80
+  camera: {type: opencv, source: /dev/video0, width_px: 640, height_px: 480}
+  recipe: {engine: e/1}
+  plc:
+    type: opcua
+    url: opc.tcp://10.0.0.3
+    nodes: {trigger: i=1, part_id: i=2, result_sequence: i=3, result_part_id: i=4, result_pass: i=5, result_fail: i=5,
+      result_code: i=6, result_score: i=7, busy: i=8, ready: i=9, fault: i=10, heartbeat: i=11}
+"""
+
+
+def test_what_only_one_may_have_is_refused_for_a_second_one():
+    told = {fault.split(": ", 1)[1] for fault in faults(SHARING)}
+    assert told == {
+        "journal.budget_mb: 8 is under 16, two segments of segment_mb: 8",
+        "stations[1].cameras[0].address: 10.0.0.2 is stations[0].camera.address already",
+        "stations[3].camera.source: /dev/video0 is stations[2].camera.source already",
+        "stations[3].plc.nodes.result_fail: i=5 is stations[3].plc.nodes.result_pass already",
+        "server.modbus.port: 1503 is stations[2].plc.port already",
+        "stations[1].plc.registers.result: 92 to 107 of that PLC are written by stations[0].plc.registers.result (100 to 115), too",
+    }
+
+
+def test_two_stations_may_have_what_is_apart():
+    apart = SHARING.replace("segment_mb: 8", "segment_mb: 4").replace("bind: 0.0.0.0", "bind: 192.168.2.5")
+    apart = apart.replace("result: 92", "result: 84").replace("result_fail: i=5", "result_fail: i=12")
+    left, right = apart.split("- name: right")
+    right = right.replace("10.0.0.2", "10.0.0.4").replace("/dev/video0", "/dev/video1", 1)
+    assert [station.name for station in load(written(f"{left}- name: right{right}")).stations] == [
+        "left", "right", "served", "nodes"
+    ]  # fmt: skip
