@@ -170,6 +170,8 @@ class _Child:
     process: subprocess.Popen[bytes] | None = None
     start_at_ns: int = 0
     killed: bool = False
+    alerted: bool = False
+    """People were told that it keeps ending."""
     budget: RestartBudget = field(default_factory=RestartBudget)
 
 
@@ -296,6 +298,7 @@ class Supervisor:
         if code == _PACKAGE_REFUSED and not self._told_ready:
             self._exit_code, self._stopping = code, True  # nothing runs in part: the package must be mended first
         elif child.budget.degraded:
+            child.alerted = True
             self._alert(child.job, active=True, code=code)
 
     def _hung(self, child: _Child, now_ns: int) -> str:
@@ -318,11 +321,11 @@ class Supervisor:
             self._told_ready = True
             _sd_notify("READY=1")
             self._log.info("daemon_ready", processes=len(states))
-        if ready:
-            for child in self._children:
-                if child.budget.degraded and now_ns - child.row.started_ns > child.budget.window_ns:
-                    child.budget = RestartBudget()
-                    self._alert(child.job, active=False, code=0)
+        for child in self._children:
+            lives = child.row.state is State.READY and now_ns - child.row.started_ns > child.budget.window_ns
+            if child.alerted and lives:
+                child.alerted, child.budget = False, RestartBudget()
+                self._alert(child.job, active=False, code=0)
         status = ", ".join(f"{child.job.name} {child.row.state.name.lower()}" for child in self._children)
         if status != self._status:
             self._status = status

@@ -30,7 +30,7 @@ def _ignored(up: bool, reason: str) -> None:
 class CameraKeeper:
     """The line thread's camera: the same calls as edgeqc.ports.Camera, over as many connections as it takes.
 
-    `next_frame`, `trigger`, `release` and `lost` belong to the line thread. Connections are opened and closed by
+    `next_frame`, `release` and `lost` belong to the line thread, `trigger` to whoever sees the triggers. Connections are opened and closed by
     threads of the keeper's own, each in the bank of slots that the one before it did not use: a bank is used again
     once its connection is closed, the line has released all its slots and no lease on them stands. A receiver that
     keeps slots for ever therefore keeps a third connection from being opened.

@@ -13,7 +13,7 @@ from edgeqc.shm.tagtable import FILE_NAME, TagTable
 
 
 class TagWatch:
-    """Reads the watch process's table. Line thread only; microseconds, never waits."""
+    """Reads the watch process's table. `good` is the line thread's, `snapshot` whose triggers the parts; never waits."""
 
     def __init__(self, run_dir: Path, station: StationSettings) -> None:
         """The watch process makes the table; until it is there, no required tag is good."""

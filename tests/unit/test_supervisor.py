@@ -16,7 +16,7 @@ import structlog
 from edgeqc import loading
 from edgeqc.errors import JournalError
 from edgeqc.journal import JournalReader
-from edgeqc.records import NS_PER_S, Event
+from edgeqc.records import NS_PER_S, AlertChange, Event
 from edgeqc.shm.board import State
 from edgeqc.supervisor import Supervisor
 
@@ -137,3 +137,18 @@ def test_a_box_that_stood_still_has_no_process_killed_for_it(supervisor: Supervi
     for quarter in range(3, 6):  # who still does not beat hangs
         supervisor._round(woke_ns + quarter * NS_PER_S // 4)
     assert all(child.killed for child in supervisor._children)
+
+
+def test_an_alert_that_a_process_keeps_ending_is_over_when_it_lives_also_if_it_ended_once_more(
+    supervisor: Supervisor, tmp_path: Path
+) -> None:
+    office = next(child for child in supervisor._children if child.job.name == "office")
+    for second in (1, 2, 3, 4, 13):  # more than is free in ten seconds, and once more when that is long ago
+        supervisor._ended(office, -9, second * NS_PER_S)
+    office.row.state, office.row.started_ns = State.READY, 14 * NS_PER_S  # and the station is still starting
+    supervisor._notify(20 * NS_PER_S)
+    supervisor._notify(25 * NS_PER_S)
+    reader = JournalReader(tmp_path / "state" / "journal" / "supervisor")
+    alerts = [entry.body.active for entry in reader.read() if isinstance(entry.body, AlertChange)]
+    reader.close()
+    assert alerts == [True, False]
