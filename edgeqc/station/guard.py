@@ -42,6 +42,7 @@ class Guard:
         fail_safe_ns: int,
         heartbeat_ns: int,
         healthy: Callable[[], bool],
+        ready: Callable[[], bool] = lambda: True,
         priority: int,
     ) -> None:
         """Nothing runs before `start`.
@@ -52,7 +53,8 @@ class Guard:
             row: of the status board.
             fail_safe_ns: from a part's trigger to its fail-safe verdict, at the least.
             heartbeat_ns: from one heartbeat to the next while no part is under way.
-            healthy: may the station call itself ready?
+            healthy: can the station judge? FAULT says that it cannot.
+            ready: may parts come, where it can?
             priority: SCHED_FIFO's, 0 = ordinary.
         """
         self._outcome = outcome
@@ -60,7 +62,7 @@ class Guard:
         self._row = row
         self._look_ns = max(_LOOK_LEAST_NS, min(_LOOK_MOST_NS, fail_safe_ns // 3))
         self._heartbeat_ns = heartbeat_ns
-        self._healthy = healthy
+        self._healthy, self._ready = healthy, ready
         self._priority = priority
         self._parts: deque[Part] = deque()
         """Unsettled parts, oldest first; all have the same budget, so their times come in this order too."""
@@ -131,7 +133,8 @@ class Guard:
                 if now_ns - self._row.beats().get("line", 0) > _LINE_STUCK_NS + 2 * self._heartbeat_ns:
                     return  # the heartbeat speaks for the line thread, too: it stands still with it
                 healthy = self._healthy()
-                self._plc.beat(ready=healthy, fault=not healthy, until_ns=now_ns + _WRITE_NS)
+                ready = healthy and self._ready()
+                self._plc.beat(ready=ready, fault=not healthy, until_ns=now_ns + _WRITE_NS)
         except PeerError:
             self._row.count("plc_errors")  # the keeper says who and why, and reconnects
 

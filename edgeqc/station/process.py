@@ -162,6 +162,7 @@ class Station:
             fail_safe_ns=budget.fail_safe_at_ns(0),
             heartbeat_ns=int(station.heartbeat_ms * NS_PER_MS),
             healthy=self._healthy,
+            ready=self._gate_watched,
             priority=station.priority + 1 if self._has_real_time else 0,
         )
         tags = TagWatch(run_dir, station)
@@ -263,9 +264,13 @@ class Station:
             self._door.close()
 
     def _healthy(self) -> bool:
-        """May the PLC count on verdicts? Asked by the guard before each heartbeat."""
+        """Can parts be judged? Asked by the guard before each heartbeat."""
         self._row.put("zero_copy", self._cameras.zero_copy)
-        return self._cameras.down < 0 and (self._gate is None or self._gate.up)
+        return self._cameras.down < 0
+
+    def _gate_watched(self) -> bool:
+        """Where nobody watches the gate, parts are judged, but what is to go out may not."""
+        return self._gate is None or self._gate.up
 
     def _stop(self) -> None:
         self._line.stopping = True

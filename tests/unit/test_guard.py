@@ -13,7 +13,7 @@ from edgeqc.records import NS_PER_S, Cause, Event, PartRecord, Verdict
 from edgeqc.station.guard import Guard
 
 
-def guard(line: Line) -> Guard:
+def guard(line: Line, *, ready: bool = True) -> Guard:
     return Guard(
         outcome=line.outcome,
         plc=line.keeper,
@@ -21,6 +21,7 @@ def guard(line: Line) -> Guard:
         fail_safe_ns=NS_PER_S,
         heartbeat_ns=NS_PER_S,
         healthy=lambda: True,
+        ready=lambda: ready,
         priority=0,
     )
 
@@ -81,3 +82,18 @@ def test_records_that_were_lost_to_a_full_disk_are_told_of(tmp_path: Path, monke
         told = [body for body in line.journaled(8192) if isinstance(body, Event) and body.name != "tick"]
     line.close()
     assert told == [Event(name="journal_records_lost", facts={"count": 7})]
+
+
+def test_a_gate_that_nobody_watches_takes_ready_off_and_is_no_fault_of_the_judging(tmp_path: Path) -> None:
+    """FAULT says that every part is rejected; these are judged, and pass."""
+    line = Line(tmp_path)
+    standing_by = guard(line, ready=False)
+    line.row.beat("line")
+    standing_by.start()
+    until_ns = time.monotonic_ns() + 5 * NS_PER_S
+    while not line.plc.told and time.monotonic_ns() < until_ns:
+        time.sleep(0.01)
+    standing_by.stop()
+    told = line.plc.told[-1]
+    line.close()
+    assert (told.ready, told.fault) == (False, False)
