@@ -93,6 +93,8 @@ def plc(
     from edgeqc.cli.peers import certificate_of, look_at_plc  # noqa: PLC0415 - heavy
 
     settings, chosen = _station(file, station, "plc")
+    if chosen.plc.type == "none":
+        raise typer.BadParameter(f"{chosen.name} has no PLC (plc: {{type: none}})", param_hint="--station")
     shown = certificate_of(chosen)
     if shown is not None and not as_json:
         tell(f"certificate SHA-256: {shown[1]}")

@@ -140,7 +140,14 @@ class Plan:
 
 
 def _by_address(target: str, spans: list[tuple[int, int]], unit: int, node: list[str] | None, security: str) -> Plan:
-    parts = urlsplit(target)
+    wrong = typer.BadParameter(f"{target} is neither tcp://HOST:PORT nor opc.tcp://HOST:PORT", param_hint="TARGET")
+    try:
+        parts = urlsplit(target)
+        port = parts.port or _PORT
+    except ValueError:  # a port over 65535, a broken IPv6 address
+        raise wrong from None
+    if not parts.hostname:
+        raise wrong
     if parts.scheme == "opc.tcp":
         from edgeqc.loading import default_paths  # noqa: PLC0415 - heavy
         from edgeqc.settings import OpcuaEndpoint, OpcuaSecurity  # noqa: PLC0415 - heavy
@@ -149,25 +156,27 @@ def _by_address(target: str, spans: list[tuple[int, int]], unit: int, node: list
             raise typer.BadParameter(f"{security} is none of {', '.join(OpcuaSecurity)}", param_hint="--security")
         endpoint = OpcuaEndpoint(url=target, security=OpcuaSecurity(security))
         return Plan(endpoint=endpoint, nodes=node or [_OBJECTS], state_dir=default_paths()[0])
-    if parts.scheme != "tcp" or not parts.hostname:
-        raise typer.BadParameter(f"{target} is neither tcp://HOST:PORT nor opc.tcp://HOST:PORT", param_hint="TARGET")
-    return Plan(host=parts.hostname, port=parts.port or _PORT, unit=unit, spans=spans)
+    if parts.scheme != "tcp":
+        raise wrong
+    return Plan(host=parts.hostname, port=port, unit=unit, spans=spans)
 
 
 def _by_file(file: Path, station: str | None, source: str | None) -> Plan:
     from edgeqc import loading  # noqa: PLC0415 - heavy
 
-    settings = loading.resolved(loading.load(file))
-    state_dir = loading.paths(settings)[0]
-    peers: dict[str, Any] = {f"--station {each.name}": each.plc for each in settings.stations}
-    peers |= {f"--source {each.name}": _reached(each, settings) for each in settings.tags}
+    settings = loading.load(file)
+    stations = {f"--station {each.name}": ("stations", index, "plc") for index, each in enumerate(settings.stations)}
+    places = stations | {f"--source {each.name}": ("tags", index) for index, each in enumerate(settings.tags)}
     asked = f"--source {source}" if source is not None else f"--station {station or settings.stations[0].name}"
-    if asked not in peers:
-        raise typer.BadParameter(f"{asked}: there are {', '.join(peers)}", param_hint=asked.split(maxsplit=1)[0])
-    plan = _of_peer(peers[asked], state_dir)
+    if asked not in places:
+        raise typer.BadParameter(f"{asked}: there are {', '.join(places)}", param_hint=asked.split(maxsplit=1)[0])
+    settings = loading.resolved(settings, within=places[asked])  # the secrets of this peer, of no other
+    index = places[asked][1]
+    peer = settings.stations[index].plc if asked in stations else _reached(settings.tags[index], settings)
+    plan = _of_peer(peer, loading.paths(settings)[0])
     if plan is None:
         raise typer.BadParameter(
-            f"{asked} is of type {peers[asked].type}: there is no server to ask. There are {', '.join(peers)}",
+            f"{asked} is of type {peer.type}: there is no server to ask. There are {', '.join(places)}",
             param_hint=asked.split(maxsplit=1)[0],
         )
     return plan

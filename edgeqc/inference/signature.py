@@ -137,9 +137,9 @@ def load_key(path: Path, *, password: bytes | None = None) -> Ed25519PrivateKey:
     try:
         key = serialization.load_pem_private_key(pem, password)
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
-        raise PackageError(f"{path}: is no private key, or the password is wrong: {str(exc)[:200]}") from exc
+        raise PackageError(f"{path}: is no private key ({_KEYGEN}), or the password is wrong") from exc
     if not isinstance(key, Ed25519PrivateKey):
-        raise PackageError(f"{path}: is a key of another kind; make one with: edgeqc engine keygen")
+        raise PackageError(f"{path}: is a key of another kind than Ed25519; {_KEYGEN}")
     return key
 
 
@@ -148,9 +148,9 @@ def load_public(path: Path) -> bytes:
     try:
         key = serialization.load_pem_public_key(_read_key(path))
     except (ValueError, UnsupportedAlgorithm) as exc:
-        raise PackageError(f"{path}: is no public key in PEM: {str(exc)[:200]}") from exc
+        raise PackageError(f"{path}: is no public key in PEM; {_KEYGEN}") from exc
     if not isinstance(key, Ed25519PublicKey):
-        raise PackageError(f"{path}: is a key of another kind than Ed25519")
+        raise PackageError(f"{path}: is a key of another kind than Ed25519; {_KEYGEN}")
     return key.public_bytes_raw()
 
 
@@ -159,6 +159,7 @@ def public_pem(key: Ed25519PrivateKey) -> bytes:
     return key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
+_KEYGEN: Final = "edgeqc engine keygen makes NAME.key and NAME.pub"
 _KEYS: Final = frozenset({"format", "algorithm", "public_key", "files", "signature"})
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -196,4 +197,4 @@ def _read_key(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(KEY_BYTES_MOST)
     except OSError as exc:
-        raise PackageError(f"{path}: {exc.strerror or exc}") from exc
+        raise PackageError(f"{path}: {exc.strerror or exc}; {_KEYGEN}") from exc

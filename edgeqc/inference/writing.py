@@ -134,6 +134,8 @@ def read_signed(folder: Path, trust: Trust) -> dict[str, bytes]:
     Whether anybody of the trust folder signed it is settled by `signature.json` alone, before the rest is read.
     """
     path = folder / SIGNATURE
+    if not folder.is_dir():
+        raise PackageError(f"{folder}: is no folder")
     if not os.path.lexists(path):
         trust.vouch(folder, None)
         return read_whole(folder)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
+import re
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -13,6 +17,30 @@ def _node(text: str) -> str:
     return str(nodeid.parse(text))
 
 
+def _host(text: str) -> str:
+    with contextlib.suppress(ValueError):
+        return str(ipaddress.ip_address(text))
+    if re.fullmatch(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?", text) is None:
+        raise ValueError(f"{text[:_SHOWN]} is no host: a name or an address alone, the port has a key of its own")
+    return text
+
+
+def _opcua_url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme == "opc.tcp" and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port over 65535, a broken IPv6 address
+        good = False
+    if not good:
+        raise ValueError(f"{text[:_SHOWN]} is no opc.tcp://HOST:PORT")
+    return text
+
+
+_SHOWN = 60
+Host = Annotated[str, AfterValidator(_host), Field(description="name or IP address")]
+OpcuaUrl = Annotated[
+    str, AfterValidator(_opcua_url), Field(pattern=r"^opc\.tcp://.+", description="opc.tcp://HOST:PORT")
+]
 Node = Annotated[
     str,
     AfterValidator(_node),

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field
 
 from edgeqc.core.alarm import Verb
-from edgeqc.settings.base import Model, Secret
+from edgeqc.settings.base import Host, Model, Secret
 
 
 class JournalSync(StrEnum):
@@ -48,7 +48,7 @@ class MqttSettings(Model):
     """The plant's broker (MQTT 5)."""
 
     enabled: bool = True
-    host: str
+    host: Host
     port: int = Field(1883, ge=1, le=65_535)
     prefix: str = Field(
         "edgeqc/{node}", pattern=r"^[^+#\s]+$", description="topics begin with this; {node} is replaced"

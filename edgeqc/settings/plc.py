@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from edgeqc.core.handshake import DEPTH, Form
-from edgeqc.settings.base import Model, Node, Secret
+from edgeqc.settings.base import Host, Model, Node, OpcuaUrl, Secret
 from edgeqc.settings.listener import Listener
 
 
@@ -58,7 +58,7 @@ class ModbusPlcSettings(Model):
     """A PLC that answers Modbus TCP."""
 
     type: Literal["modbus"]
-    host: str
+    host: Host
     port: int = Field(502, ge=1, le=65_535)
     device_id: int = Field(1, ge=0, le=255)
     registers: ModbusRegisters = ModbusRegisters()
@@ -90,7 +90,7 @@ class OpcuaSecurity(StrEnum):
 class OpcuaEndpoint(Model):
     """Where an OPC UA server is and how to be let in."""
 
-    url: str = Field(pattern=r"^opc\.tcp://.+")
+    url: OpcuaUrl
     security: OpcuaSecurity = Field(OpcuaSecurity.SIGN_ENCRYPT, description="none is logged loudly at each start")
     server_certificate: Path | None = Field(None, description="the server's certificate (DER), pinned")
     trust: Path | None = Field(

@@ -10,7 +10,7 @@ from pydantic import Field
 from edgeqc.core.datatype import REGISTER_BITS, WordOrder, width
 from edgeqc.core.derive import How
 from edgeqc.core.reads import Span
-from edgeqc.settings.base import Model, Name, Node
+from edgeqc.settings.base import Host, Model, Name, Node
 from edgeqc.settings.plc import OpcuaEndpoint
 
 MODBUS_PORT: Final = 502
@@ -83,7 +83,7 @@ class ModbusTagSource(TagSourceBase):
     """Tags by polling Modbus holding registers."""
 
     type: Literal["modbus"]
-    host: str | None = Field(None, description="the server; left out with `through`")
+    host: Host | None = Field(None, description="the server; left out with `through`")
     port: int = Field(MODBUS_PORT, ge=1, le=65_535)
     through: Name | None = Field(
         None,

@@ -211,6 +211,36 @@ def test_interrupt_while_a_command_is_loaded_is_exit_code_130_without_a_tracebac
     assert (done.returncode, done.stderr) == (130, "")
 
 
+@pytest.mark.parametrize(
+    "target", ["tcp://127.0.0.1:99999", "tcp://:502", "tcp://[::1", "opc.tcp://", "opc.tcp://box:99999", "http://box"]
+)
+def test_probe_of_what_is_no_address_is_a_usage_error(target, edgeqc):
+    code, out, err = edgeqc("plc", "probe", target, "--security", "none")
+    assert (code, out) == (2, "")
+    assert "TARGET" in err
+
+
+def test_probe_and_plc_need_no_secrets_but_their_peer_s(plc, edgeqc):
+    path = line(
+        station={"plc": plc.settings}, mqtt={"host": "127.0.0.1", "user": "u", "password": "secret://no-such-secret"}
+    )
+    assert edgeqc("plc", "probe", path)[0] == 0
+    code, _, err = edgeqc("plc", "probe", path, "--source", "oven")
+    assert (code, "there are --station top" in err) == (2, True)
+    code, _, err = edgeqc("test", "plc", line())
+    assert (code, "has no PLC" in err) == (2, True)
+
+
+def test_key_that_is_none_is_told_with_the_command_that_makes_one(edgeqc):
+    Path("junk").write_text("no key")
+    for command in (("trust", "junk"), ("sign", ENGINE, "--key", "junk")):
+        code, _, err = edgeqc("engine", *command)
+        assert code == 5
+        assert "edgeqc engine keygen makes NAME.key and NAME.pub" in err
+        assert "Copy the package" not in err
+    assert "nowhere: is no folder" in edgeqc("engine", "import", "nowhere")[2]
+
+
 def test_usage_is_exit_code_2(edgeqc):
     assert edgeqc("check")[0] == 2
     assert edgeqc("no-such-command")[0] == 2

@@ -622,3 +622,24 @@ def test_two_stations_may_have_what_is_apart():
     assert [station.name for station in load(written(f"{left}- name: right{right}")).stations] == [
         "left", "right", "served", "nodes"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1:502", "http://plc", "plc/1", "a b", "", "-plc"])
+def test_host_is_a_name_or_an_address_alone(host):
+    told = faults(GOOD + f"mqtt: {{host: '{host}'}}\n")
+    what = "is no host: a name or an address alone, the port has a key of its own"
+    assert told == [f"line.yaml:{GOOD.count(chr(10)) + 1}:14: mqtt.host: {host} {what}"]
+
+
+def test_host_may_be_a_name_or_an_address_of_either_kind():
+    for host in ("plc", "plc-3.line2.example", "10.0.0.1", "fd00::1"):
+        settings = load(written(GOOD + f"mqtt: {{host: '{host}'}}\n"))
+        assert settings.mqtt is not None
+        assert settings.mqtt.host == host
+
+
+@pytest.mark.parametrize("url", ["opc.tcp://", "opc.tcp://plc:99999", "opc.tcp://:4840"])
+def test_opcua_url_has_a_host_and_a_port_that_there_is(url):
+    source = f"tags: [{{type: opcua, name: oven, url: '{url}', security: none, tags: [{{name: t, node: i=1}}]}}]\n"
+    (told,) = faults(GOOD + source)
+    assert "tags[0].url: " in told
