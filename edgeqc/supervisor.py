@@ -10,6 +10,7 @@ import random
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -111,8 +112,16 @@ def run(settings: Settings, *, config_path: Path) -> int:
     state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _alone(state_dir):
         run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _refuse_strange(run_dir)
         _end_leftovers(run_dir, log)
         return Supervisor(settings, state_dir=state_dir, run_dir=run_dir, log=log).run(config_path)
+
+
+def _refuse_strange(run_dir: Path) -> None:
+    """PermissionError where somebody else made this folder: /dev/shm is open to all, and verdicts go through what is in it."""
+    status = run_dir.lstat()
+    if os.geteuid() != status.st_uid or not stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_IWOTH:
+        raise PermissionError(errno.EPERM, "is not this user's own folder", str(run_dir))
 
 
 @contextlib.contextmanager

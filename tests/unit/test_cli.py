@@ -179,6 +179,20 @@ def test_missing_engine_package_is_exit_code_5(edgeqc):
     assert edgeqc("run", path)[0] == 5
 
 
+def test_run_directory_that_another_user_has_prepared_is_refused(tmp_path, edgeqc):
+    drawn()
+    path = line(run_dir=str(tmp_path / "run"))
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    run_dir.chmod(0o777)
+    code, _, err = edgeqc("run", path)
+    assert (code, f"{run_dir}: no permission" in err) == (7, True)
+    run_dir.rmdir()
+    run_dir.symlink_to(tmp_path / "parts")
+    code, _, err = edgeqc("run", path)
+    assert (code, f"{run_dir}: no permission" in err) == (7, True)
+
+
 @pytest.mark.parametrize("bad", ["version: 1\nnode: box\nstations: []\n", "", "{", "version: 1\n"])
 def test_invalid_configuration_starts_nothing(bad, edgeqc):
     Path("line.yaml").write_text(bad)
