@@ -87,7 +87,7 @@ def test_a_camera_that_falls_silent_is_given_up_and_taken_again(slots: FrameSlot
             while told[-1][0] and time.monotonic_ns() < until:
                 if (frame := keeper.next_frame(within(0.1))) is not None:
                     keeper.release(frame.slot)
-            assert told[-1] == (False, f"{camera.url}: no more frames")
+            assert told[-1] == (False, f"{camera.url}: no more frames: it hangs, or is gone")
             camera.silent.clear()
             next_of(keeper)
             assert told[-1] == (True, "")
