@@ -9,6 +9,7 @@ import typer
 
 from edgeqc.cli.console import emit, talk, tell
 from edgeqc.cli.exits import Exit
+from edgeqc.errors import AlreadyRunningError
 
 if TYPE_CHECKING:
     from edgeqc.settings import Settings, StationSettings
@@ -91,10 +92,13 @@ def plc(
     """
     from edgeqc import loading  # noqa: PLC0415 - heavy
     from edgeqc.cli.peers import certificate_of, look_at_plc  # noqa: PLC0415 - heavy
+    from edgeqc.cli.state import in_use  # noqa: PLC0415 - heavy
 
     settings, chosen = _station(file, station, "plc")
     if chosen.plc.type == "none":
         raise typer.BadParameter(f"{chosen.name} has no PLC (plc: {{type: none}})", param_hint="--station")
+    if write and in_use(loading.paths(settings)[0]):
+        raise AlreadyRunningError(f"{loading.paths(settings)[0]}: edgeqc runs here, and writes these registers itself")
     shown = certificate_of(chosen)
     if shown is not None and not as_json:
         tell(f"certificate SHA-256: {shown[1]}")

@@ -343,6 +343,16 @@ def test_plc_is_not_written_unless_told(plc, edgeqc):
     assert (code, json.loads(out)["write_ms"]) == (0, None)
 
 
+def test_plc_is_not_written_while_the_daemon_writes_it(plc, edgeqc):
+    path = line(station={"plc": plc.settings})
+    Path("state").mkdir()
+    with Path("state/lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert edgeqc("test", "plc", path)[0] == 0
+        code, _, err = edgeqc("test", "plc", path, "--write")
+    assert (code, "writes these registers itself" in err) == (8, True)
+
+
 def test_plc_that_is_not_there_is_exit_code_4(edgeqc):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connecting is refused
