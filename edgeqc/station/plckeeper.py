@@ -22,6 +22,8 @@ _BACKOFF: Final = Backoff(first_s=0.1, most_s=1.0)
 """A PLC that is back must see a verdict within 2 s."""
 _LIVED_NS: Final = NS_PER_S
 """A link that was lost sooner than this is not opened again at once: a PLC may take each connection and drop it."""
+_JOIN_S: Final = 1.5
+"""At the end, for a connection that is being opened: parts under way still have their records to come."""
 _SAFE_WRITE_NS: Final = 500 * NS_PER_MS
 """For the first write on a new connection, which puts the outputs into their safe state."""
 
@@ -131,7 +133,7 @@ class PlcKeeper:
                 self._reason = exc.reason  # it is gone: its own watchdog sees the heartbeat stop
         self._stopping.set()
         self._lost.set()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=_JOIN_S)
 
     def opening(self) -> PlcTrigger | None:
         """What stood in the trigger block when the link was opened; once for each link. With `Manners.triggers` only."""

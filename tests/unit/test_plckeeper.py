@@ -135,3 +135,22 @@ def test_a_reject_waits_for_the_link_until_its_deadline(tmp_path: Path) -> None:
     told = line.plc.told[-1].verdict
     line.close()
     assert told is Verdict.REJECT
+
+
+def test_a_stop_does_not_wait_for_a_plc_that_does_not_answer() -> None:
+    """The station has three seconds for all of its stopping."""
+    may_fail = threading.Event()
+
+    def connect() -> Plc:
+        may_fail.wait(20)
+        raise PeerError("plc", "does not answer")
+
+    events = PlcEvents(link=lambda _up, _reason: None, program=lambda _alive: None, turn=lambda *_: None)
+    keeper = PlcKeeper(connect, peer="plc", events=events)
+    keeper.start()
+    began_s = time.monotonic()
+    keeper.stop()
+    took_s = time.monotonic() - began_s
+    may_fail.set()
+    keeper._thread.join(5)
+    assert took_s < 3
