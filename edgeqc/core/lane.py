@@ -74,7 +74,7 @@ class Lane(Generic[PartT]):
         """
         full = self._flight.full
         self.admit(part)
-        if full:
+        if full or part.settled:
             return Cause.LATE
         if not known:
             return Cause.IDENTITY
@@ -85,7 +85,12 @@ class Lane(Generic[PartT]):
         return None
 
     def admit(self, part: PartT) -> None:
-        """A part is under way that nobody exposes: its frame is there already, or it was missed."""
+        """A part is under way that nobody exposes: its frame is there already, or it was missed.
+
+        One that is settled has been under way, and is told once.
+        """
+        if part.settled:
+            return
         self._flight.open(part)
         self._parts[part.sequence] = part
         part.views = part.views or [None] * self._views

@@ -97,3 +97,20 @@ def test_a_gate_that_nobody_watches_takes_ready_off_and_is_no_fault_of_the_judgi
     told = line.plc.told[-1]
     line.close()
     assert (told.ready, told.fault) == (False, False)
+
+
+def test_a_part_that_is_overdue_when_it_is_opened_is_told_and_recorded_once(tmp_path: Path) -> None:
+    """The guard is quicker than whoever opens it: a frame that waited behind a slow engine, a poll that came late."""
+    line = Line(tmp_path)
+    exposed, admitted = part(1, left_s=-1), part(2, left_s=-1)
+    for one in (exposed, admitted):
+        line.outcome.give_up(one, *one.lacking)
+    now_ns = time.monotonic_ns()
+    assert line.outcome.under_way.open(exposed, fresh=True, known=True, now_ns=now_ns) is not None, "no picture of it"
+    line.outcome.under_way.admit(admitted)
+    line.outcome.settle(part(3), Verdict.PASS, Cause.OK)
+    told = [result.sequence for result in line.plc.told]
+    recorded = [body.trigger.sequence for body in line.journaled() if isinstance(body, PartRecord)]
+    under_way = len(line.outcome.under_way)
+    line.close()
+    assert (told, recorded, under_way) == ([1, 2, 3], [1, 2, 3], 0)
