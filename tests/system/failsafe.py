@@ -51,6 +51,8 @@ class Row:
     """Its name, where `told` is `event`."""
     told_s: float = 2.0
     """From the fault."""
+    true: tuple[str, ...] = ()
+    """Alerts that are so, though nobody can be told of them while the fault lasts: they are told afterwards."""
     logged: str = ""
     """The event of the log that tells of it, and one of its facts."""
     times: int = 1
@@ -183,7 +185,11 @@ ROWS: Final[dict[str, Row]] = {
     "box_dead": Row(fault="box dead: power, kernel", told="state", logged="daemon_started", back_s=10, **_DEAD),
     "disk_full": Row(fault="disk full", parts=Parts.JUDGED, told="alert/office.archive.stuck", logged="archive_stuck"),
     "disk_used_up": Row(
-        fault="disk full, and what the journal had prepared used up", codes=(105,), logged="disk_full", **_BLIND
+        fault="disk full, and what the journal had prepared used up",
+        codes=(105,),
+        logged="disk_full",
+        true=("top.line.stop",),
+        **_BLIND,
     ),
 }
 """By the name of what brings the fault about, in the order in which they come."""
