@@ -68,8 +68,8 @@ class Service:
     init: Pid1
     bench: Bench
 
-    def property(self, name: str) -> str:
-        return self.init.systemctl("show", "--value", f"--property={name}", "edgeqc").strip()
+    def property(self, name: str, unit: str = "edgeqc") -> str:
+        return self.init.systemctl("show", "--value", f"--property={name}", unit).strip()
 
 
 def processes(init: Pid1) -> list[psutil.Process]:
@@ -90,15 +90,18 @@ def service(tmp_path: Path, images: PartImages) -> Iterator[Service]:
     units, out = tmp_path / "box" / "units", tmp_path / "box" / "out"
     units.mkdir(parents=True)
     out.mkdir()
-    text = (ROOT / "systemd" / "edgeqc.service").read_text()
-    (units / "edgeqc.service").write_text(re.sub(r"^(After|Wants)=.*\n", "", text, flags=re.MULTILINE))
-    (units / "edgeqc.service.d").mkdir()
-    (units / "edgeqc.service.d" / "here.conf").write_text(ONLY_HERE)
+    for name in ("edgeqc-engines.service", "edgeqc.service"):
+        text = (ROOT / "systemd" / name).read_text()
+        (units / name).write_text(re.sub(r"^(After|Wants)=.*\n", "", text, flags=re.MULTILINE))
+        (units / f"{name}.d").mkdir()
+        (units / f"{name}.d" / "here.conf").write_text(ONLY_HERE)
     with SimLine(Plan(folder=tmp_path, images=images, engine=ENGINE, side_load=20, **SLOW)) as line:
         (out / "line.yaml").write_text(yaml.safe_dump(installed(line.settings())))
         arguments = (str(ROOT), sys.base_prefix, f"python3.{sys.version_info.minor}", str(line.state_dir))
         line.state_dir.mkdir()
-        with booted(tmp_path / "box", wants="edgeqc.service", more=INSTALL, arguments=arguments) as init:
+        with booted(
+            tmp_path / "box", wants="edgeqc-engines.service edgeqc.service", more=INSTALL, arguments=arguments
+        ) as init:
             line.log = out / "daemon.log"
             try:
                 until(lambda: init.ended or bool(processes(init)))
@@ -135,6 +138,9 @@ def installed(settings: dict[str, Any]) -> dict[str, Any]:
 def test_line_runs_under_the_whole_sandbox_of_the_unit(service: Service) -> None:
     bench = service.bench
     bench.recovered(PARTS)
+    engines = [service.property(name, "edgeqc-engines") for name in ("Result", "ExecMainStatus")]
+    assert engines == ["success", "0"]
+    assert "no recipe runs on tensorrt; nothing to build" in bench.line.log.read_text()
     assert service.property("ActiveState") == "active"
     assert "station-top ready" in service.property("StatusText")
     counters = bench.row.counters()
