@@ -60,9 +60,10 @@ def warnings(settings: Settings) -> list[str]:
     said: list[str] = []
     for index, station in enumerate(settings.stations):
         said += [f"stations[{index}].{warning}" for warning in _of_station(station)]
-        said += [f"stations[{index}].plc.{warning}" for warning in _of_endpoint(station.plc)]
+        of_plc = _of_endpoint(station.plc, f"--station {station.name}")
+        said += [f"stations[{index}].plc.{warning}" for warning in of_plc]
     for index, source in enumerate(settings.tags):
-        said += [f"tags[{index}].{warning}" for warning in _of_endpoint(source)]
+        said += [f"tags[{index}].{warning}" for warning in _of_endpoint(source, f"--source {source.name}")]
     if settings.engines.unsigned == "allow":
         said.append("engines.unsigned: allow: anybody who can write an engine folder decides what passes")
     mqtt = settings.mqtt
@@ -90,16 +91,18 @@ def _of_station(station: StationSettings) -> list[str]:
     return said
 
 
-def _of_endpoint(peer: object) -> list[str]:
-    """What weakens an OPC UA channel; nothing for other peers."""
+def _of_endpoint(peer: object, which: str) -> list[str]:
+    """What weakens an OPC UA channel, or keeps it closed; nothing for other peers."""
     from edgeqc.settings import OpcuaEndpoint, OpcuaSecurity  # noqa: PLC0415 - heavy
 
     if not isinstance(peer, OpcuaEndpoint):
         return []
     if peer.security is OpcuaSecurity.NONE:
         return ["security: none: anyone on the network can forge what it says"]
-    if peer.server_certificate is None:
-        return ["server_certificate: is missing: edgeqc test plc FILE --save-certificate FILE shows it"]
+    if peer.server_certificate is None and peer.trust is None:
+        return [
+            f"server_certificate: is missing, nothing is connected to: edgeqc test plc FILE {which} --save-certificate"
+        ]
     return []
 
 

@@ -75,9 +75,12 @@ def camera(  # noqa: PLR0917 - each is a switch of the command
         raise typer.Exit(Exit.FAILED)
 
 
-def plc(
+def plc(  # noqa: PLR0917 - each is a switch of the command
     file: File,
     station: Station = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="Instead: an OPC UA source of tags; its certificate is shown.")
+    ] = None,
     write: Annotated[
         bool, typer.Option("--write", help="Also write one result block (no result, not ready) and EJECT off.")
     ] = False,
@@ -91,31 +94,57 @@ def plc(
     For OPC UA, show the server's certificate: pin it once it is the one on the PLC.
     """
     from edgeqc import loading  # noqa: PLC0415 - heavy
-    from edgeqc.cli.peers import certificate_of, look_at_plc  # noqa: PLC0415 - heavy
+    from edgeqc.cli.peers import look_at_plc  # noqa: PLC0415 - heavy
     from edgeqc.cli.state import in_use  # noqa: PLC0415 - heavy
 
+    if source is not None:
+        _certificate(_source(file, source), source, save_certificate, as_json=as_json, alone=True)
+        return
     settings, chosen = _station(file, station, "plc")
     if chosen.plc.type == "none":
         raise typer.BadParameter(f"{chosen.name} has no PLC (plc: {{type: none}})", param_hint="--station")
     if write and in_use(loading.paths(settings)[0]):
         raise AlreadyRunningError(f"{loading.paths(settings)[0]}: edgeqc runs here, and writes these registers itself")
-    shown = certificate_of(chosen)
-    if shown is not None and not as_json:
-        tell(f"certificate SHA-256: {shown[1]}")
-    if shown is not None and save_certificate is not None:
-        save_certificate.write_bytes(shown[0])
-        talk(
-            f"Wrote {save_certificate}. It came over an unprotected channel: compare the SHA-256 with the one on the PLC."
-        )
-        talk(f"Then pin it: plc.server_certificate: {save_certificate}")
-        if getattr(chosen.plc, "server_certificate", None) is None:
-            return
+    unpinned = getattr(chosen.plc, "server_certificate", None) is None and save_certificate is not None
+    digits = _certificate(chosen.plc, chosen.name, save_certificate, as_json=as_json, alone=unpinned)
+    if digits is not None and unpinned:
+        return
     report = look_at_plc(chosen, state_dir=loading.paths(settings)[0], write=write)
     fields = {name: getattr(report, name) for name in report.__dataclass_fields__}
     if as_json:
-        emit("edgeqc.test.plc/1", {**fields, "certificate_sha256": shown[1] if shown else None, "ok": True})
+        emit("edgeqc.test.plc/1", {**fields, "certificate_sha256": digits, "ok": True})
     else:
         _tell(f"plc {chosen.name} ({report.kind})", fields, skip=("station", "kind"))
+
+
+def _certificate(peer: object, name: str, save: Path | None, *, as_json: bool, alone: bool) -> str | None:
+    """Show what an OPC UA server shows, and save it; its SHA-256. `alone`: nothing else is told of this server."""
+    from edgeqc.cli.peers import certificate_of  # noqa: PLC0415 - heavy
+
+    shown = certificate_of(peer, name)
+    if shown is None:
+        return None
+    content, digits = shown
+    if not as_json:
+        tell(f"certificate SHA-256: {digits}")
+    elif alone:
+        emit("edgeqc.test.plc/1", {"certificate_sha256": digits, "ok": True})
+    if save is not None:
+        save.write_bytes(content)
+        talk(f"Wrote {save}. It came over an unprotected channel: compare the SHA-256 with the one on the PLC.")
+        talk(f"Then pin it: server_certificate: {save}")
+    return digits
+
+
+def _source(file: Path, name: str) -> object:
+    from edgeqc import loading  # noqa: PLC0415 - heavy
+    from edgeqc.settings import OpcuaTagSource  # noqa: PLC0415 - heavy
+
+    found = {each.name: each for each in loading.load(file).tags if isinstance(each, OpcuaTagSource)}
+    if name not in found:
+        known = ", ".join(found) or "there is none"
+        raise typer.BadParameter(f"{name} is no source of type: opcua ({known})", param_hint="--source")
+    return found[name]
 
 
 def mqtt(file: File, as_json: Json = False) -> None:

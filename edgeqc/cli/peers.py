@@ -29,7 +29,7 @@ from edgeqc.records import NS_PER_MS, NS_PER_S, FrameStatus, PlcResult
 from edgeqc.settings import (
     CameraSettings,
     NoPlcSettings,
-    OpcuaPlcSettings,
+    OpcuaEndpoint,
     OpcuaSecurity,
     Settings,
     StationSettings,
@@ -185,13 +185,13 @@ def _gate_link(open_gate: Callable[[], GateLink], until_ns: int) -> GateLink:
                 raise
 
 
-def certificate_of(station: StationSettings) -> tuple[bytes, str] | None:
-    """What an OPC UA PLC shows: (certificate, SHA-256 as people compare it); None where it is not asked for."""
-    if not isinstance(station.plc, OpcuaPlcSettings) or station.plc.security is OpcuaSecurity.NONE:
+def certificate_of(peer: object, name: str) -> tuple[bytes, str] | None:
+    """What an OPC UA server shows: (certificate, SHA-256 as people compare it); None where none is asked for."""
+    if not isinstance(peer, OpcuaEndpoint) or peer.security is OpcuaSecurity.NONE:
         return None
     from edgeqc.plc.opcua_session import server_certificate  # noqa: PLC0415 - asyncua takes 0.4 s to import
 
-    shown = asyncio.run(server_certificate(station.plc, peer=station.name, timeout_s=CERTIFICATE_S))
+    shown = asyncio.run(server_certificate(peer, peer=name, timeout_s=CERTIFICATE_S))
     digits = hashlib.sha256(shown).hexdigest().upper()
     return shown, ":".join(digits[start : start + 2] for start in range(0, len(digits), 2))
 

@@ -390,6 +390,18 @@ def test_opcua_certificate_is_shown_saved_and_then_pinned(opcua_plc, edgeqc):
     assert (code, json.loads(out)["kind"]) == (0, "opcua")
 
 
+def test_certificate_of_a_source_of_tags_is_shown_and_saved(opcua_plc, edgeqc):
+    source = {"name": "oven", "type": "opcua", "url": opcua_plc.settings["url"], "tags": [{"name": "t", "node": "i=1"}]}
+    path = line(tags=[source])
+    assert "edgeqc test plc FILE --source oven --save-certificate" in edgeqc("check", path)[2]
+    code, out, err = edgeqc("test", "plc", path, "--source", "oven", "--save-certificate", "oven.der", "--json")
+    assert (code, "pin it: server_certificate: oven.der" in err) == (0, True)
+    assert len(json.loads(out)["certificate_sha256"]) == 95
+    for pinned in ({"server_certificate": "oven.der"}, {"trust": "trusted"}):
+        assert "server_certificate" not in edgeqc("check", line(tags=[source | pinned]))[2]
+    assert edgeqc("test", "plc", path, "--source", "other")[0] == 2
+
+
 def need_mosquitto():
     if mosquitto_path() is None:
         if os.environ.get("EDGEQC_REQUIRE_PEERS") == "1":
