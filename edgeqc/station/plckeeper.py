@@ -188,6 +188,7 @@ class PlcKeeper:
         """
         with self._held(until_ns) as handshake:
             if not unless():
+                handshake.expire(time.monotonic_ns())  # the guard leaves the link alone while parts are under way
                 handshake.trigger(sequence, part_id, self._counter)
                 self._write(until_ns)
 

@@ -130,6 +130,19 @@ def test_the_end_of_a_hold_never_takes_the_next_parts_result(tmp_path: Path) -> 
 BUFFERED = Manners(rules=Rules(form=Form.BUFFERED, depth=3))
 
 
+def test_a_result_whose_time_is_over_goes_with_the_next_trigger_also_where_parts_overlap(tmp_path: Path) -> None:
+    line = Line(tmp_path, manners=Manners(rules=Rules(hold_ns=1)))
+    try:
+        for sequence in (1, 2):
+            line.keeper.show_busy(sequence, f"P{sequence}", soon(), unless=lambda: False)
+        line.outcome.settle(part(1), Verdict.PASS, Cause.OK)
+        line.keeper.show_busy(3, "P3", soon(), unless=lambda: False)
+        told = line.plc.told[-1]
+        assert (told.sequence, told.verdict, told.busy) == (3, None, True)
+    finally:
+        line.close()
+
+
 def test_a_result_that_waits_is_delivered_when_its_turn_has_come(tmp_path: Path) -> None:
     line = Line(tmp_path, manners=BUFFERED)
     try:
