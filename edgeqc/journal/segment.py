@@ -41,11 +41,32 @@ def make(path: Path, size: int) -> None:
             os.pwrite(descriptor, _CHUNK[: size - offset], offset)
         os.fsync(descriptor)
         part.replace(path)
+        _sync_folder(path.parent)
     except OSError:
         part.unlink(missing_ok=True)
         raise
     finally:
         os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A file that is synced is not on the disk by its name yet."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def unused(path: Path, size: int) -> bool:
+    """Is there a segment of this size that nobody has begun? A power cut may leave records without their header."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                return False
+            return not any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(len(_CHUNK)), b""))
+    except FileNotFoundError:
+        return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

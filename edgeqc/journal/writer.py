@@ -208,7 +208,7 @@ class JournalWriter:
 
     def _begin(self, number: int) -> None:
         path = segment.path_of(self.folder, number)
-        if not path.exists() or path.stat().st_size != self._size:
+        if not segment.unused(path, self._size):
             try:
                 segment.make(path, self._size)
             except OSError as exc:
@@ -305,7 +305,7 @@ class JournalWriter:
         path = segment.path_of(self.folder, number)
         try:
             self._keep_budget()
-            if not path.exists() or path.stat().st_size != self._size:
+            if not segment.unused(path, self._size):
                 self._make(path)
         except OSError as exc:
             self._trouble(_FULL if exc.errno in _NO_ROOM else "disk_refuses", {"reason": exc.strerror or ""})

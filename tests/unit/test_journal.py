@@ -646,3 +646,39 @@ def test_a_segment_that_cannot_be_opened_refuses_the_record_and_the_next_one_tri
 def test_a_text_that_is_no_unicode_is_no_reason_to_refuse_a_record(body: Event | AlertChange) -> None:
     """A file name or a peer's string, decoded as Python does it."""
     assert decode(encode(body, sequence=1, wall_ns=0, mono_ns=0), writer="w").sequence == 1
+
+
+def test_a_segment_is_empty_when_it_is_begun_whatever_a_power_cut_left_in_it(tmp_path: Path) -> None:
+    """Of what was not synced the disk may have some: records of a segment whose header it has not."""
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    writer.append(event(1))
+    wait_until(lambda: writer._ready is not None)
+    writer.close()
+    stale = encode(event(77), sequence=PER_SEGMENT + 2, wall_ns=0, mono_ns=0)
+    with segment.path_of(tmp_path / "w", 2).open("r+b") as file:
+        file.seek(2 * RECORD_BYTES)
+        file.write(stale)
+    again = JournalWriter(tmp_path / "w", SMALL)
+    filled(again, event(2), PER_SEGMENT)
+    reader = JournalReader(tmp_path / "w")
+    entries = []
+    while some := reader.read():
+        entries += some
+    reader.close()
+    again.close()
+    assert [entry.sequence for entry in entries] == list(range(1, PER_SEGMENT + 2))
+    assert event(77) not in [entry.body for entry in entries]
+
+
+def test_a_segments_name_is_on_the_disk_before_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut in the next seconds takes the file, with records that were synced."""
+    synced: list[tuple[str, bool]] = []
+    fsync, path = os.fsync, segment.path_of(tmp_path, 1)
+
+    def watched(descriptor: int) -> None:
+        synced.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    segment.make(path, 1 << 20)
+    assert synced[-1] == (str(tmp_path), True)
