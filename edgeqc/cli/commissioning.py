@@ -96,7 +96,9 @@ def plc(  # noqa: PLR0917 - each is a switch of the command
     from edgeqc import loading  # noqa: PLC0415 - heavy
     from edgeqc.cli.peers import look_at_plc  # noqa: PLC0415 - heavy
     from edgeqc.cli.state import in_use  # noqa: PLC0415 - heavy
+    from edgeqc.logs import configure  # noqa: PLC0415 - heavy
 
+    configure(process="edgeqc")  # what the link logs goes to stderr: stdout is for the report
     if source is not None:
         _certificate(_source(file, source), source, save_certificate, as_json=as_json, alone=True)
         return

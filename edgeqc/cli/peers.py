@@ -23,16 +23,20 @@ from edgeqc.cli import broker
 from edgeqc.cli.findings import Finding, State
 from edgeqc.core.track import OFF
 from edgeqc.errors import EdgeqcError, PeerError, PeerTimeoutError
+from edgeqc.logs import configure
 from edgeqc.plc import open_link, plc_door
 from edgeqc.plc.gate import GateLink
 from edgeqc.records import NS_PER_MS, NS_PER_S, FrameStatus, PlcResult
 from edgeqc.settings import (
     CameraSettings,
+    ModbusTagSource,
     NoPlcSettings,
     OpcuaEndpoint,
     OpcuaSecurity,
+    OpcuaTagSource,
     Settings,
     StationSettings,
+    TagSourceSettings,
     TriggerSource,
 )
 from edgeqc.shm.slots import FrameSlots
@@ -43,6 +47,9 @@ CERTIFICATE_S: Final = 5.0
 PLC_CALL_NS: Final = 2 * NS_PER_S
 PLC_COMES_NS: Final = 10 * NS_PER_S
 """Until a PLC that polls us has connected again and written the gate's inputs."""
+TAGS: Final = 20
+"""Of a source, that are read: the others are seldom of another kind, and a thousand take a server its time."""
+_SERVERS: Final = frozenset({"modbus", "opcua"})
 READS: Final = 50
 """Requests for the latency figures: enough for a 95th percentile that means something, and over in a second."""
 
@@ -197,15 +204,17 @@ def certificate_of(peer: object, name: str) -> tuple[bytes, str] | None:
 
 
 def reach(settings: Settings) -> list[Finding]:
-    """Every camera, PLC and the broker, each tried once; nothing is raised for a peer that is not there.
+    """Every camera, PLC, source of tags and the broker, each tried once; nothing is raised for a peer that is not there.
 
     The secrets are still references here: one that lacks is its own peer's finding.
     """
+    configure(process="edgeqc")  # what the links log goes to stderr: stdout is for the findings
     found: list[Finding] = []
     for index, station in enumerate(settings.stations):
         found += [camera_finding(settings, index, number) for number in range(len(station.all_cameras))]
         found.append(plc_finding(settings, index))
     found.append(broker_finding(settings))
+    found += [source_finding(settings, index) for index, source in enumerate(settings.tags) if source.type in _SERVERS]
     return found
 
 
@@ -273,6 +282,44 @@ def broker_finding(settings: Settings) -> Finding:
             name="broker", state=State.FAIL, found=str(error), limit="a session", mend="edgeqc test mqtt FILE"
         )
     return Finding(name="broker", state=State.OK, found=f"{settings.mqtt.host}, session in {report.connect_ms:.1f} ms")
+
+
+def source_finding(settings: Settings, index: int) -> Finding:
+    """Does this server of tags answer, and has it the tags? Up to `TAGS` of them are read once."""
+    source = settings.tags[index]
+    name, mend = f"tags {source.name}", f"edgeqc plc probe FILE --source {source.name}"
+    if isinstance(source, ModbusTagSource) and source.through is not None:
+        return Finding(name=name, state=State.OK, found=f"read through station {source.through}: not tried by itself")
+    try:
+        known = loading.resolved(settings, within=("tags", index)).tags[index]
+        asked, refused = _tags_of(known, loading.paths(settings)[0])
+    except EdgeqcError as error:
+        return Finding(name=name, state=State.FAIL, found=str(error), limit="an answer", mend=mend)
+    told = f"{asked - len(refused)} of {asked} tags looked at are there"
+    if not refused:
+        return Finding(name=name, state=State.OK, found=told)
+    found = f"{told}; not {', '.join(refused[:3])}"
+    return Finding(name=name, state=State.WARN, found=found, limit="all there", mend=mend)
+
+
+def _tags_of(source: TagSourceSettings, state_dir: Path) -> tuple[int, list[str]]:
+    """How many tags were looked at, and which of them the server does not have. PeerError, for a register too."""
+    if isinstance(source, ModbusTagSource):
+        from edgeqc.cli.probe_modbus import Kind, ModbusProbe  # noqa: PLC0415 - one of the two is enough
+
+        registers = [tag.register_address for tag in source.tags[:TAGS] if tag.register_address is not None]
+        with ModbusProbe(source.host or "", source.port, source.device_id) as modbus:
+            for register in registers:
+                modbus.look(Kind.HOLDING, register, 1)
+        return len(registers), []
+    if isinstance(source, OpcuaTagSource):
+        from edgeqc.cli.probe_opcua import OpcuaProbe  # noqa: PLC0415 - asyncua takes 0.4 s to import
+
+        nodes = [tag.node for tag in source.tags[:TAGS] if tag.node is not None]
+        with OpcuaProbe(source, state_dir) as opcua:
+            reports = opcua.look(nodes, browse=False)
+        return len(nodes), [f"{report.node} ({report.fault})" for report in reports if report.fault]
+    return 0, []
 
 
 def figures(values: Sequence[float]) -> dict[str, float]:

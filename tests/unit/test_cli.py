@@ -29,6 +29,7 @@ from edgeqc.settings import JournalSettings
 from edgeqc.sim.broker import SimBroker, mosquitto_path
 from edgeqc.sim.plc import SimPlc
 from edgeqc.sim.stage import Stage
+from edgeqc.sim.tags import SimTags, tag_settings
 
 ROOT = Path(__file__).parents[2]
 ENGINE = ROOT / "engines/demo-part/1"
@@ -390,6 +391,19 @@ def test_opcua_certificate_is_shown_saved_and_then_pinned(opcua_plc, edgeqc):
     assert (code, json.loads(out)["kind"]) == (0, "opcua")
 
 
+def test_json_of_an_unprotected_opcua_plc_is_json_alone(tmp_path, edgeqc):
+    with closing(Stage.create(tmp_path / "stage")) as stage:
+        made = SimPlc("opcua", stage.path, tmp_path / "judge", parts=1, rate_hz=1, budget_ms=1000, start="go")
+        made.start()
+        try:
+            assert made.settings["security"] == "none"
+            code, out, err = edgeqc("test", "plc", line(station={"plc": made.settings}), "--json")
+        finally:
+            made.kill()
+    assert (code, json.loads(out)["kind"]) == (0, "opcua")
+    assert "opcua_unprotected" in err
+
+
 def test_certificate_of_a_source_of_tags_is_shown_and_saved(opcua_plc, edgeqc):
     source = {"name": "oven", "type": "opcua", "url": opcua_plc.settings["url"], "tags": [{"name": "t", "node": "i=1"}]}
     path = line(tags=[source])
@@ -592,3 +606,25 @@ def test_trying_real_time_leaves_this_process_as_it_was():
     settings = loading.load(line())
     rights.missing_rights(settings, Path("state"), Path("run"))
     assert (os.sched_getscheduler(0), os.sched_getaffinity(0)) == before
+
+
+@pytest.mark.parametrize("kind", ["modbus", "opcua"])
+def test_doctor_looks_at_the_servers_of_tags(kind, edgeqc):
+    drawn()
+    tags = SimTags(kind, tags=3)
+    tags.start()
+    try:
+        source = tag_settings(3, tags.url)
+        beyond = {"register": 9000, "type": "uint16"} if kind == "modbus" else {"node": "ns=9;s=beyond"}
+        states = {}
+        for name, known in (("there", []), ("beyond", [{"name": "beyond", **beyond}])):
+            path = line(tags=[source | {"tags": [*source["tags"], *known]}])
+            rows = {row["name"]: row for row in json.loads(edgeqc("doctor", path, "--json")[1])["rows"]}
+            states[name] = rows["tags sim"]
+    finally:
+        tags.kill()
+    assert (states["there"]["state"], states["there"]["found"]) == ("ok", "3 of 3 tags looked at are there")
+    assert states["beyond"]["state"] in {"warn", "fail"}
+    assert "9000" in states["beyond"]["found"] or "beyond" in states["beyond"]["found"]
+    rows = {row["name"]: row for row in json.loads(edgeqc("doctor", path, "--json")[1])["rows"]}
+    assert rows["tags sim"]["state"] == "fail"
