@@ -110,7 +110,7 @@ def _rows(state_dir: Path, query: str, values: tuple[object, ...] = ()) -> list[
     if not path.exists():
         raise EdgeqcError(f"{state_dir}: no archive yet; `edgeqc run` makes one")
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=2)) as database:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=2)) as database:
             database.row_factory = sqlite3.Row
             return database.execute(query, values).fetchall()
     except sqlite3.Error as exc:

@@ -92,6 +92,20 @@ def test_only_what_was_asked_for_is_found(state_dir, wanted, found):
     assert numbers(state_dir, **wanted) == found
 
 
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        ({"part_id": "P7"}, "parts_by_part (part_id=?)"),
+        ({"since_ns": FIRST_NS}, "parts_by_time (trigger_wall_ns>?)"),
+        ({"since_ns": FIRST_NS, "until_ns": FIRST_NS}, "parts_by_time (trigger_wall_ns>? AND trigger_wall_ns<?)"),
+    ],
+)
+def test_ten_million_parts_are_not_read_for_a_few(state_dir, monkeypatch, wanted, index):
+    monkeypatch.setattr(query, "_QUERY", "EXPLAIN QUERY PLAN " + query._QUERY)
+    monkeypatch.setattr(query, "_facts", lambda row: row["detail"])
+    assert any(f"SEARCH parts USING INDEX {index}" in step for step in query.query(state_dir, **wanted))
+
+
 def test_a_row_has_every_column_in_order(state_dir):
     row = next(query.query(state_dir, part_id="P3"))
     assert tuple(row) == query.COLUMNS
