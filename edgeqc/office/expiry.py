@@ -1,4 +1,4 @@
-"""Which certificates of the OPC UA connections end soon: looked at by the office, which alerts people."""
+"""Which certificates of the OPC UA connections and of our own OPC UA server end soon: looked at by the office, which alerts people."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ def expiring(settings: Settings, state_dir: Path) -> str:
     A file that cannot be read is the connection's own fault to tell.
     """
     paths: dict[Path, None] = {}
-    endpoints = [each for each in (*(station.plc for station in settings.stations), *settings.tags)
-                 if isinstance(each, OpcuaEndpoint)]  # fmt: skip
-    for endpoint in endpoints:
-        if endpoint.security is OpcuaSecurity.NONE:
+    peers = [each for each in (*(station.plc for station in settings.stations), *settings.tags)
+             if isinstance(each, OpcuaEndpoint)]  # fmt: skip
+    server = [] if settings.server.opcua is None else [settings.server.opcua]
+    for each in (*peers, *server):
+        if each.security is OpcuaSecurity.NONE:
             continue
-        for path in (endpoint.certificate or state_dir / "pki" / "own.der", endpoint.server_certificate):
-            if path is not None:
-                paths[path] = None
+        paths[each.certificate or state_dir / "pki" / "own.der"] = None
+        if isinstance(each, OpcuaEndpoint) and each.server_certificate is not None:
+            paths[each.server_certificate] = None
     if not paths:
         return ""
     from edgeqc.plc.certificates import WARN_DAYS, days_left  # noqa: PLC0415 - cryptography, only where it is used

@@ -104,3 +104,23 @@ def test_people_are_told_a_month_before_a_certificate_ends(days: int, says: str,
         }
     )  # fmt: skip
     assert expiring(settings, tmp_path) == says
+
+
+def test_the_certificate_of_our_own_server_is_watched_where_it_is_the_only_one(tmp_path: Path) -> None:
+    kept(tmp_path / "pki", "own.der", made("edgeqc", 0, days=12))
+    settings = Settings.model_validate(
+        {
+            "version": 1,
+            "node": "n",
+            "stations": [
+                {
+                    "name": "top", "takt_ms": 100, "budget_ms": 80,
+                    "camera": {"type": "replay", "folder": ".", "width_px": 64, "height_px": 64},
+                    "recipe": {"engine": "."},
+                    "plc": {"type": "none"},
+                }
+            ],
+            "server": {"opcua": {"bind": "127.0.0.1", "peers": ["127.0.0.1"], "users": [{"name": "s", "password": "p"}]}},
+        }
+    )  # fmt: skip
+    assert expiring(settings, tmp_path) == "own.der expires in 12 days"
