@@ -10,6 +10,7 @@ import json
 import math
 import sqlite3
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -29,6 +30,9 @@ QUIET_PRIORITIES: Final = frozenset({"diagnostic", "low"})
 """In a flood these are kept in the archive and told when it is over."""
 ALL: Final = "*"
 """As an id of a command: every alarm that the verb goes with."""
+SUPERVISOR: Final = "supervisor"
+OFFICE: Final = "office"
+"""Two of the processes, as their alarms name them."""
 _WORDS: Final = 200
 """Characters of a name or a reason that are kept."""
 
@@ -68,6 +72,8 @@ def parse_command(verb: str, fields: object, *, via: str) -> AlarmCommand:
     for name, text in texts.items():
         if not isinstance(text, str) or (name != "note" and not text.strip()):
             raise RefusedCommandError(f"{name}: is missing, or not a text")
+        if not _is_unicode(text):
+            raise RefusedCommandError(f"{name}: half a character, which no table and no message can hold")
     hours = args.get("hours", 0)
     if isinstance(hours, bool) or not isinstance(hours, int | float) or not math.isfinite(hours):
         raise RefusedCommandError("hours: is not a number")
@@ -79,6 +85,11 @@ def parse_command(verb: str, fields: object, *, via: str) -> AlarmCommand:
         for_ns=round(min(max(hours, -1e6), 1e6) * 3600 * NS_PER_S),
         via=via,
     )
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can name half of a surrogate pair, which is no character."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 class RefusedCommandError(ValueError):
@@ -154,9 +165,19 @@ class AlarmBook:
         return self._enter(state)
 
     def started(self, writer: str, wall_ns: int) -> None:
-        """A process began: what stood of it stands until it is told again, or CONFIRM_NS are over."""
+        """A process began: what stood of it stands until it is told again, or CONFIRM_NS are over.
+
+        With the supervisor all began, and what is not in the configuration any more did not.
+        """
+        self._doubt(lambda state: state.source == writer or (writer == SUPERVISOR and state.wall_ns < wall_ns), wall_ns)
+
+    def office_ended(self, wall_ns: int) -> None:
+        """What it raised itself up to then the next office tells again, or not. It writes no journal to say that it began."""
+        self._doubt(lambda state: state.source == OFFICE and state.wall_ns < wall_ns, wall_ns)
+
+    def _doubt(self, doubtful: Callable[[AlertState], bool], wall_ns: int) -> None:
         for key, state in self._states.items():
-            if state.source == writer and state.alarm.active:
+            if state.alarm.active and doubtful(state):
                 self._unconfirmed[key] = wall_ns + CONFIRM_NS
                 self._states[key] = replace(state, confirm_ns=wall_ns + CONFIRM_NS)
                 self._database.execute(
@@ -167,7 +188,7 @@ class AlarmBook:
     def due(self, wall_ns: int) -> bool:
         """Is there anything for `expire` to do?"""
         return (
-            any(until_ns <= wall_ns for until_ns in self._unconfirmed.values())
+            any(_is_over(until_ns, wall_ns) for until_ns in self._unconfirmed.values())
             or any(0 < state.until_ns <= wall_ns for state in self._states.values())
             or self._flood_at(wall_ns) is not self.flooded
         )
@@ -175,7 +196,7 @@ class AlarmBook:
     def expire(self, *, sequence: int, wall_ns: int) -> list[AlertState]:
         """End what nobody told again, take from the shelf what has been there for its time; give what changed."""
         changed: list[AlertState] = []
-        for key in [key for key, until_ns in self._unconfirmed.items() if until_ns <= wall_ns]:
+        for key in [key for key, until_ns in self._unconfirmed.items() if _is_over(until_ns, wall_ns)]:
             state = self._states[key]
             over = replace(state.change, active=False)
             number = sequence + len(changed)
@@ -259,7 +280,8 @@ class AlarmBook:
         )
 
     def _flood_at(self, wall_ns: int) -> bool:
-        while self._raised and wall_ns - self._raised[0] > FLOOD_NS:
+        # What was raised in the future was raised before the clock was set back.
+        while self._raised and not 0 <= wall_ns - self._raised[0] <= FLOOD_NS:
             self._raised.popleft()
         count = len(self._raised)
         return count > FLOOD_BEGINS or (self.flooded and count >= FLOOD_ENDS)
@@ -302,6 +324,11 @@ class AlarmBook:
         self._states.pop(change.id, None)  # the newest stands last, as in the table
         self._states[change.id] = state
         return state
+
+
+def _is_over(confirm_ns: int, wall_ns: int) -> bool:
+    """A time further away than CONFIRM_NS is one from before the clock was set back."""
+    return not wall_ns < confirm_ns <= wall_ns + CONFIRM_NS
 
 
 def state_of(row: sqlite3.Row) -> AlertState:

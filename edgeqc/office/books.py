@@ -83,6 +83,8 @@ class Asked:
     command: AlarmCommand
     answer: Future[dict[str, Any]]
     """Set once it is on the disk: status, and data or error."""
+    wall_ns: int
+    mono_ns: int
 
 
 Command = Tailed | Settled | Refused | ImageStored | ImagesGone | Noted | Asked
@@ -116,6 +118,7 @@ class Books:
 
     def begin(self) -> None:
         """Begin a transaction."""
+        self.intake.begin()
         self._database.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
@@ -157,7 +160,7 @@ class Books:
                 self.intake.note(command.body, outcome, wall_ns=command.wall_ns, mono_ns=command.mono_ns)
             case Asked():
                 self.intake.obey(
-                    command.command, command.answer, outcome, wall_ns=time.time_ns(), mono_ns=time.monotonic_ns()
+                    command.command, command.answer, outcome, wall_ns=command.wall_ns, mono_ns=command.mono_ns
                 )
 
     def keep_budget(self, outcome: Outcome) -> None:

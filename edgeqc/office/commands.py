@@ -80,7 +80,7 @@ class Commands:
         self.taken += 1
         self._log.info("alarm_command", verb=command.verb.value, id=command.id, by=command.by, via=command.via)
         answer: Future[dict[str, Any]] = Future()
-        self._put(Asked(command=command, answer=answer))
+        self._put(Asked(command=command, answer=answer, wall_ns=time.time_ns(), mono_ns=time.monotonic_ns()))
         return answer
 
     def turn(self) -> None:

@@ -72,6 +72,7 @@ class Courier:
         greet: Callable[[ArchiveView | None], list[Message]],
         alerts: Callable[[ArchiveView | None], list[Message]],
         now_ns: Callable[[], int] = time.monotonic_ns,
+        hello: Message | None = None,
     ) -> None:
         """Begin with the greeting: how things stand.
 
@@ -82,15 +83,17 @@ class Courier:
             boot: the kernel's boot id: times of another boot cannot be compared.
             live_expiry_s: message expiry of what is news and not retained.
             barred: why a topic need not even be tried, or None.
-            greet: the retained messages to begin with, alerts among them.
+            greet: the retained messages that say how things stand, alerts among them: told now, and again once another
+                archive is open, since without one there is little to say.
             alerts: the alerts as they stand, for when their history has been replayed.
             now_ns: the clock of the rows' `mono_ns`.
+            hello: the first message of all.
         """
         self.published = 0
         self.replayed = 0
         self.acknowledged = 0
-        self.refusals: list[tuple[str, str]] = []
-        """(topic, reason) of what the broker refused or was not asked to take; the owner takes them out."""
+        self.refusals: list[tuple[str, str, bool]] = []
+        """(topic, reason, did the broker say so) of what it refused or was not asked to take; the owner takes them out."""
         self._now_ns = now_ns
         self._since_ns = now_ns()
         self._connection = connection
@@ -99,12 +102,10 @@ class Courier:
         self._boot = boot
         self._live_expiry_s = live_expiry_s
         self._barred = barred
+        self._greet = greet
         self._alerts = alerts
-        self._view = archive.view
-        # In this order: an alert that comes in between is then both in the greeting and news, never in neither.
-        self._backlog = self._view.last_message() if self._view is not None else 0
-        self._first: deque[Message] = deque(greet(self._view))
-        self._lanes = (_Lane(urgent=True), _Lane(urgent=False))
+        self._first: deque[Message] = deque([] if hello is None else [hello])
+        self._begin()
         self._restate = False
         self._accepted: set[str] = set()
         self._sent: dict[int, _Sent] = {}
@@ -137,14 +138,20 @@ class Courier:
         """The outbox row that waits longest for its acknowledgement; 0 = none."""
         return next((sent.row for sent in self._sent.values() if sent.row), 0)
 
+    def _begin(self) -> None:
+        """Say how things stand by this archive; its messages come behind that."""
+        self._view = self._archive.view
+        # In this order: an alert that comes in between is then both in the greeting and news, never in neither.
+        self._backlog = self._view.last_message() if self._view is not None else 0
+        self._first.extend(self._greet(self._view))
+        self._lanes = (_Lane(urgent=True), _Lane(urgent=False))
+
     def _at_end(self) -> bool:
         return all(lane.empty_at == self._archive.commits for lane in self._lanes)
 
     def _follow(self) -> None:
         """Another archive was begun: its rows are other rows. Or the first one, later than the connection was up."""
-        self._view = self._archive.view
-        self._backlog = 0
-        self._lanes = (_Lane(urgent=True), _Lane(urgent=False))
+        self._begin()
         self._sent = {mid: _Sent(row=0, topic=sent.topic) for mid, sent in self._sent.items()}
 
     def settle(self) -> None:
@@ -157,7 +164,7 @@ class Courier:
                 continue  # QoS 0: paho tells when it is written
             self.acknowledged += 1
             if refusal is not None:
-                self._refuse(sent.row, sent.topic, refusal)
+                self._refuse(sent.row, sent.topic, refusal, by_broker=True)
                 continue
             self._accepted.add(sent.topic)
             if sent.row:
@@ -246,7 +253,7 @@ class Courier:
         if qos:
             self._sent[mid] = _Sent(row=row, topic=topic)
 
-    def _refuse(self, row: int, topic: str, reason: str) -> None:
+    def _refuse(self, row: int, topic: str, reason: str, *, by_broker: bool = False) -> None:
         if row:
             self._archive.put(Refused(id=row, reason=reason))
-        self.refusals.append((topic, reason))
+        self.refusals.append((topic, reason, by_broker))

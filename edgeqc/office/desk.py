@@ -6,12 +6,14 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import edgeqc
 from edgeqc.errors import EdgeqcError
 from edgeqc.journal import Cursor, mark_archived
+from edgeqc.loading import digest
 from edgeqc.office import audit, payloads, tables
 from edgeqc.office.archive import Archive
 from edgeqc.office.books import Tailed
@@ -32,8 +34,8 @@ from edgeqc.settings import Settings
 _LAST_S: Final = 0.5
 """`verdict/last` is for panels: two a second."""
 _LOOK_S: Final = 1.0
-_CALM_S: Final = 600.0
 _CERTIFICATES_S: Final = 3600.0
+_CALM_S: Final = 600.0
 """A notice about something that happens again and again ends after this long without it."""
 _MB: Final = 1 << 20
 
@@ -243,10 +245,14 @@ class Desk:
 
     def _alerts(self, view: ArchiveView | None) -> list[Message]:
         """Every alert there is or was: what is over is emptied, in case the broker still holds it."""
-        states: dict[str, AlertState | None] = {}
-        if view is not None:
-            states.update({state.change.id: state for state in view.alerts()})
-        states.update(self.notices.states())
+        kept = {state.change.id: state for state in view.alerts()} if view is not None else {}
+        states: dict[str, AlertState | None] = {**kept}
+        for key, own in self.notices.states().items():
+            answered = kept.get(key)  # the archive knows what people said to it, the notices what is so now
+            if own is not None and answered is not None and own.change.active and answered.change.active:
+                states[key] = replace(answered, change=own.change)
+            else:
+                states[key] = own
         return [self._alert(key, state) for key, state in states.items()]
 
     def _alert(self, key: str, state: AlertState | None) -> Message:
@@ -269,11 +275,10 @@ class Desk:
                     recipes=[recipe for recipe in recipes if recipe.writer == f"station-{station.name}"],
                 )
             )
-        digests = [run.config_digest for run in runs.values() if run.config_digest]
         payload = payloads.info(
             stations,
             version=edgeqc.__version__,
-            config_digest=digests[0] if digests else "",
+            config_digest=digest(self._settings)[:16],
             node=self._settings.node,
             sequence=self._next("info"),
             wall_ns=time.time_ns(),

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from edgeqc.journal import Cursor, Entry
 from edgeqc.office import payloads, tables
-from edgeqc.office.alarms import QUIET_PRIORITIES, AlarmBook, AlarmCommand, RefusedCommandError, told
+from edgeqc.office.alarms import OFFICE, QUIET_PRIORITIES, AlarmBook, AlarmCommand, RefusedCommandError, told
 from edgeqc.office.audit import AUDITED
 from edgeqc.office.payloads import AlertState, Model, Payload, Seen
 from edgeqc.records import (
@@ -29,7 +29,7 @@ from edgeqc.records import (
 )
 
 DELIVERY_WAIT_NS: Final = 2 * NS_PER_S
-"""A verdict whose delivery is not told for this long is published as unknown: the station died in between."""
+"""A verdict whose delivery is not told for this long is published as unknown: the station died, or the PLC lets it wait."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,11 +106,12 @@ class Intake:
         self._scales = scales or {}
         self._boot = boot
         self._publish = publish
-        self._last_own = 0
+        self._last_own = self._own_before = 0
         self.reload(now_ns=now_ns)
 
     def reload(self, *, now_ns: int) -> None:
         """Take what is open from the archive: at the start, and after a transaction was rolled back."""
+        self._last_own = self._own_before  # what is done again has the number it had: the audit trail knows it by that
         self.alarms = AlarmBook(self._database)
         self._open: dict[str, dict[int, _Open]] = {}
         self._runs: dict[str, sqlite3.Row] = {
@@ -122,7 +123,9 @@ class Intake:
         }
         """Writer, recipe and camera (empty where there is one) to the model, as name@version."""
         for row in self._database.execute(
-            "SELECT parts.*, tags FROM parts LEFT JOIN snapshots ON part = id WHERE open ORDER BY id"
+            # Left to itself SQLite walks all parts for the order's sake: seconds for each million.
+            "SELECT parts.*, tags FROM parts INDEXED BY parts_open LEFT JOIN snapshots ON part = id "
+            "WHERE open ORDER BY id"
         ):
             record = tables.part_of(row)
             self._open.setdefault(f"station-{record.station}", {})[record.trigger.sequence] = _Open(
@@ -138,6 +141,10 @@ class Intake:
                     for view in self._database.execute("SELECT * FROM views WHERE part=? ORDER BY place", (row["id"],))
                 ],
             )
+
+    def begin(self) -> None:
+        """A transaction begins."""
+        self._own_before = self._last_own
 
     def take(self, entries: list[Entry], images: dict[int, str], outcome: Outcome, *, now_ns: int) -> None:
         """Enter the entries of one journal, in order; `images` are the files promised, by the record's sequence."""
@@ -159,7 +166,7 @@ class Intake:
         """Publish what waits for its delivery since DELIVERY_WAIT_NS; `now_ns`: up to when all journals are read."""
         for writer, parts in self._open.items():
             for sequence in [key for key, part in parts.items() if now_ns - part.seen_ns > DELIVERY_WAIT_NS]:
-                self._close(writer, sequence, None, outcome)
+                self._close(writer, sequence, None, outcome, unknown="not told within 2 s")
 
     @property
     def waiting(self) -> bool:
@@ -168,7 +175,7 @@ class Intake:
 
     def note(self, body: Event | AlertChange, outcome: Outcome, *, wall_ns: int, mono_ns: int) -> None:
         """The office's own news. Its alerts are shown directly (they may say that this very archive is full)."""
-        entry = Entry(writer="office", sequence=self._own(wall_ns), wall_ns=wall_ns, mono_ns=mono_ns, body=body)
+        entry = Entry(writer=OFFICE, sequence=self._own(wall_ns), wall_ns=wall_ns, mono_ns=mono_ns, body=body)
         if isinstance(body, Event):
             self._enter_event(entry, body.name, body.facts, outcome)
         else:
@@ -321,7 +328,7 @@ class Intake:
 
     def _enter_started(self, entry: Entry, started: Started, outcome: Outcome) -> None:
         for sequence in list(self._open.get(entry.writer, {})):
-            self._close(entry.writer, sequence, None, outcome)
+            self._close(entry.writer, sequence, None, outcome, unknown="the station ended before it could tell")
         self._database.execute(
             "INSERT INTO journals(writer, segment, offset, run_id, version, config_digest, backend, model, model_digest) "
             "VALUES(?, 0, 0, ?, ?, ?, ?, ?, ?) ON CONFLICT(writer) DO UPDATE SET run_id=excluded.run_id, "
@@ -361,6 +368,8 @@ class Intake:
             self._enter_recipe(entry, facts, outcome)
         if name in AUDITED:
             outcome.audited.append(entry)
+        if name == "process_ended" and facts.get("process") == OFFICE:
+            self.alarms.office_ended(entry.wall_ns)
         payload = payloads.event(
             name, facts, node=self._node, source=entry.writer, sequence=entry.sequence, wall_ns=entry.wall_ns
         )
@@ -385,7 +394,9 @@ class Intake:
         if state.alarm.at_rest:
             self._post(topic, b"", mono_ns, outcome, urgent=True, retain=True)
 
-    def _close(self, writer: str, sequence: int, delivery: Delivery | None, outcome: Outcome) -> None:
+    def _close(
+        self, writer: str, sequence: int, delivery: Delivery | None, outcome: Outcome, *, unknown: str = ""
+    ) -> None:
         part = self._open[writer][sequence]
         payload = payloads.verdict(
             part.record,
@@ -397,6 +408,7 @@ class Intake:
             snapshot=part.process,
             views=part.views,
             um_per_px=self._scales.get(part.record.station),
+            unknown=unknown,
         )
         body = payloads.encode(payload)
         if delivery is not None:

@@ -179,8 +179,9 @@ class Outbox:
             boot=self._boot,
             live_expiry_s=self._settings.live_expiry_s,
             barred=self._barred_for,
-            greet=lambda view: [self._state(True, reason), *self._greet(view)],
+            greet=self._greet,
             alerts=self._alerts,
+            hello=self._state(True, reason),
         )
         try:
             while connection.lost is None and not self._stopping.is_set():
@@ -219,9 +220,10 @@ class Outbox:
     def _account(self, courier: Courier, published: int, replayed: int) -> None:
         self.published += courier.published - published
         self.replayed += courier.replayed - replayed
-        for topic, reason in courier.refusals:
+        for topic, reason, by_broker in courier.refusals:
             self.refused += 1
-            if self._barred_for(topic) is None:
+            # One that is too large says nothing about the next.
+            if by_broker and self._barred_for(topic) is None:
                 # mosquitto refuses with a PUBACK and hangs up; a topic without rights must not end every connection.
                 self._barred[_kind(topic)] = (time.monotonic() + _BARRED_S, reason)
             self._on_refused(topic, reason)

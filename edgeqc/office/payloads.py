@@ -184,12 +184,13 @@ def verdict(
     snapshot: Mapping[str, Payload] | None = None,
     views: Sequence[Seen] = (),
     um_per_px: Mapping[str, float] | None = None,
+    unknown: str = "",
 ) -> Payload:
     """One part.
 
     Args:
         record: the part's.
-        delivery: None: the station ended before it could tell.
+        delivery: None: it is unknown.
         node: this box's name.
         model: that judged it; of several views' the one that decided.
         cameras: the station's, by name.
@@ -197,6 +198,7 @@ def verdict(
         snapshot: what `process` gave.
         views: of each camera, where there are several.
         um_per_px: scale of those cameras that have one, by name.
+        unknown: why the delivery is.
     """
     scales = um_per_px or {}
     if delivery is not None:
@@ -206,7 +208,7 @@ def verdict(
         late_score = delivery.late_score
     else:
         announced, cause = record.verdict, record.cause
-        plc = {"delivered": None, "late": None, "reason": "unknown: the station ended before it could tell"}
+        plc = {"delivered": None, "late": None, "reason": f"unknown: {unknown}"}
         met = None
         late_score = math.nan
     score, threshold = _number(record.score), _number(record.threshold)

@@ -35,7 +35,6 @@ class RunRow:
 
     writer: str
     run_id: str
-    config_digest: str
     backend: str
     model: str
     model_digest: str
@@ -63,7 +62,6 @@ class ArchiveView:
             RunRow(
                 writer=row["writer"],
                 run_id=row["run_id"],
-                config_digest=row["config_digest"],
                 backend=row["backend"],
                 model=row["model"],
                 model_digest=row["model_digest"],

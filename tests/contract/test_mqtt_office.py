@@ -35,7 +35,19 @@ from edgeqc.journal import JournalWriter
 from edgeqc.office import audit, commands, tables
 from edgeqc.office.mqtt import MqttConnection
 from edgeqc.office.process import run_office
-from edgeqc.records import AlertChange, Cause, Defect, Delivery, Event, Ledger, Ne107, PartRecord, Trigger, Verdict
+from edgeqc.records import (
+    RECIPE_READY,
+    AlertChange,
+    Cause,
+    Defect,
+    Delivery,
+    Event,
+    Ledger,
+    Ne107,
+    PartRecord,
+    Trigger,
+    Verdict,
+)
 from edgeqc.settings import JournalSettings, MqttSettings, Settings
 from edgeqc.sim.broker import BrokerTls, Listener, SimBroker, mosquitto_path
 
@@ -495,6 +507,63 @@ def test_a_message_larger_than_the_broker_takes_is_a_dead_letter(line):
         until(lambda: len(line.rows("SELECT id FROM dead_letters")) >= 3)
         until(lambda: line.rows("SELECT count(*) AS n FROM outbox")[0]["n"] == 0)
     assert "900 bytes" in line.rows("SELECT reason FROM dead_letters")[0]["reason"]
+
+
+def test_one_message_that_is_too_large_costs_no_other(line):
+    with SimBroker(options=("max_packet_size 650",)) as broker, line.office(settings(broker.port)):
+        line.journal.append(Event(name="large", facts={f"text{number}": "x" * 200 for number in range(6)}))
+        until(lambda: line.rows("SELECT id FROM dead_letters"))
+        with listen(broker) as listener:
+            line.journal.append(Event(name="small", facts={}))
+            until(lambda: [m for m in listener.payloads("edgeqc/n1/event") if m["name"] == "small"])
+    assert len(line.rows("SELECT id FROM dead_letters")) == 1
+
+
+def test_what_the_archive_knows_is_told_once_it_is_open(line, broker, monkeypatch):
+    facts = {"recipe": "cap", "model": "cap@1", "model_digest": "01" * 32, "backend": "onnxruntime", "why": "w"}
+    line.journal.append(Event(name=RECIPE_READY, facts={**facts, "vouched": "v"}))
+    with line.office(settings(broker.port)):
+        until(lambda: line.rows("SELECT * FROM recipes"))
+    opened = tables.open_archive
+
+    def late(path):  # as the check of a large file makes it
+        until(lambda: listener.received("/info"))
+        return opened(path)
+
+    monkeypatch.setattr(tables, "open_archive", late)
+    with SimBroker() as other, listen(other) as listener:
+        with line.office(settings(other.port)):
+            until(lambda: any(info["stations"][0]["models"] for info in listener.payloads("edgeqc/n1/info")))
+        assert not listener.payloads("edgeqc/n1/info")[0]["stations"][0]["models"]
+        assert [body["reason"] for body in listener.payloads("edgeqc/n1/state")] == ["start", "stop"]
+
+
+def test_the_offices_own_alert_stays_acknowledged_when_the_broker_comes_back(line, broker):
+    (line.state_dir / f"{tables.FILE_NAME}.damaged-1").touch()
+    topic = "edgeqc/n1/alert/office.archive.damaged"
+    with line.office(settings(broker.port)), listen(broker) as listener:
+        until(lambda: line.rows("SELECT id FROM alerts"))
+        assert commands.ask(line.state_dir, {"verb": "ack", "user": "anna", "id": "*"})["status"] == "ok"
+        until(lambda: listener.payloads(topic) and listener.payloads(topic)[-1]["state"] == "active_acked")
+        broker.kill()
+        broker.start()
+        with listen(broker) as late:
+            until(lambda: late.payloads(topic))
+            assert (late.payloads(topic)[-1]["state"], late.payloads(topic)[-1]["acked_by"][:4]) == (
+                "active_acked",
+                "anna",
+            )
+
+
+@pytest.mark.parametrize("field", ["user", "note"])
+def test_half_a_character_in_a_command_is_refused_and_the_office_goes_on(line, broker, field):
+    with line.office(settings(broker.port)):
+        line.alert(active=True)
+        until(lambda: line.rows("SELECT id FROM alerts"))
+        said = commands.ask(line.state_dir, {"verb": "ack", "user": "anna", "id": "*", field: "\ud800"})
+        assert said["status"] == "error"
+        assert field in said["error"]["message"]
+        assert commands.ask(line.state_dir, {"verb": "ack", "user": "anna", "id": "*"})["status"] == "ok"
 
 
 def test_user_and_password_open_the_door(line):

@@ -11,11 +11,11 @@ import pytest
 
 from edgeqc.core.alarm import AlarmState, Verb
 from edgeqc.journal import Cursor, Entry, JournalWriter
-from edgeqc.office import alarms, query, tables
+from edgeqc.office import alarms, audit, query, tables
 from edgeqc.office.alarms import AlarmCommand
 from edgeqc.office.archive import Archive
-from edgeqc.office.books import Asked, ImagesGone, ImageStored, Noted, Refused, Settled, Tailed
-from edgeqc.office.intake import Outcome
+from edgeqc.office.books import Asked, Books, ImagesGone, ImageStored, Noted, Refused, Settled, Tailed
+from edgeqc.office.intake import Intake, Outcome
 from edgeqc.office.tail import Tail
 from edgeqc.records import (
     RECIPE_READY,
@@ -93,7 +93,8 @@ def alert(*, active: bool) -> AlertChange:
 
 def ask(archive: Archive, verb: Verb, alarm: str, by: str = "maint1", why: str = "", for_ns: int = 0) -> dict:
     answer: Future[dict] = Future()
-    archive.put(Asked(command=AlarmCommand(verb=verb, id=alarm, by=by, why=why, for_ns=for_ns), answer=answer))
+    command = AlarmCommand(verb=verb, id=alarm, by=by, why=why, for_ns=for_ns)
+    archive.put(Asked(command=command, answer=answer, wall_ns=time.time_ns(), mono_ns=time.monotonic_ns()))
     return answer.result(10)
 
 
@@ -542,6 +543,63 @@ def test_alerts_of_a_run_end_when_the_process_starts_again_and_does_not_tell_the
     assert state.teller == "office"
 
 
+@pytest.fixture
+def supervisor(tmp_path):
+    journal = JournalWriter(tmp_path / "journal" / "supervisor", JournalSettings())
+    yield journal
+    journal.close()
+
+
+def test_alarms_of_a_station_that_is_not_configured_any_more_end_with_the_daemons_next_start(
+    desk, supervisor, monkeypatch
+):
+    monkeypatch.setattr(alarms, "CONFIRM_NS", 0)
+    desk.journal.append(alert(active=True))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        supervisor.append(dataclasses.replace(started(2), process="supervisor"))
+        desk.settle(archive, tail)
+        until(lambda: not archive.view.alerts()[0].change.active)
+        assert desk.messages("alert/top.camera.lost")[-1]["state"] == "normal"
+        desk.journal.append(alert(active=True))  # raised by the run that has begun: it stands
+        desk.settle(archive, tail)
+        assert archive.view.alerts()[0].change.active
+
+
+def test_what_a_killed_office_had_raised_ends_if_the_next_one_does_not_raise_it_again(desk, supervisor, monkeypatch):
+    monkeypatch.setattr(alarms, "CONFIRM_NS", 300_000_000)
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        for name in ("office.message.refused", "office.archive.damaged"):
+            body = dataclasses.replace(alert(active=True), id=name)
+            archive.put(Noted(body=body, wall_ns=time.time_ns(), mono_ns=time.monotonic_ns()))
+        until(lambda: archive.idle)
+    supervisor.append(Event(name="process_ended", facts={"process": "office", "exit_code": -9, "again_in_s": 0.1}))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        archive.put(Noted(body=body, wall_ns=time.time_ns(), mono_ns=time.monotonic_ns()))
+        until(lambda: sum(state.change.active for state in archive.view.alerts()) == 1)
+        time.sleep(0.4)  # over CONFIRM_NS: what was raised again stands
+        assert [state.change.id for state in archive.view.alerts() if state.change.active] == ["office.archive.damaged"]
+
+
+def test_a_clock_that_is_set_back_holds_up_neither_a_floods_end_nor_an_unconfirmed_alarms(tmp_path):
+    hour_ns = 3600 * 10**9
+    with closing(tables.open_archive(tmp_path / tables.FILE_NAME)) as database:
+        book = alarms.AlarmBook(database)
+        for number in range(alarms.FLOOD_BEGINS + 1):
+            change = dataclasses.replace(alert(active=True), id=f"high.{number}")
+            book.take(change, source="station-top", sequence=number, wall_ns=WALL_NS)
+        book.expire(sequence=100, wall_ns=WALL_NS)
+        book.started("station-top", WALL_NS)
+        assert book.flooded
+        assert not book.due(WALL_NS + 1)
+        assert book.due(WALL_NS - hour_ns)
+        ended = book.expire(sequence=200, wall_ns=WALL_NS - hour_ns)
+        assert not book.flooded
+        assert len([state for state in ended if not state.change.active]) == alarms.FLOOD_BEGINS + 1
+
+
 def test_an_acknowledged_alert_that_a_new_run_tells_again_stays_acknowledged(desk):
     desk.journal.append(alert(active=True))
     with desk.archive() as (archive, tail):
@@ -685,6 +743,39 @@ def test_images_are_known_while_they_are_there(desk):
         archive.put(ImagesGone(paths=["images/d/top-1.png"]))
         until(lambda: archive.idle)
         assert archive.view.images() == {"images/d/top-2.png": False}
+
+
+def test_a_command_that_the_disk_takes_only_later_is_in_the_audit_trail_once(desk, monkeypatch):
+    desk.journal.append(alert(active=True))
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        commit, full = Books.commit, [True] * 4
+
+        def full_at_first(books):
+            if full:
+                full.pop()
+                raise sqlite3.OperationalError("database or disk is full")
+            commit(books)
+
+        monkeypatch.setattr(Books, "commit", full_at_first)
+        assert ask(archive, Verb.ACK, "top.camera.lost")["status"] == "ok"
+    lines, _ = audit.read(desk.state_dir / audit.FILE_NAME)
+    assert [line.fields["what"] for line in lines] == ["alarm_command"]
+    (row,) = desk.rows("SELECT * FROM events WHERE name='alarm_command'")
+    assert (row["sequence"], row["wall_ns"]) == (lines[0].fields["sequence"], lines[0].fields["at"])
+
+
+def test_beginning_with_an_archive_of_many_parts_reads_only_the_open_ones(desk):
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+    with closing(tables.open_archive(desk.state_dir / tables.FILE_NAME)) as database:
+        asked: list[str] = []
+        database.set_trace_callback(asked.append)
+        Intake(database, node="n1", cameras={}, boot="boot", publish=True, now_ns=0)
+        database.set_trace_callback(None)
+        plans = [row["detail"] for query in asked for row in database.execute(f"EXPLAIN QUERY PLAN {query}")]
+    assert plans
+    assert not [step for step in plans if step.startswith("SCAN parts") and "parts_open" not in step]
 
 
 def test_a_disk_that_takes_nothing_loses_nothing(desk):
