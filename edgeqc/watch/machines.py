@@ -150,7 +150,6 @@ class Machines:
                 memory = kept["machines"].get(machine.settings.name)
                 if memory is not None:
                     machine.trip.restore(memory, time.monotonic_ns())
-                    machine.told = machine.trip.on or None
             age_s = time.time() - float(kept["wall_s"])
             if kept["package"] == group.digest and 0 <= age_s <= OLD_S:
                 group.fleet.restore(kept["fleet"], time.monotonic_ns())

@@ -168,6 +168,22 @@ def test_an_alarm_that_stood_before_a_restart_still_stands(package, tmp_path):
     assert [change for change in deviations(second.feed(drawn(200, seed=9))) if not change.active]
 
 
+@pytest.mark.parametrize("away_s", [0, 3600])
+def test_an_alarm_that_stood_is_told_at_once_though_nothing_can_be_judged_yet(package, tmp_path, away_s):
+    """The office ends what a restarted process does not tell again within 30 s."""
+    first = Bench(package, tmp_path)
+    first.feed(drawn(200, seed=2))
+    first.feed(faulty(60))
+    first.machines.close()
+    (kept,) = (tmp_path / "machines").glob("*.json")
+    memory = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**memory, "wall_s": memory["wall_s"] - away_s}))
+    second = Bench(package, tmp_path)
+    second.at = first.at
+    unknown = np.full((5, len(TAGS)), np.nan)  # its server is away, or it has to settle anew
+    assert [change.active for change in deviations(second.feed(unknown))] == [True]
+
+
 def test_a_damaged_memory_is_set_aside_and_the_machine_begins_anew(package, tmp_path):
     (tmp_path / "machines").mkdir()
     for text in ("{", "[]", json.dumps({"machines": {"pump": {"on": True}}}), '{"machines": 3}'):
