@@ -122,7 +122,7 @@ class JournalReader:
         for number in segment.numbers(self.folder):
             if number > self.cursor.segment:
                 try:
-                    with segment.path_of(self.folder, number).open("rb") as file:
+                    with segment.path_of(self.folder, number).open("rb", buffering=0) as file:
                         if segment.read_header(file.read(RECORD_BYTES)) is not None:
                             return number
                 except FileNotFoundError:

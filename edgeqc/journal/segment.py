@@ -28,7 +28,15 @@ def path_of(folder: Path, number: int) -> Path:
 
 def numbers(folder: Path) -> list[int]:
     """The segments in a folder, oldest first."""
-    return sorted(int(path.stem) for path in folder.glob(f"*{SUFFIX}") if path.stem.isdigit())
+    names = [name.removesuffix(SUFFIX) for name in _names(folder) if name.endswith(SUFFIX)]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - pathlib takes five times as long, and readers ask all the time
+    except FileNotFoundError:
+        return []
 
 
 def make(path: Path, size: int) -> None:

@@ -25,6 +25,9 @@ from edgeqc.office.mqtt import Inbound, MqttConnection
 from edgeqc.office.view import ArchiveView
 from edgeqc.settings import MqttSettings
 
+ARCHIVE_S: Final = 5.0
+"""The broker is told nothing for so long at the start while the archive is not open: its check takes up to 2 s."""
+_LOOK_S: Final = 0.02
 _BACKOFF_S: Final = (0.25, 1.5)
 """First and longest wait between attempts: a broker that is back is used within 2 s."""
 _STABLE_S: Final = 5.0
@@ -137,6 +140,7 @@ class Outbox:
 
     def _run(self) -> None:
         try:
+            self._await_archive()
             attempt = 0
             while not self._stopping.is_set():
                 began_s = time.monotonic()
@@ -151,6 +155,12 @@ class Outbox:
                 self._stopping.wait(pause_s * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, no secret
         except Exception:  # noqa: BLE001 - the thread's root: `alive` tells the office, which ends and is started again
             self._log.exception("outbox_thread_failed")
+
+    def _await_archive(self) -> None:
+        """Without it there is little to say; one that cannot be opened at all is a reason to say just that."""
+        until_s = time.monotonic() + ARCHIVE_S
+        while self._archive.view is None and time.monotonic() < until_s and not self._stopping.wait(_LOOK_S):
+            pass
 
     def _connect(self) -> MqttConnection:
         return MqttConnection(

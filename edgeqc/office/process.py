@@ -21,11 +21,9 @@ from edgeqc.settings import Settings
 from edgeqc.shm.board import Board, State
 
 TAIL_S: Final = 0.02
-"""A verdict waits this long at most before the office sees it."""
+"""A verdict or an alarm waits this long at most before the office sees it."""
 DRAIN_S: Final = 1.5
 """What is on its way when the office is told to stop gets this long."""
-_IDLE_S: Final = 0.05
-_IDLE_AFTER_S: Final = 1.0
 
 
 def main(argv: list[str]) -> int:
@@ -91,13 +89,10 @@ async def run_office(
     console = CommandSocket(desk.commands, state_dir)
     try:
         await console.open()
-        busy_s = time.monotonic()
         while not stop.is_set():
             beat()
-            now_s = time.monotonic()
-            if desk.turn():
-                busy_s = now_s
-            await asyncio.sleep(TAIL_S if now_s - busy_s < _IDLE_AFTER_S else _IDLE_S)
+            desk.turn()
+            await asyncio.sleep(TAIL_S)
         until_s = time.monotonic() + DRAIN_S
         while time.monotonic() < until_s and (desk.turn() or not desk.idle):
             beat()

@@ -32,7 +32,7 @@ from paho.mqtt.properties import Properties
 
 from edgeqc.errors import EdgeqcError, PeerError, PeerTimeoutError
 from edgeqc.journal import JournalWriter
-from edgeqc.office import audit, commands, tables
+from edgeqc.office import audit, commands, outbox, tables
 from edgeqc.office.mqtt import MqttConnection
 from edgeqc.office.process import run_office
 from edgeqc.records import (
@@ -531,6 +531,7 @@ def test_what_the_archive_knows_is_told_once_it_is_open(line, broker, monkeypatc
         return opened(path)
 
     monkeypatch.setattr(tables, "open_archive", late)
+    monkeypatch.setattr(outbox, "ARCHIVE_S", 0.0)
     with SimBroker() as other, listen(other) as listener:
         with line.office(settings(other.port)):
             until(lambda: any(info["stations"][0]["models"] for info in listener.payloads("edgeqc/n1/info")))
