@@ -58,6 +58,7 @@ class HistoryWriter:
         self._segment_bytes = max(_SMALLEST_SEGMENT, min(_LARGEST_SEGMENT, self._most_bytes // _SEGMENTS))
         self._most_age_s = days * 86_400
         self._keep_free = int(keep_free_mb * _MB)
+        self._clock_s = time.time() - time.monotonic()
         self._pending: deque[tuple[Samples, Times]] = deque()
         self._waiting = 0
         self._lock = threading.Lock()
@@ -185,6 +186,11 @@ class HistoryWriter:
             os.close(self._file)
         self._file = self._path = None
 
+    @property
+    def _stepped(self) -> bool:
+        """Was the wall clock set by more than _CLOCK_STEP_S since the start? Then it says of no file how old it is."""
+        return abs(time.time() - time.monotonic() - self._clock_s) > _CLOCK_STEP_S
+
     def _make_room(self) -> None:
         """Let the oldest files go until budget, age and free disk are kept. OSError where that is not enough."""
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +198,10 @@ class HistoryWriter:
         sizes = {path: path.stat().st_size for path in files}
         total = sum(sizes.values())
         while files and files[0] != self._path:
-            too_old = time.time() - int(files[0].name.removesuffix(SUFFIX)) / NS_PER_S > self._most_age_s + _SEGMENT_S
+            too_old = (
+                not self._stepped
+                and time.time() - int(files[0].name.removesuffix(SUFFIX)) / NS_PER_S > self._most_age_s + _SEGMENT_S
+            )
             too_much = total + self._segment_bytes - self._size > self._most_bytes
             if not (too_old or too_much or self._free() < self._keep_free):
                 return
@@ -228,4 +237,5 @@ _SEGMENTS: Final = 16
 _LARGEST_SEGMENT: Final = 32 * _MB
 _SMALLEST_SEGMENT: Final = _MB // 16
 _SEGMENT_S: Final = 3600.0
+_CLOCK_STEP_S: Final = 3600.0
 _CLOSE_S: Final = 5.0

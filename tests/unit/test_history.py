@@ -134,6 +134,7 @@ def test_what_is_older_than_its_days_goes(tmp_path: Path, monkeypatch: pytest.Mo
     now_ns = time.time_ns()
     monkeypatch.setattr(time, "time_ns", lambda: now_ns)
     monkeypatch.setattr(time, "time", lambda: now_ns / S)
+    monkeypatch.setattr(time, "monotonic", lambda: now_ns / S)
     history = recorder(tmp_path, days=1)
     add(history, samples((0, S, 1.0)))
     now_ns += 86_400 * S
@@ -143,6 +144,18 @@ def test_what_is_older_than_its_days_goes(tmp_path: Path, monkeypatch: pytest.Mo
     add(history, samples((0, S, 3.0)))
     assert [value for _, value, _ in read(tmp_path)] == [2.0, 3.0]
     history.close()
+
+
+def test_a_clock_that_is_set_deletes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now_s = time.time()
+    history = recorder(tmp_path, days=1)
+    add(history, samples((0, S, 1.0)))
+    monkeypatch.setattr(time, "time", lambda: now_s + 400 * 86_400)
+    monkeypatch.setattr(time, "time_ns", lambda: int((now_s + 400 * 86_400) * S))
+    for value in (2.0, 3.0):
+        add(history, samples((0, S, value)))
+    history.close()
+    assert [value for _, value, _ in read(tmp_path)] == [1.0, 2.0, 3.0]
 
 
 def test_a_full_disk_loses_history_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
