@@ -73,8 +73,10 @@ _CONDITIONS: Final = {
     "verdict": "verdict = :verdict",
     "cause": "cause = :cause",
     "part_id": "part_id = :part_id",
+    "last": "(trigger_wall_ns, parts.id) < (:last, :last_id)",
 }
 """Only those that are asked for: with the others in the query, as `:since IS NULL OR ...`, SQLite uses no index."""
+_PAGE: Final = 500
 _SAME: Final = ("station", "sequence", "part_id", "verdict", "cause", "code", "score", "threshold", "late_score")
 _SAME_LATER: Final = ("recipe", "model", "frame_id", "deadline_ns", "plc_reason", "run_id")
 
@@ -113,13 +115,26 @@ def query(
         raise EdgeqcError(f"{path}: {exc}: may you read this folder?") from exc
     try:
         database.row_factory = sqlite3.Row
-        wanted = [condition for name, condition in _CONDITIONS.items() if values[name] is not None]
-        for row in database.execute(_QUERY.format(wanted=" AND ".join(wanted) or "1"), values):
-            yield _facts(row)
+        yield from map(_facts, _rows(database, values))
     except sqlite3.Error as exc:
         raise EdgeqcError(f"{path}: {exc}: may you read and write this folder? (reading needs its -shm file)") from exc
     finally:
         database.close()
+
+
+def _rows(database: sqlite3.Connection, values: dict[str, Any]) -> Iterator[sqlite3.Row]:
+    """Some at a time: while somebody looks at them no read is open, behind which the archive's WAL would only grow."""
+    left = values["limit"]
+    while left:
+        wanted = [condition for name, condition in _CONDITIONS.items() if values.get(name) is not None]
+        size = _PAGE if left < 0 else min(_PAGE, left)
+        query = _QUERY.format(wanted=" AND ".join(wanted) or "1")
+        rows = database.execute(query, {**values, "limit": size}).fetchall()
+        yield from rows
+        if len(rows) < size:
+            return
+        left -= size if left > 0 else 0
+        values = {**values, "last": rows[-1]["trigger_wall_ns"], "last_id": rows[-1]["id"]}
 
 
 def export_csv(rows: Iterable[dict[str, Any]], out: TextIO) -> int:

@@ -151,13 +151,15 @@ def test_a_file_that_is_no_archive_is_said_so(tmp_path):
         list(query.query(tmp_path))
 
 
-def test_reading_does_not_keep_the_writer_waiting(tmp_path):
-    fill(tmp_path, 200)
+def test_who_reads_slowly_keeps_neither_the_writer_waiting_nor_its_log_on_the_disk(tmp_path):
+    fill(tmp_path, 1200)
     rows = query.query(tmp_path, limit=-1)
     next(rows)
     database = tables.open_archive(tmp_path / tables.FILE_NAME)
     began = time.monotonic()
     database.execute("UPDATE parts SET plc_reason='x' WHERE sequence=1")
     assert time.monotonic() - began < 1
+    assert database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
     database.close()
-    assert len(list(rows)) == 199
+    assert [row["sequence"] for row in rows] == list(range(1199, 0, -1))
+    assert numbers(tmp_path, limit=1100) == list(range(1200, 100, -1))
