@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,8 @@ import typer
 from edgeqc.cli.console import emit, talk, tell
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from edgeqc.journal import Entry, JournalReader
 
 POLL_S: Final = 0.2
@@ -36,7 +39,7 @@ def journal(
         while True:
             for folder in list_journals(state_dir):
                 readers.setdefault(folder, JournalReader(folder, None))
-            for entry in sorted(_new(readers), key=lambda entry: (entry.wall_ns, entry.writer, entry.sequence)):
+            for entry in in_order(readers.values()):
                 shown += 1
                 if as_json:
                     emit("edgeqc.journal/1", plain(entry))
@@ -71,12 +74,14 @@ def line(entry: Entry) -> str:
     return f"{_utc(entry.wall_ns)} {entry.writer}#{entry.sequence} {type(entry.body).__name__} {facts}"
 
 
-def _new(readers: dict[Path, JournalReader]) -> list[Entry]:
-    found: list[Entry] = []
-    for reader in readers.values():
-        while batch := reader.read():
-            found.extend(batch)
-    return found
+def in_order(readers: Iterable[JournalReader]) -> Iterator[Entry]:
+    """What is new in all of them by its time, some records of each at a time: journals are larger than a box's memory."""
+    return heapq.merge(*map(_new, readers), key=lambda entry: (entry.wall_ns, entry.writer, entry.sequence))
+
+
+def _new(reader: JournalReader) -> Iterator[Entry]:
+    while batch := reader.read():
+        yield from batch
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

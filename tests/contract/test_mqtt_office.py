@@ -359,6 +359,7 @@ def test_retained_commands_are_not_carried_out(line, broker):
         client.disconnect()
         client.loop_stop()
         with line.office(settings(broker.port, commands=["ack"])):
+            until(lambda: listener.received("/state"))
             line.alert(active=True)
             until(lambda: listener.payloads("edgeqc/n1/alert/top.camera.lost"))
             ask(broker, "ack", {"user": "m", "args": {"id": "nobody"}})  # whatever came before it has been seen

@@ -22,8 +22,10 @@ from edgeqc import __version__, loading, rights
 from edgeqc.cli import main
 from edgeqc.cli.config import schema, schema_text
 from edgeqc.cli.init import Profile
+from edgeqc.cli.journal import in_order
 from edgeqc.cli.records import moment_ns
-from edgeqc.journal import JournalWriter
+from edgeqc.journal import JournalReader, JournalWriter
+from edgeqc.journal.codec import RECORD_BYTES
 from edgeqc.records import Event
 from edgeqc.settings import JournalSettings
 from edgeqc.sim.broker import SimBroker, mosquitto_path
@@ -570,6 +572,17 @@ def test_journal_prints_every_record_in_order_of_time(edgeqc):
     ]  # fmt: skip
     code, out, _ = edgeqc("journal", "--state", "state")
     assert "Event name=watch-1 facts.part=1" in out
+
+
+def test_a_journal_larger_than_memory_is_printed_piece_by_piece(tmp_path):
+    with closing(JournalWriter(tmp_path / "watch", JournalSettings(segment_mb=1, budget_mb=8))) as writer:
+        for number in range(1200):
+            writer.append(Event(name="e", facts={"number": number}))
+    with closing(JournalReader(tmp_path / "watch", None)) as reader:
+        entries = in_order([reader])
+        assert next(entries).sequence == 1
+        assert reader.cursor.offset < 1000 * RECORD_BYTES
+        assert len(list(entries)) == 1199
 
 
 @pytest.mark.parametrize(
