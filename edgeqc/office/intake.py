@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from edgeqc.journal import Cursor, Entry
-from edgeqc.office import payloads, tables
+from edgeqc.office import payloads, tables, verdicts
 from edgeqc.office.alarms import OFFICE, QUIET_PRIORITIES, AlarmBook, AlarmCommand, RefusedCommandError, told
 from edgeqc.office.audit import AUDITED
-from edgeqc.office.payloads import AlertState, Model, Payload, Seen
+from edgeqc.office.payloads import AlertState, Model, Payload
+from edgeqc.office.verdicts import Seen
 from edgeqc.records import (
     NS_PER_S,
     RECIPE_READY,
@@ -293,7 +294,7 @@ class Intake:
     def _enter_snapshot(self, entry: Entry, snapshot: Snapshot) -> None:
         """Keep it for the part's message, and in the archive at once."""
         part = self._open.get(entry.writer, {}).get(snapshot.sequence)
-        told = payloads.process(snapshot.tags)
+        told = verdicts.process(snapshot.tags)
         if part is not None:
             part.process.update(told)
             row, told = part.row, part.process
@@ -398,7 +399,7 @@ class Intake:
         self, writer: str, sequence: int, delivery: Delivery | None, outcome: Outcome, *, unknown: str = ""
     ) -> None:
         part = self._open[writer][sequence]
-        payload = payloads.verdict(
+        payload = verdicts.verdict(
             part.record,
             delivery,
             node=self._node,

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeqc.core.alarm import Alarm, AlarmState
-from edgeqc.office import payloads
-from edgeqc.office.payloads import AlertState, Model, Seen
+from edgeqc.office import payloads, verdicts
+from edgeqc.office.payloads import AlertState, Model
+from edgeqc.office.verdicts import Seen
 from edgeqc.records import (
     JUDGED,
     AlertChange,
@@ -72,7 +73,7 @@ def delivery(part: PartRecord, **changes) -> Delivery:
 def verdict(part: PartRecord, told: Delivery | None, image: str | None = None, um_per_px: float | None = None) -> dict:
     scales = {} if um_per_px is None else {"cam": um_per_px}
     model = Model(name="surface", version="7")
-    return payloads.verdict(part, told, node="l3c2", model=model, cameras=["cam"], image=image, um_per_px=scales)
+    return verdicts.verdict(part, told, node="l3c2", model=model, cameras=["cam"], image=image, um_per_px=scales)
 
 
 def test_area_of_a_defect_is_in_square_micrometres_where_the_scale_is_set() -> None:
@@ -109,7 +110,7 @@ def seen(camera: str, cause: Cause, image: str | None = None) -> Seen:
 def several(part: PartRecord, *views: Seen) -> dict:
     names = [view.record.camera for view in views]
     model = Model(name="surface", version="7")
-    return payloads.verdict(part, delivery(part), node="l3c2", model=model, cameras=names, image=None, views=views)
+    return verdicts.verdict(part, delivery(part), node="l3c2", model=model, cameras=names, image=None, views=views)
 
 
 def test_each_view_is_told_and_the_one_that_decided_is_named() -> None:
