@@ -1,4 +1,4 @@
-"""One OPC UA subscription on one session: asked for, listened to, judged by the age of what it last published.
+"""One OPC UA subscription on one session: opened, listened to, judged by the age of what it last published.
 
 Publish responses are taken as they come: no queue and no task per notification between the bytes and the sink, so
 nothing can overflow here, and a response that makes no sense ends the connection instead of being skipped.
@@ -7,7 +7,6 @@ nothing can overflow here, and a response that makes no sense ends the connectio
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from typing import Any, Final
 
@@ -16,7 +15,6 @@ import structlog
 from asyncua import ua
 from asyncua.client.client import Client
 from asyncua.ua import uaerrors
-from asyncua.ua.attribute_ids import AttributeIds
 from asyncua.ua.ua_binary import struct_from_binary
 from numpy.typing import NDArray
 
@@ -24,6 +22,7 @@ from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.ports import TagSink
 from edgeqc.records import NS_PER_MS, NS_PER_S, Quality, TagFault, TagRemark
 from edgeqc.settings import OpcuaTagSource
+from edgeqc.tags.items import FASTEST_MS, MonitoredItems, listed
 from edgeqc.tags.memory import Memory
 from edgeqc.tags.publication import ARRAY, KIND_NAMES, Publication, read_publication
 from edgeqc.tags.reading import Readings
@@ -37,8 +36,6 @@ class Subscription:
 
     def __init__(self, settings: OpcuaTagSource, readings: Readings, sink: TagSink, memory: Memory) -> None:
         """`memory` says of what type each tag was, and learns it for those it does not know."""
-        self.refused: dict[int, str] = {}
-        """Tags (by place) that the server will not let us monitor, and its word for why."""
         self.revised: dict[str, float] = {}
         """What the server made of the publishing interval and keep-alive that were asked for."""
         self._settings = settings
@@ -49,17 +46,20 @@ class Subscription:
         self._silence_ms = settings.stale_ms
         self._failed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._pumps = _PUBLISH_REQUESTS
-        self._id = 0
-        self._nodes: list[ua.NodeId | str] = []
+        self._items = MonitoredItems(settings, readings, sink)
         self._kinds = np.array([_KINDS.get(memory.kinds.get(name, ""), 0) for name in readings.names], np.int32)
         """Type of each tag's value as remembered; 0 = not known yet."""
         self._changed: dict[int, str] = {}
         self._lost_at_ns = 0
 
+    @property
+    def refused(self) -> dict[int, str]:
+        """Tags (by place) that the server will not let us monitor, and its word for why."""
+        return self._items.refused
+
     async def open(self, client: Client, nodes: list[ua.NodeId | str]) -> None:
         """Subscribe to every tag. Raises whatever asyncua raises."""
         settings, session = self._settings, client.uaclient.session
-        self._nodes = nodes
         # what the connection before had found is found again if it still holds
         self._tell_types()
         self._sink.remark(settings.name, TagRemark.SAMPLES_LOST, "")
@@ -87,8 +87,7 @@ class Subscription:
             keep_alives = int(changed.RevisedMaxKeepAliveCount)
         self.revised = {"publishing_ms": publishing_ms, "keep_alive_ms": publishing_ms * keep_alives}
         self._silence_ms = max(settings.stale_ms, _PATIENCE * publishing_ms * max(keep_alives, 1))
-        self._id = int(made.SubscriptionId)
-        await self._monitor(client, range(len(nodes)))
+        await self._items.ask(client, int(made.SubscriptionId), nodes)
 
     async def watch(self, client: Client) -> None:
         """Take what is published; raise PeerError when the connection breaks or is silent for too long."""
@@ -115,7 +114,7 @@ class Subscription:
                 self._look_after()
                 if self.refused and time.monotonic_ns() >= retry_ns:
                     retry_ns = time.monotonic_ns() + int(RETRY_S * NS_PER_S)
-                    await self._ask_again(client)
+                    await self._items.ask_again(client, timeout_s=self._silence_ms / 1000)
         finally:
             for pump in pumps:
                 pump.cancel()
@@ -149,90 +148,6 @@ class Subscription:
         except Exception as exc:  # noqa: BLE001 - root of the task; told to the source's task
             self._fail(f"{type(exc).__name__}: {exc}")
 
-    # --- what is asked for ---------------------------------------------------------------------------------------
-
-    async def _monitor(self, client: Client, wanted: range | list[int]) -> None:
-        """Ask for these tags; what is refused is told, as BAD samples and as a remark."""
-        places: list[int] = []
-        for place in wanted:
-            node = self._nodes[place]
-            if isinstance(node, str):
-                self.refused[place] = node[:255]
-            else:
-                places.append(place)
-        for start in range(0, len(places), _ITEMS_PER_CALL):
-            chunk = places[start : start + _ITEMS_PER_CALL]
-            unfiltered = await self._create(client, chunk, filtered=True)
-            if unfiltered:
-                await self._create(client, unfiltered, filtered=False)
-        if self.refused:
-            self._sink.take(self._readings.refused(list(self.refused), time.monotonic_ns()))
-        self._tell_refused()
-
-    async def _create(self, client: Client, places: list[int], *, filtered: bool) -> list[int]:
-        """Make monitored items; give those whose dead band the server does not want to apply."""
-        results = await client.uaclient.session.create_monitored_items(
-            ua.CreateMonitoredItemsParameters(
-                SubscriptionId=ua.IntegerId(self._id),
-                TimestampsToReturn=ua.TimestampsToReturn.Both,
-                ItemsToCreate=[self._request(place, filtered=filtered) for place in places],
-            )
-        )
-        if len(results) != len(places):
-            raise PeerError(self._settings.name, f"{len(results)} answers to {len(places)} monitored items")
-        unfiltered: list[int] = []
-        for place, result in zip(places, results, strict=True):
-            if not result.StatusCode.is_bad():
-                self.refused.pop(place, None)
-            elif filtered and result.StatusCode.value in _FILTER_REFUSED:
-                unfiltered.append(place)
-            else:
-                self.refused[place] = str(result.StatusCode.name)[:255]
-        return unfiltered
-
-    def _request(self, place: int, *, filtered: bool) -> ua.MonitoredItemCreateRequest:
-        settings = self._settings
-        # what a pause shorter than stale_ms piles up must fit, else samples are lost in the server
-        queue = math.ceil(settings.stale_ms / max(settings.sampling_ms, _FASTEST_MS))
-        parameters = ua.MonitoringParameters(
-            ClientHandle=ua.IntegerId(place),
-            SamplingInterval=ua.Duration(settings.sampling_ms),
-            QueueSize=ua.UInt32(min(queue, _LONGEST_QUEUE)),
-            DiscardOldest=True,
-        )
-        tag = settings.tags[place]
-        if filtered and tag.deadband and tag.scale:
-            dead_band: Any = ua.DataChangeFilter(
-                Trigger=ua.DataChangeTrigger.StatusValue,
-                DeadbandType=ua.UInt32(ua.DeadbandType.Absolute.value),
-                DeadbandValue=ua.Double(tag.deadband / abs(tag.scale)),
-            )
-            parameters.Filter = dead_band
-        return ua.MonitoredItemCreateRequest(
-            ItemToMonitor=ua.ReadValueId(NodeId=self._nodes[place], AttributeId=AttributeIds.Value),
-            MonitoringMode=ua.MonitoringMode.Reporting,
-            RequestedParameters=parameters,
-        )
-
-    async def _ask_again(self, client: Client) -> None:
-        """Try the refused tags once more; one that has no namespace yet waits for the next connection."""
-        again = [place for place in self.refused if not isinstance(self._nodes[place], str)]
-        if not again:
-            return
-        try:
-            async with asyncio.timeout(self._silence_ms / 1000):
-                await self._monitor(client, again)
-        except TimeoutError as exc:
-            raise PeerTimeoutError(self._settings.name, "no answer to a request for monitored items") from exc
-        except (uaerrors.UaError, OSError) as exc:
-            raise PeerError(self._settings.name, f"{type(exc).__name__}: {exc}") from exc
-
-    def _tell_refused(self) -> None:
-        named = [f"{self._readings.names[place]}: {reason}" for place, reason in sorted(self.refused.items())]
-        self._sink.remark(self._settings.name, TagRemark.REFUSED, _cut(named))
-
-    # --- what is told --------------------------------------------------------------------------------------------
-
     def _take(self, told: Publication) -> None:
         self._published_ns = now_ns = time.monotonic_ns()
         name = self._settings.name
@@ -240,7 +155,7 @@ class Subscription:
         if told.ended:
             raise PeerError(name, f"subscription ended: {told.ended}")
         handles = np.array(told.handles, np.int64)
-        if len(handles) and handles.max() >= len(self._nodes):
+        if len(handles) and handles.max() >= len(self._readings.names):
             raise PeerError(name, f"a value for item {handles.max()} that was not asked for")
         places = handles.astype(np.int32)
         statuses = np.array(told.statuses, np.uint32)
@@ -254,7 +169,7 @@ class Subscription:
         qualities[odd & (qualities == Quality.GOOD)] = Quality.UNCERTAIN
         faults[odd] = TagFault.TYPE
         # what changed less than a sampling interval before it was sent may be in the next response
-        sampling_ns = int(max(self._settings.sampling_ms, _FASTEST_MS) * NS_PER_MS)
+        sampling_ns = int(max(self._settings.sampling_ms, FASTEST_MS) * NS_PER_MS)
         complete_to_ns = 0 if told.more else now_ns - sampling_ns
         self._sink.take(
             self._readings.batch(
@@ -304,12 +219,12 @@ class Subscription:
         return other
 
     def _tell_types(self) -> None:
-        self._sink.remark(self._settings.name, TagRemark.TYPE, _cut(sorted(self._changed.values())))
+        self._sink.remark(self._settings.name, TagRemark.TYPE, listed(sorted(self._changed.values())))
 
     def _overflowed(self, now_ns: int, places: NDArray[np.int32]) -> None:
         self._lost_at_ns = now_ns
         named = sorted({self._readings.names[place] for place in places.tolist()})
-        self._sink.remark(self._settings.name, TagRemark.SAMPLES_LOST, _cut(named))
+        self._sink.remark(self._settings.name, TagRemark.SAMPLES_LOST, listed(named))
 
     def _look_after(self) -> None:
         """Once a second: take back what no longer holds."""
@@ -339,8 +254,6 @@ _OVERFLOW: Final = 0x0480
 _OVERFLOW_STANDS_NS: Final = 10 * NS_PER_S
 _GONE: Final = (0x8033, 0x8034)
 """BadNodeIdInvalid, BadNodeIdUnknown: the tag was taken out of the server while we listened."""
-_FILTER_REFUSED: Final = frozenset({0x80430000, 0x80440000, 0x80450000, 0x808E0000})
-"""BadMonitoredItemFilterInvalid, ...FilterUnsupported, BadFilterNotAllowed, BadDeadbandFilterInvalid."""
 _KEEP_ALIVES_PER_SILENCE: Final = 3
 """So that two keep-alives may be late before a living server is taken for dead."""
 _PATIENCE: Final = 1.5
@@ -351,25 +264,16 @@ _PUBLISH_REQUESTS: Final = 3
 """With the server at a time, so that a backlog goes out at once and not one response per round trip (node-opcua)."""
 _MAX_NOTIFICATIONS: Final = 2000
 """Per publish response: taking them in holds the loop for about 10 ms."""
-_ITEMS_PER_CALL: Final = 500
-"""Small PLCs limit operations per call (OperationLimits.MaxMonitoredItemsPerCall), typically at 500 to 1000."""
-_LONGEST_QUEUE: Final = 100
-_FASTEST_MS: Final = 10.0
 _LOOK_S: Final = 1.0
 _LAST_NUMBER: Final = 11
 """Built-in types 1 to 11 are bool, integers and floats."""
 _KINDS: Final = {name: number for number, name in KIND_NAMES.items()} | {
     f"{name}[]": number + ARRAY for number, name in KIND_NAMES.items()
 }
-_NAMED: Final = 4
 
 
 def _kind_name(kind: int) -> str:
     return KIND_NAMES.get(kind & ~ARRAY, f"type {kind & ~ARRAY}") + ("[]" if kind & ARRAY else "")
-
-
-def _cut(named: list[str]) -> str:
-    return ", ".join(named[:_NAMED]) + (f" and {len(named) - _NAMED} more" if len(named) > _NAMED else "")
 
 
 def _keep_alives(stale_ms: float, publishing_ms: float) -> int:
