@@ -182,12 +182,8 @@ def test_a_full_disk_rejects_what_cannot_be_recorded_and_recovers(bench: Make, t
         line.line.state_dir = disk / "state"
         line.part_is(10)
         filler = disk / "filler"
-        with filler.open("wb") as file:
-            try:
-                while True:
-                    file.write(bytes(65536))
-                    file.flush()
-            except OSError:
+        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(bytes(4096)):
                 pass
         line.part_is(120)
         filler.unlink()
