@@ -91,7 +91,7 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
         views=views,
         steps=steps,
         folds=folds,
-        rule=Rule(overkill=overkill),
+        rule=Rule(overkill=overkill, parts=not by_picture),
         cross_validate=cross_validate,
         seed=seed,
         threads=threads,

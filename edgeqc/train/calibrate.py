@@ -36,6 +36,8 @@ class Rule:
     confidence: float = CONFIDENCE
     hold: float = 0.1
     """About this share of good parts may lie at or over the lower limit, from which on a part is held for a person."""
+    parts: bool = True
+    """Is each group a part of its own? Where pictures of one part are several groups nothing can be promised."""
     recipe: str = ""
     camera: str = ""
     """Which recipe and camera the scores are of; "" = not said."""
@@ -43,6 +45,8 @@ class Rule:
     def outlook(self, goods: int) -> str:
         """One sentence on what so many independent good parts can promise."""
         need = least_goods(self.overkill, self.confidence)
+        if not self.parts:
+            return "They can promise nothing: pictures were split, not parts."
         if goods >= need:
             return f"They can promise {self.overkill:.3g} overkill with {self.confidence:.0%} confidence."
         best = promised_overkill(goods, self.confidence)
@@ -90,7 +94,12 @@ def read_scores(file: Path) -> list[Reading]:
 def promise_of(readings: Sequence[Reading], rule: Rule) -> str:
     """What is missing for the promise; empty where these readings can carry it."""
     goods = len(worst_of_groups(readings))
-    return rule.outlook(goods) if allowed_exceedances(goods, rule.overkill, rule.confidence) < 0 else ""
+    return "" if _allowed(goods, rule) >= 0 else rule.outlook(goods)
+
+
+def _allowed(goods: int, rule: Rule) -> int:
+    """How many of so many good groups may be rejected for the promise to hold; -1 where there can be none."""
+    return allowed_exceedances(goods, rule.overkill, rule.confidence) if rule.parts else -1
 
 
 def calibrated(readings: Sequence[Reading], rule: Rule, *, map_threshold: float, backend: str) -> Calibration:
@@ -173,7 +182,7 @@ def _threshold(readings: Sequence[Reading], rule: Rule) -> tuple[float, Promise 
     """As `calibrated` says."""
     goods = sorted(reading.score for reading in readings if not reading.is_defect)
     worst = worst_of_groups(readings)
-    allowed = allowed_exceedances(len(worst), rule.overkill, rule.confidence)
+    allowed = _allowed(len(worst), rule)
     promise = None
     if allowed >= 0:
         threshold = threshold_of(worst, allowed)

@@ -384,6 +384,17 @@ def test_promise_counts_groups_not_pictures():
     assert promise_of(goods[:600], Rule(overkill=0.02)).startswith("49 more groups")
 
 
+def test_pictures_that_are_no_parts_promise_nothing():
+    rng = np.random.default_rng(3)
+    goods = [Reading(score=float(rng.random()), is_defect=False, group=f"g{index}") for index in range(900)]
+    assert calibrated(goods, Rule(), map_threshold=0.5, backend="x").promise is not None
+    by_picture = Rule(parts=False)
+    calibration = calibrated(goods, by_picture, map_threshold=0.5, backend="x")
+    assert calibration.promise is None
+    assert sum(one.score >= calibration.threshold for one in goods) == pytest.approx(18, abs=1)
+    assert promise_of(goods, by_picture) == by_picture.outlook(900) != Rule().outlook(900)
+
+
 def test_promise_made_on_one_half_of_the_parts_is_kept_by_the_other():
     rng = np.random.default_rng(4)
     goods = [Reading(score=float(rng.beta(2, 8)), is_defect=False, group=f"g{index // 3}") for index in range(1200)]
