@@ -27,12 +27,18 @@ class GateFact(StrEnum):
     """By the encoder, or by its running time, the conveyor has not moved on since the part before it."""
     NOT_EJECTED = "not_ejected"
     """The output was on for it and the confirmation stayed out: the ejector did not fire."""
+    TOO_SHORT = "too_short"
+    """Its output was on at one reading only: too short for the line's speed and the poll, it may have begun too late."""
     EJECTED_UNASKED = "ejected_unasked"
     """A confirmation came for which no output was on."""
 
 
 FAILURES = frozenset({GateFact.WENT_BY, GateFact.UNTRACKED, GateFact.NOT_MOVING, GateFact.NOT_EJECTED})
 """A bad part may be among the good ones."""
+
+
+_LEAST_READINGS: Final = 2
+"""Of the conveyor while an output is on: with fewer it may have begun behind its middle, which is aimed at the part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +89,10 @@ class _Tracked:
     gate: int
     passed: bool = False
     ejected: bool = False
+    readings: int = 0
+    """At which its output was on."""
+    gone: bool = False
+    """It is behind the gate, and what there was to tell is told."""
 
 
 class Gate:
@@ -123,13 +133,18 @@ class Gate:
         for tracked in self._parts:
             if tracked.gate > position:
                 break
-            if tracked.passed:
+            if tracked.passed or tracked.gone:
                 continue
             if position < tracked.gate + layout.length:
                 here = tracked
+                tracked.readings += 1
                 events += self._eject(tracked)
-            elif not tracked.ejected:
+                continue
+            tracked.gone = True
+            if not tracked.ejected:
                 events.append(_event(GateFact.WENT_BY, tracked))
+            elif tracked.readings < _LEAST_READINGS:
+                events.append(_event(GateFact.TOO_SHORT, tracked))
         while self._parts and position >= self._parts[0].gate + layout.length:
             self._parts.popleft()
         if (here is not None) is not self.output.eject:
@@ -142,13 +157,13 @@ class Gate:
         If it is still there when the output works again it is ejected anew, else it is told as gone by.
         """
         for tracked in self._parts:
-            tracked.ejected = False
+            tracked.ejected, tracked.readings = False, 0
         self._unconfirmed = deque(one for one in self._unconfirmed if all(one is not other for other in self._parts))
         self.output = _switched(self.output, on=False)
 
     def lost(self) -> list[GateEvent]:
         """Nobody knows any more how far the conveyor has moved: the parts on their way cannot be told apart now."""
-        events = self._lose([tracked for tracked in self._parts if not tracked.ejected])
+        events = self._lose([tracked for tracked in self._parts if not (tracked.ejected or tracked.gone)])
         events += [_event(GateFact.NOT_EJECTED, tracked) for tracked in self._unconfirmed]
         self._parts.clear()
         self._unconfirmed.clear()

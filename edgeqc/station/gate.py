@@ -30,6 +30,7 @@ _TEXTS: Final = {
     GateFact.UNTRACKED: "a part that has to be ejected cannot be placed: missed at the camera, or the encoder jumped",
     GateFact.NOT_MOVING: "parts come, and the encoder stands still or counts down (tracking delay: the line does not run)",
     GateFact.NOT_EJECTED: "the ejector did not fire, or the part did not reach the sensor behind it",
+    GateFact.TOO_SHORT: "the output was on for less than two polls, and may have missed its part: the line is too fast for it",
     GateFact.EJECTED_UNASKED: "a part was ejected that nobody wanted out",
 }
 

@@ -400,6 +400,7 @@ def test_the_part_that_did_not_pass_is_ejected_at_the_gate_and_no_other(
     until(lambda: plc.output[0])
     assert plc.output[1:4] == (2, 1, (START + 1300) % (1 << 32))
     plc.confirm()
+    settled(plc)
     plc.drive(100)
     until(lambda: not plc.output[0])
     plc.drive(300)  # part 3 and beyond
@@ -416,6 +417,7 @@ def test_an_ejector_that_did_not_fire_is_an_alert_and_asks_for_a_stop(
     settled(plc)
     plc.drive(1050)
     until(lambda: plc.output[0])
+    settled(plc)
     plc.drive(300)
     until(lambda: "failure" in told)
     assert facts(told) == [("eject", 1), ("not_ejected", 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 
@@ -10,9 +11,16 @@ import pytest
 from linebench import COMES_S, Bench, set_going, until
 from pymodbus.client import ModbusTcpClient
 
+from edgeqc.records import NS_PER_MS
+
 PARTS = 60
 INPUTS, OUTPUT = 120, 140
-GATE = {"tracking": "delay", "travel_ms": 600, "length_ms": 204, "poll_ms": 100}
+GATES = {
+    "delay": {"tracking": "delay", "travel_ms": 600, "length_ms": 204, "poll_ms": 100},
+    "encoder": {"tracking": "encoder", "travel_pulses": 600, "length_pulses": 600, "poll_ms": 50},
+}
+MOST_PULSES = 60
+"""Between two looks, one a millisecond: where the test is starved the conveyor is slow, and nothing goes by unseen."""
 
 
 class Conveyor:
@@ -23,12 +31,17 @@ class Conveyor:
         assert self._client.connect()
         self.ejected: set[int] = set()
         self.ejections = 0
+        self._encoder = (1 << 32) - 500  # it wraps on the way
+        self._looked_ns = time.monotonic_ns()
 
     def run(self) -> None:
         assert not self._client.write_registers(INPUTS + 3, [1]).isError()
 
     def look(self) -> int:
-        """Read the output; the number of parts that were ejected so far."""
+        """Move on, and read the output; the number of parts that were ejected so far."""
+        before_ns, self._looked_ns = self._looked_ns, time.monotonic_ns()
+        self._encoder = (self._encoder + min(MOST_PULSES, (self._looked_ns - before_ns) // NS_PER_MS)) % (1 << 32)
+        assert not self._client.write_registers(INPUTS, list(divmod(self._encoder, 1 << 16))).isError()
         block = struct.pack(">8H", *self._client.read_holding_registers(OUTPUT, count=8).registers)
         status, sequence, self.ejections, *_ = struct.unpack(">HIHIHH", block)
         if status & 1:
@@ -39,9 +52,9 @@ class Conveyor:
         self._client.close()
 
 
-@pytest.fixture
-def going(bench: Callable[..., Bench]) -> Iterator[tuple[Bench, Conveyor]]:
-    line = bench(parts=PARTS, wait=False, changes={"stations": [{"gate": GATE}]})
+@pytest.fixture(params=GATES)
+def going(request: pytest.FixtureRequest, bench: Callable[..., Bench]) -> Iterator[tuple[Bench, Conveyor]]:
+    line = bench(parts=PARTS, wait=False, changes={"stations": [{"gate": GATES[request.param]}]})
     with closing(Conveyor(line.plc.port)) as conveyor:
         conveyor.run()
         yield set_going(line.line), conveyor

@@ -332,8 +332,8 @@ MUTANTS = [
     _core(
         "the gate opens for every part",
         "track",
-        "if tracked.passed:\n                continue",
-        "if tracked.passed is None:\n                continue",
+        "if tracked.passed or tracked.gone:",
+        "if tracked.gone:",
         seed=1,
         breaks="I6 gate",
     ),
