@@ -216,7 +216,11 @@ def test_no_traceback_reaches_the_user():
 
 def test_interrupt_while_a_command_is_loaded_is_exit_code_130_without_a_traceback(tmp_path):
     """typer stands for whatever takes long to load: here it is interrupted itself."""
-    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    (tmp_path / "typer.py").write_text(
+        "import os, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # what is started in a shell's background ignores it
+        "os.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+    )
     done = subprocess.run(
         [sys.executable, "-m", "edgeqc", "doctor"],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
