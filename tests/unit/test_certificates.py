@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -80,47 +81,29 @@ def test_an_expired_server_is_not_trusted_though_it_is_in_the_folder(tmp_path: P
         check_trusted(der(server), tmp_path, "press")
 
 
+def _settings(**more: Any) -> Settings:
+    """Of a box whose station talks to no PLC."""
+    station = {
+        "name": "top", "takt_ms": 100, "budget_ms": 80,
+        "camera": {"type": "replay", "folder": ".", "width_px": 64, "height_px": 64},
+        "recipe": {"engine": "."},
+        "plc": {"type": "none"},
+    }  # fmt: skip
+    return Settings.model_validate({"version": 1, "node": "n", "stations": [station], **more})
+
+
 @pytest.mark.parametrize(("days", "says"), [(100, ""), (12, "plc.der expires in 12 days"), (-3, "plc.der has expired")])
 def test_people_are_told_a_month_before_a_certificate_ends(days: int, says: str, tmp_path: Path) -> None:
     path = kept(tmp_path / "certificates", "plc.der", made("plc", 0, days=days))
-    settings = Settings.model_validate(
-        {
-            "version": 1,
-            "node": "n",
-            "stations": [
-                {
-                    "name": "top", "takt_ms": 100, "budget_ms": 80,
-                    "camera": {"type": "replay", "folder": ".", "width_px": 64, "height_px": 64},
-                    "recipe": {"engine": "."},
-                    "plc": {"type": "none"},
-                }
-            ],
-            "tags": [
-                {
-                    "type": "opcua", "name": "press", "url": "opc.tcp://plc:4840", "server_certificate": str(path),
-                    "tags": [{"name": "one", "node": "i=1"}],
-                }
-            ],
-        }
-    )  # fmt: skip
-    assert expiring(settings, tmp_path) == says
+    press = {
+        "type": "opcua", "name": "press", "url": "opc.tcp://plc:4840", "server_certificate": str(path),
+        "tags": [{"name": "one", "node": "i=1"}],
+    }  # fmt: skip
+    assert expiring(_settings(tags=[press]), tmp_path) == says
 
 
 def test_the_certificate_of_our_own_server_is_watched_where_it_is_the_only_one(tmp_path: Path) -> None:
     kept(tmp_path / "pki", "own.der", made("edgeqc", 0, days=12))
-    settings = Settings.model_validate(
-        {
-            "version": 1,
-            "node": "n",
-            "stations": [
-                {
-                    "name": "top", "takt_ms": 100, "budget_ms": 80,
-                    "camera": {"type": "replay", "folder": ".", "width_px": 64, "height_px": 64},
-                    "recipe": {"engine": "."},
-                    "plc": {"type": "none"},
-                }
-            ],
-            "server": {"opcua": {"bind": "127.0.0.1", "peers": ["127.0.0.1"], "users": [{"name": "s", "password": "p"}]}},
-        }
-    )  # fmt: skip
+    opcua = {"bind": "127.0.0.1", "peers": ["127.0.0.1"], "users": [{"name": "s", "password": "p"}]}
+    settings = _settings(server={"opcua": opcua})
     assert expiring(settings, tmp_path) == "own.der expires in 12 days"
