@@ -11,7 +11,7 @@ from typing import Final
 
 from edgeqc.core.keeping import KeepRule
 from edgeqc.core.lane import DEPTH
-from edgeqc.core.stopping import StopLimits, StopReason, StopRule
+from edgeqc.core.stopping import StopLimits, StopRule
 from edgeqc.core.views import rule
 from edgeqc.errors import JournalError, PeerError
 from edgeqc.journal import JournalWriter
@@ -44,11 +44,11 @@ class Outcome:
         under_way: UnderWay | None = None,
         stop: StopRule | None = None,
         on_pass: Callable[[int], None] = lambda _sequence: None,
-        on_stop: Callable[[StopReason | None], None] = lambda _reason: None,
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         """Everything a verdict touches. `lenders`: of each camera's slots, by its name, in order. `under_way`: None for a station whose frames are its triggers.
 
-        `on_pass` is told a part's sequence when the PLC has acknowledged its PASS. `on_stop` is told when the line should stop, and with None when not any more; by whichever thread announces.
+        `on_pass` is told a part's sequence when the PLC has acknowledged its PASS. `on_stop`: called when what `stop` asks for has changed; by whichever thread announces.
         """
         self.under_way = UnderWay((), depth=DEPTH) if under_way is None else under_way
         self._station = station
@@ -142,7 +142,7 @@ class Outcome:
         if delivery.delivered and delivery.verdict is Verdict.PASS:
             self._on_pass(part.sequence)
         if self._stop.verdict(delivery.verdict, delivery.cause, late=delivery.late):
-            self._on_stop(self._stop.reason)
+            self._on_stop()
 
     @property
     def keeps_next_pass(self) -> bool:

@@ -323,7 +323,7 @@ class Station:
 
     def _on_gate_failure(self) -> None:
         if self._stop_rule.ask(StopReason.GATE):
-            self._on_line_stop(StopReason.GATE)
+            self._on_line_stop()
 
     def _on_gate_link(self, up: bool, reason: str) -> None:
         action = "Check gate.registers or gate.nodes and that the PLC reads and writes them: edgeqc test plc"
@@ -332,9 +332,9 @@ class Station:
     def _on_gate_looked(self) -> None:
         if self._stop_rule.reason is StopReason.GATE:
             self._stop_rule.reset()
-            self._on_line_stop(None)
+            self._on_line_stop()
 
-    def _on_line_stop(self, _reason: StopReason | None) -> None:
+    def _on_line_stop(self) -> None:
         if self._line.stopping:
             return  # parts that the end leaves without a verdict say nothing of the line
         with self._stop_changes:  # the gate's thread asks, too: who comes last tells what holds by then

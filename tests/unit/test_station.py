@@ -440,10 +440,11 @@ def test_a_pass_that_rests_on_another_parts_frame_is_a_reject_that_says_so(line:
 def test_three_fail_safe_verdicts_in_a_row_ask_the_plc_to_stop_the_line(tmp_path: Path) -> None:
     made = Line(tmp_path)
     asked: list[StopReason | None] = []
+    rule = StopRule(StopLimits(fail_safe_in_a_row=3))
 
-    def on_stop(reason: StopReason | None) -> None:
-        asked.append(reason)
-        made.keeper.ask_stop(reason is not None)
+    def on_stop() -> None:
+        asked.append(rule.reason)
+        made.keeper.ask_stop(rule.reason is not None)
 
     outcome = Outcome(
         station="top",
@@ -455,7 +456,7 @@ def test_three_fail_safe_verdicts_in_a_row_ask_the_plc_to_stop_the_line(tmp_path
         },
         keep=KeepRule(rejects=False, every_nth_pass=0, newest=0),
         row=made.row,
-        stop=StopRule(StopLimits(fail_safe_in_a_row=3)),
+        stop=rule,
         on_stop=on_stop,
     )
     try:
