@@ -14,7 +14,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -29,7 +29,7 @@ from edgeqc.loading import changes, digest, dump, paths
 from edgeqc.logs import Log, configure
 from edgeqc.records import NS_PER_MS, NS_PER_S, AlertChange, Event, Ne107, Started
 from edgeqc.rights import missing_rights
-from edgeqc.settings import Settings, TriggerSource
+from edgeqc.settings import NoPlcSettings, Settings, StationSettings
 from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.tagtable import FILE_NAME as TAG_TABLE
 
@@ -47,6 +47,8 @@ _PACKAGE_REFUSED: Final = 5
 """A station's exit code where its model package may not judge parts."""
 _START_NS: Final = 60 * NS_PER_S
 """Loading a large engine on a busy box; then a process that is not ready, and has not beaten since, counts as hung."""
+_PEER_NS: Final = 60 * NS_PER_S
+"""For who opens peers: OPC UA may take 14 s, and Aravis was seen to sit 5 s in a call to a dead camera."""
 _EXTEND: Final = f"EXTEND_TIMEOUT_USEC={2 * _START_NS // 1000}"
 """For systemd's TimeoutStartSec: while all that start show life, many recipes are no reason to begin anew."""
 
@@ -59,9 +61,8 @@ class Job:
     """Row of the status board, journal and log name."""
     argv: tuple[str, ...]
     """What stands behind `edgeqc` in `ps`."""
-    loops: tuple[str, ...]
-    hung_ns: int
-    """A loop that has not beaten for this long is hung: the process is killed and started again."""
+    limits_ns: Mapping[str, int]
+    """A loop that has not beaten for so long is hung: the process is killed and started again."""
     stop_s: float
     """How long it may take to stop in order."""
     turn: int = 1
@@ -77,29 +78,39 @@ def jobs(settings: Settings) -> list[Job]:
         Job(
             name=f"station-{station.name}",
             argv=("station", station.name),
-            loops=("line", "guard", "triggers") if station.trigger.source is TriggerSource.PLC else ("line", "guard"),
-            hung_ns=2 * NS_PER_S + int(station.budget_ms * NS_PER_MS),  # a verdict's write may take until its deadline
+            limits_ns=_station_limits(station),
             stop_s=3,
             turn=0,
         )
         for station in settings.stations
     ]
     if settings.tags:
-        table.append(Job(name="watch", argv=("watch",), loops=("main",), hung_ns=10 * NS_PER_S, stop_s=3))
+        table.append(Job(name="watch", argv=("watch",), limits_ns={"main": 10 * NS_PER_S}, stop_s=3))
     for protocol, chosen in (("modbus", settings.server.modbus), ("opcua", settings.server.opcua)):
         if chosen is not None:
             table.append(
                 Job(
                     name=f"server-{protocol}",
                     argv=("server", protocol),
-                    loops=("main",),
-                    hung_ns=10 * NS_PER_S,
+                    limits_ns={"main": 10 * NS_PER_S},
                     stop_s=3,
                     serves_others=True,
                 )
             )
-    table.append(Job(name="office", argv=("office",), loops=("main",), hung_ns=20 * NS_PER_S, stop_s=5, turn=2))
+    table.append(Job(name="office", argv=("office",), limits_ns={"main": 20 * NS_PER_S}, stop_s=5, turn=2))
     return table
+
+
+def _station_limits(station: StationSettings) -> dict[str, int]:
+    most_ns = 2 * NS_PER_S + int(station.budget_ms * NS_PER_MS)  # a verdict's write may take until its deadline
+    limits_ns = {"line": most_ns, "guard": most_ns, "cameras": _PEER_NS}
+    if not isinstance(station.plc, NoPlcSettings):
+        limits_ns["plc"] = _PEER_NS
+    if station.polls_plc:
+        limits_ns["triggers"] = most_ns
+    if station.tracked_gate is not None:
+        limits_ns["gate"] = _PEER_NS
+    return limits_ns
 
 
 def run(settings: Settings, *, config_path: Path) -> int:
@@ -320,7 +331,7 @@ class Supervisor:
             return "start" if now_ns - last_ns > _START_NS else ""
         if row.state is not State.READY:
             return ""
-        return hung(row.beats(), job.loops, started_ns=row.started_ns, limit_ns=job.hung_ns, now_ns=now_ns)
+        return hung(row.beats(), job.limits_ns, started_ns=row.started_ns, now_ns=now_ns)
 
     def _notify(self, now_ns: int) -> None:
         """Tell systemd: ready once all run, and the watchdog while every loop answers or is being restarted by us."""

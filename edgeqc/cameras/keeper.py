@@ -21,6 +21,8 @@ LAST_DELAY_S: Final = 0.5
 """Caps the back-off: with an open that fails in 0.1 s a camera that is back is used within a second."""
 BANK_POLL_S: Final = 0.02
 """How often it is looked whether the other bank's slots are back."""
+_TURN_S: Final = 1.0
+"""How often the keeper's thread shows that it lives while there is nothing to do."""
 
 
 def _ignored(up: bool, reason: str) -> None:
@@ -56,6 +58,8 @@ class CameraKeeper:
         """Why there is no connection; empty while there is one."""
         self.reopened = 0
         """Connections opened after the first."""
+        self.turned_ns = 0
+        """When the keeper's thread last came round (monotonic): a library that hangs in opening, or in closing both banks, stops it."""
         self._lock = threading.Lock()
         self._current: Camera | None = None
         self._bank = 1
@@ -94,6 +98,7 @@ class CameraKeeper:
     def start(self) -> None:
         """Begin to connect. Call it before the line thread turns real-time: threads inherit that."""
         self.reason = "connecting"
+        self.turned_ns = time.monotonic_ns()
         self._wanted.set()
         self._thread.start()
 
@@ -186,7 +191,9 @@ class CameraKeeper:
     def _run(self) -> None:
         delay_s = 0.0
         while True:
-            self._wanted.wait()
+            if not self._wanted.wait(_TURN_S):
+                self.turned_ns = time.monotonic_ns()
+                continue
             if self._close_retired() and time.monotonic_ns() - self._opened_ns > NS_PER_S:
                 delay_s = 0.0  # that connection lived: the first try comes at once
             if self._stopping.is_set():
@@ -194,10 +201,11 @@ class CameraKeeper:
             bank = self._free_bank()
             if bank is None:
                 self._stopping.wait(BANK_POLL_S)
-                continue
+                continue  # no turn: who closes a connection for ever holds its bank, and only a fresh process has others
             self._stopping.wait(delay_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             delay_s = min(max(2 * delay_s, FIRST_DELAY_S), LAST_DELAY_S)
             self._open(bank)
+            self.turned_ns = time.monotonic_ns()
 
     def _open(self, bank: int) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from edgeqc.core.backoff import Backoff
@@ -34,9 +34,9 @@ class RestartBudget:
         return self._over > 0
 
 
-def hung(beats: Mapping[str, int], loops: Sequence[str], *, started_ns: int, limit_ns: int, now_ns: int) -> str:
-    """The first of a process's loops that has not beaten for `limit_ns`; empty where all have.
+def hung(beats: Mapping[str, int], limits_ns: Mapping[str, int], *, started_ns: int, now_ns: int) -> str:
+    """The first of a process's loops that has not beaten for longer than it may; empty where all have.
 
     A loop that has not beaten yet has the process's start for its last beat.
     """
-    return next((loop for loop in loops if now_ns - beats.get(loop, started_ns) > limit_ns), "")
+    return next((loop for loop, most_ns in limits_ns.items() if now_ns - beats.get(loop, started_ns) > most_ns), "")

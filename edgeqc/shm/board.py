@@ -14,8 +14,8 @@ from typing import Final, cast
 from edgeqc.errors import EdgeqcError
 from edgeqc.shm.block import Block
 
-_MAGIC: Final = b"EQCBRD01"
-LOOPS: Final = ("main", "line", "guard", "triggers")
+_MAGIC: Final = b"EQCBRD02"
+LOOPS: Final = ("main", "line", "guard", "triggers", "cameras", "plc", "gate")
 """Loops that a process may have; each beats on its own, so that one that hangs is seen."""
 COUNTERS: Final = (
     "triggers",
@@ -152,9 +152,9 @@ class Row:
     def backend(self, value: str) -> None:
         self._row.backend = value.encode()[:95]
 
-    def beat(self, loop: str = "main") -> None:
-        """This loop is alive now."""
-        self._row.beats[LOOPS.index(loop)] = time.monotonic_ns()
+    def beat(self, loop: str = "main", at_ns: int | None = None) -> None:
+        """This loop is alive now, or was at that monotonic time."""
+        self._row.beats[LOOPS.index(loop)] = time.monotonic_ns() if at_ns is None else at_ns
 
     def beats(self) -> dict[str, int]:
         """Monotonic time of each loop's last beat; loops that never beat are left out."""

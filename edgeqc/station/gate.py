@@ -15,7 +15,7 @@ from edgeqc.core.track import FAILURES, Gate, GateEvent, GateFact, GateLayout
 from edgeqc.errors import PeerError
 from edgeqc.journal.codec import Body
 from edgeqc.plc.gate import GateInputs, GateLink, longest_gap_ns
-from edgeqc.records import NS_PER_MS, AlertChange, Event, Ne107
+from edgeqc.records import NS_PER_MS, NS_PER_S, AlertChange, Event, Ne107
 from edgeqc.settings.gate import DelayGate, EncoderGate
 from edgeqc.station.part import Part
 
@@ -23,6 +23,8 @@ _ENCODER_CYCLE: Final = 1 << 32
 CALL_NS: Final = 100 * NS_PER_MS
 """For one read or write: a PLC that takes longer is as good as gone."""
 _BACKOFF: Final = Backoff(first_s=0.1, most_s=1.0)
+_STUCK_NS: Final = NS_PER_S
+"""More than a poll and its two calls take: nobody watches the gate."""
 _WELL: Final = 20
 """Ejections in a row without a failure, after which the alert ends."""
 _TEXTS: Final = {
@@ -69,6 +71,8 @@ class GateWatch:
         self._on_failure = on_failure
         self._on_looked = on_looked
         self._on_link = on_link
+        self.turned_ns = 0
+        """When the thread last came round (monotonic)."""
         self._up: bool | None = None
         self._call_ns = call_ns
         self._lock = threading.Lock()
@@ -84,6 +88,7 @@ class GateWatch:
         gate = Gate(GateLayout(travel=travel, length=length, confirm=confirm if settings.confirmed else 0))
         self._conveyor = Conveyor(axis, gate, most_gap_ns=gap_ns)
         self._poll_s = settings.poll_ms / 1000
+        self._stuck_ns = int(settings.poll_ms * NS_PER_MS) + 2 * call_ns + _STUCK_NS
         self._raw = 0
         self._read_ns = 0
         self._alarmed = False
@@ -94,11 +99,16 @@ class GateWatch:
     def start(self) -> None:
         """Begin to connect."""
         self._note(Event(name="gate_began", facts={"tracking": self._settings.tracking}))
+        self.turned_ns = time.monotonic_ns()
         self._thread.start()
 
-    def stop(self) -> None:
-        """The output goes off, the thread ends. What is between camera and gate is the PLC's affair from then on."""
+    def tell_to_stop(self) -> None:
+        """The output goes off soon. What is between camera and gate is the PLC's affair from then on."""
         self._stopping.set()
+
+    def stop(self) -> None:
+        """Wait until the output is off and the thread has ended: 2 s at most."""
+        self.tell_to_stop()
         self._thread.join(timeout=2)
 
     def part(self, part: Part, *, placed: bool) -> None:
@@ -116,11 +126,12 @@ class GateWatch:
     @property
     def up(self) -> bool:
         """Is the gate watched: inputs read, and the output written, on the link of now?"""
-        return bool(self._up)
+        return bool(self._up) and time.monotonic_ns() - self.turned_ns < self._stuck_ns
 
     def _run(self) -> None:
         failures = 0
         while not self._stopping.is_set():
+            self.turned_ns = time.monotonic_ns()
             reason = ""
             try:
                 with closing(self._connect()) as link:
@@ -145,6 +156,7 @@ class GateWatch:
         next_s = time.monotonic()
         looked = True  # whatever stood there before: only a bit that goes on is somebody's
         while not self._stopping.is_set():
+            self.turned_ns = time.monotonic_ns()
             inputs = link.read(time.monotonic_ns() + self._call_ns)
             if inputs.looked and not looked:
                 self._on_looked()

@@ -43,6 +43,7 @@ class Guard:
         heartbeat_ns: int,
         healthy: Callable[[], bool],
         ready: Callable[[], bool] = lambda: True,
+        on_look: Callable[[], None] = lambda: None,
         priority: int,
     ) -> None:
         """Nothing runs before `start`.
@@ -55,6 +56,7 @@ class Guard:
             heartbeat_ns: from one heartbeat to the next while no part is under way.
             healthy: can the station judge? FAULT says that it cannot.
             ready: may parts come, where it can?
+            on_look: called each time it looks up: each 100 ms at the least.
             priority: SCHED_FIFO's, 0 = ordinary.
         """
         self._outcome = outcome
@@ -62,7 +64,7 @@ class Guard:
         self._row = row
         self._look_ns = max(_LOOK_LEAST_NS, min(_LOOK_MOST_NS, fail_safe_ns // 3))
         self._heartbeat_ns = heartbeat_ns
-        self._healthy, self._ready = healthy, ready
+        self._healthy, self._ready, self._on_look = healthy, ready, on_look
         self._priority = priority
         self._parts: deque[Part] = deque()
         """Unsettled parts, oldest first; all have the same budget, so their times come in this order too."""
@@ -96,6 +98,7 @@ class Guard:
             self._told_to_stop.wait(max(0, self._due_ns() - time.monotonic_ns()) / 1e9)
             self._row.beat("guard")
             self._fail_safe()
+            self._on_look()
             self._tell_plc()
             self._keep_journal()
 

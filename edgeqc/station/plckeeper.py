@@ -22,6 +22,8 @@ _BACKOFF: Final = Backoff(first_s=0.1, most_s=1.0)
 """A PLC that is back must see a verdict within 2 s."""
 _LIVED_NS: Final = NS_PER_S
 """A link that was lost sooner than this is not opened again at once: a PLC may take each connection and drop it."""
+_TURN_S: Final = 1.0
+"""How often the keeper's thread shows that it lives while the link does."""
 _JOIN_S: Final = 1.5
 """At the end, for a connection that is being opened: parts under way still have their records to come."""
 _SAFE_WRITE_NS: Final = 500 * NS_PER_MS
@@ -70,6 +72,8 @@ class PlcKeeper:
     ) -> None:
         """Nothing is connected before `start`."""
         self.reconnected = 0
+        self.turned_ns = 0
+        """When the keeper's thread last came round (monotonic): an opening that hangs stops it."""
         self._open_link = open_link
         self._peer = peer
         self._events = events
@@ -115,6 +119,7 @@ class PlcKeeper:
 
     def start(self) -> None:
         """Begin to connect."""
+        self.turned_ns = time.monotonic_ns()
         self._thread.start()
 
     def stop(self) -> None:
@@ -263,6 +268,7 @@ class PlcKeeper:
     def _keep(self) -> None:
         failures, told = 0, False
         while not self._stopping.is_set():
+            self.turned_ns = time.monotonic_ns()
             try:
                 link = self._open_safe()
             except Exception as exc:  # noqa: BLE001 - the thread's root: a PLC that confuses us is tried again
@@ -272,7 +278,8 @@ class PlcKeeper:
                 opened_ns = time.monotonic_ns()
                 self._events.link(True, "")
                 if not self._stopping.is_set():  # `stop` may have come while the link was being opened
-                    self._lost.wait()
+                    while not self._lost.wait(_TURN_S):
+                        self.turned_ns = time.monotonic_ns()
                 self._link = None
                 link.close()
                 if self._stopping.is_set():

@@ -8,6 +8,7 @@ from typing import Final
 
 from edgeqc.errors import PeerError
 from edgeqc.records import NS_PER_MS
+from edgeqc.shm.board import Row
 from edgeqc.station.plckeeper import PlcKeeper
 
 _READ_NS: Final = 300 * NS_PER_MS
@@ -19,9 +20,9 @@ _DOWN_S: Final = 0.02
 class PlcWatch:
     """Polls the trigger block in a thread of its own; the keeper does what follows from it."""
 
-    def __init__(self, plc: PlcKeeper, *, poll_ns: int) -> None:
-        """`poll_ns`: from one read to the next."""
-        self._plc = plc
+    def __init__(self, plc: PlcKeeper, *, row: Row, poll_ns: int) -> None:
+        """`poll_ns`: from one read to the next; `row`: gets the beat of the loop that reads triggers."""
+        self._plc, self._row = plc, row
         self._poll_ns = poll_ns
         self._told_to_stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="plc-watch", daemon=True)
@@ -39,6 +40,7 @@ class PlcWatch:
         pause_s = 0.0
         while not self._told_to_stop.wait(pause_s):
             began_ns = time.monotonic_ns()
+            self._row.beat("triggers")
             try:
                 self._plc.read_trigger(began_ns + _READ_NS)
                 pause_s = max(0, began_ns + self._poll_ns - time.monotonic_ns()) / 1e9

@@ -163,6 +163,7 @@ class Station:
             heartbeat_ns=int(station.heartbeat_ms * NS_PER_MS),
             healthy=self._healthy,
             ready=self._gate_watched,
+            on_look=self._beat_for_others,
             priority=station.priority + 1 if self._has_real_time else 0,
         )
         tags = TagWatch(run_dir, station)
@@ -192,7 +193,7 @@ class Station:
             )
             self._triggers = TriggerWatch(watched, poll_ns=poll_ns, repeated_ids=station.trigger.repeated_ids)
         elif self._plc is not None and station.polls_plc:
-            self._plc_watch = PlcWatch(self._plc, poll_ns=poll_ns)
+            self._plc_watch = PlcWatch(self._plc, row=row, poll_ns=poll_ns)
         self._line = Line(
             station,
             Peers(
@@ -236,6 +237,7 @@ class Station:
         gc.disable()  # the line looks for garbage itself, when no part is due
         for loop in ("line", "guard", "triggers"):
             self._row.beat(loop)
+        self._beat_for_others()
         self._row.state = State.READY
         try:
             self._line.run()
@@ -245,7 +247,9 @@ class Station:
         finally:
             self._row.state = State.STOPPING
             pin(self._shared_cores)
-            for polling in (self._triggers, self._plc_watch, self._gate):
+            if self._gate is not None:
+                self._gate.tell_to_stop()
+            for polling in (self._triggers, self._plc_watch):
                 if polling is not None:
                     polling.stop()
             self._leave_plc()
@@ -259,14 +263,25 @@ class Station:
         self._outcome.note(body)
 
     def _leave_plc(self) -> None:
+        """The handshake's outputs are safe first: a gate that does not answer must not hold them up."""
         if self._plc is not None and self._door is not None:
             self._plc.stop()
+            if self._gate is not None:
+                self._gate.stop()
             self._door.close()
 
     def _healthy(self) -> bool:
         """Can parts be judged? Asked by the guard before each heartbeat."""
         self._row.put("zero_copy", self._cameras.zero_copy)
         return self._cameras.down < 0
+
+    def _beat_for_others(self) -> None:
+        """For threads that call into libraries and peers, and have nothing of their own to tell the supervisor with."""
+        self._row.beat("cameras", self._cameras.turned_ns)
+        if self._plc is not None:
+            self._row.beat("plc", self._plc.turned_ns)
+        if self._gate is not None:
+            self._row.beat("gate", self._gate.turned_ns)
 
     def _gate_watched(self) -> bool:
         """Where nobody watches the gate, parts are judged, but what is to go out may not."""

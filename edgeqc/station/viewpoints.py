@@ -41,6 +41,8 @@ class Viewpoints:
         self._came: queue.SimpleQueue[tuple[int, Frame]] = queue.SimpleQueue()
         """As many as there are slots at most: each holds its own until it is released."""
         self._stopping = threading.Event()
+        self._fetched_ns = [0] * len(self._points)
+        """When each thread last came round."""
         self._threads = [
             threading.Thread(target=self._fetch, args=(index,), name=f"fetch-{point.name}", daemon=True)
             for index, point in enumerate(self._points)
@@ -71,8 +73,15 @@ class Viewpoints:
         """Connections opened after each camera's first, of all cameras together."""
         return sum(point.keeper.reopened for point in self._points)
 
+    @property
+    def turned_ns(self) -> int:
+        """When the last of all threads that see to the cameras came round (monotonic)."""
+        fetched_ns = self._fetched_ns if self._threads else []
+        return min([*(point.keeper.turned_ns for point in self._points), *fetched_ns])
+
     def start(self) -> None:
         """Begin to connect. Call it before the line thread is pinned to its core: threads inherit that."""
+        self._fetched_ns = [time.monotonic_ns()] * len(self._points)
         for point in self._points:
             point.keeper.start()
         for thread in self._threads:
@@ -109,6 +118,7 @@ class Viewpoints:
     def _fetch(self, index: int) -> None:
         keeper = self._points[index].keeper
         while not self._stopping.is_set():
+            self._fetched_ns[index] = time.monotonic_ns()
             frame = keeper.next_frame(time.monotonic_ns() + _TICK_NS)
             if frame is not None:
                 self._came.put((index, frame))

@@ -65,6 +65,7 @@ def test_what_did_not_pass_goes_out_at_the_gate_and_nothing_else(going: tuple[Be
     until(lambda: conveyor.look() >= 0 and line.stage.part >= PARTS, COMES_S)
     line.plc.wait_done(COMES_S)
     until(lambda: conveyor.look() >= PARTS - line.row.counters()["passed"])
+    assert set(line.row.beats()) == {"line", "guard", "triggers", "cameras", "plc", "gate"}
     report = line.account()
     assert report["triggers"] == report["verdicts"] == PARTS
     assert (report["unaccounted"], report["late"], report["plc_mismatch"]) == (0, 0, 0)

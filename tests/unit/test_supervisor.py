@@ -126,7 +126,7 @@ def test_a_box_that_stood_still_has_no_process_killed_for_it(supervisor: Supervi
     for child in supervisor._children:
         child.process = subprocess.Popen(["sleep", "60"])
         child.row.state = State.READY
-        for loop in child.job.loops:
+        for loop in child.job.limits_ns:
             child.row.beat(loop)
     woke_ns = began_ns + 60 * NS_PER_S
     supervisor._round(woke_ns)

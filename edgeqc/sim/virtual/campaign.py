@@ -58,7 +58,7 @@ class _Supervisor:
 
     def run(self) -> Iterator[Any]:
         kernel, swarm = self.plant.kernel, self.plant.swarm
-        limit_ns = 2 * NS_PER_S + swarm.budget_ns
+        limits_ns = dict.fromkeys(("line", "guard", "triggers"), 2 * NS_PER_S + swarm.budget_ns)
         look_ns = max(50 * NS_PER_MS, swarm.takt_ns)
         while True:
             self.station = Station(self.plant, first_sequence=self._last_sequence() + 1)
@@ -68,8 +68,7 @@ class _Supervisor:
                 self.station.kill()
             while not self.station.dead:
                 yield kernel.now_ns + look_ns
-                loops = ("line", "guard", "triggers")
-                stuck = hung(self.station.beats, loops, started_ns=started_ns, limit_ns=limit_ns, now_ns=kernel.now_ns)
+                stuck = hung(self.station.beats, limits_ns, started_ns=started_ns, now_ns=kernel.now_ns)
                 if stuck or self.lots.falls("killed"):
                     self.station.kill()
                 elif self.lots.falls("crash_loop"):
