@@ -81,6 +81,8 @@ class MqttConnection:
         self.commands: deque[Inbound] = deque()
         """What came in, oldest first; beyond _COMMANDS_MAX the newest are dropped and counted."""
         self.commands_dropped = 0
+        self.deaf: str | None = None
+        """Why the broker sends no commands, where it does not: it refuses the subscription."""
         self.lost: str | None = None
         """Why the connection is gone."""
         self.closed_by_broker = False
@@ -107,6 +109,7 @@ class MqttConnection:
         try:
             if commands is not None:
                 client.on_message = self._on_message
+                client.on_subscribe = self._on_subscribe
             self._connect(clean_start=clean_start)
             if commands is not None:
                 self._subscribe(commands)
@@ -146,7 +149,8 @@ class MqttConnection:
             self._client.disconnect()
             self._answered.wait(_GOODBYE_S)
         # Callbacks that know us would keep client and sockets alive until the collector comes.
-        self._client.on_connect = self._client.on_disconnect = self._client.on_publish = self._client.on_message = None
+        self._client.on_connect = self._client.on_disconnect = self._client.on_publish = None
+        self._client.on_message = self._client.on_subscribe = None
         connection = self._client.socket()
         if connection is not None:
             # Without this paho's thread waits for acknowledgements that a hung broker will never send.
@@ -189,6 +193,10 @@ class MqttConnection:
         # What was retained is no command: nobody knows when it was meant.
         options = SubscribeOptions(qos=1, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
         self._client.subscribe(topic, options=options)
+
+    def _on_subscribe(self, _client: Any, _data: Any, _mid: int, reasons: Any, _properties: Any) -> None:
+        self.deaf = next((reason.getName() for reason in reasons if reason.is_failure), None)
+        self._wake()
 
     def _on_message(self, _client: Any, _data: Any, message: Any) -> None:
         if len(self.commands) >= _COMMANDS_MAX:

@@ -38,6 +38,7 @@ _STRIKES: Final = 5
 _BARRED_S: Final = 60.0
 """A kind of topic that the broker refuses is not tried again for this long."""
 _FAREWELL_S: Final = 0.5
+_COMMANDS: Final = f"{payloads.COMMAND}+"
 _REPLIES: Final = 64
 """Answers waiting to go out; of more the oldest are given up."""
 
@@ -68,7 +69,8 @@ class Outbox:
             state_payload: makes the `state` payload from (online, reason).
             greet: the retained messages that say how things stand, alerts among them; `state` is not.
             alerts: only the alerts as they stand.
-            on_refused: told, on the outbox's thread, of a message that went to the dead letters: topic and reason.
+            on_refused: told, on the outbox's thread, of a message that went to the dead letters, or that commands are not
+                heard: topic and reason.
             on_command: told, on the outbox's thread, of what came in below `cmd/`; its topic is that below the prefix.
                 None: nothing is asked for.
         """
@@ -169,7 +171,7 @@ class Outbox:
             will=(self._topic(payloads.STATE), self._state_payload(False, "will")),
             clean_start=self.connections == 0,
             wake=self._wake.set,
-            commands=self._topic(f"{payloads.COMMAND}+") if self._on_command is not None else None,
+            commands=self._topic(_COMMANDS) if self._on_command is not None else None,
         )
 
     def _serve(self, connection: MqttConnection) -> None:
@@ -223,6 +225,10 @@ class Outbox:
         self._account(courier, published, replayed)
 
     def _take_commands(self, connection: MqttConnection) -> None:
+        if connection.deaf is not None:
+            reason, connection.deaf = connection.deaf, None
+            self._log.warning("commands_refused", peer=connection.peer, reason=reason)
+            self._on_refused(_COMMANDS, f"the broker does not let us hear commands: {reason}")
         while connection.commands and self._on_command is not None:
             inbound = connection.commands.popleft()
             self._on_command(replace(inbound, topic=inbound.topic.removeprefix(f"{self._prefix}/")))

@@ -91,7 +91,8 @@ class GateWatch:
         self._stuck_ns = int(settings.poll_ms * NS_PER_MS) + 2 * call_ns + _STUCK_NS
         self._raw = 0
         self._read_ns = 0
-        self._alarmed = False
+        self._alarm: GateFact | None = None
+        """What the alert that stands is about."""
         self._well = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gate", daemon=True)
@@ -197,13 +198,13 @@ class GateWatch:
             )
             if event.fact is GateFact.EJECT:
                 self._well += 1
-                if self._alarmed and self._well >= _WELL:
-                    self._alarmed = False
+                if self._alarm is not None and self._well >= _WELL:
+                    self._alarm = None
                     self._alert("")
                 continue
             self._well = 0
-            if not self._alarmed:
-                self._alarmed = True
+            if self._alarm is None or (event.fact in FAILURES and self._alarm not in FAILURES):
+                self._alarm = event.fact
                 self._alert(f"part {event.sequence}: {_TEXTS[event.fact]}" if event.sequence else _TEXTS[event.fact])
             if event.fact in FAILURES:
                 self._on_failure()

@@ -21,8 +21,10 @@ from pymodbus.client import AsyncModbusTcpClient
 from pymodbus.exceptions import ModbusException
 
 from edgeqc.cli.peers import look_at_gate
+from edgeqc.core.track import GateEvent, GateFact
 from edgeqc.errors import PeerError
 from edgeqc.plc import PlcDoor, plc_door
+from edgeqc.plc.gate import GateLink
 from edgeqc.plc.modbus_served import HandshakeServer
 from edgeqc.plc.registers import TriggerImage
 from edgeqc.records import AlertChange, Event, Trigger
@@ -499,3 +501,30 @@ def test_a_look_shows_the_inputs_and_puts_the_output_off(plc: GatePlc) -> None:
     look_at_gate(station, state_dir=plc.state_dir, write=True)
     until(lambda: plc.output[4] not in {0, before})
     assert not plc.output[0]
+
+
+def test_an_alert_that_stands_is_told_anew_when_a_bad_part_may_be_among_the_good_ones(told: list[object]) -> None:
+    """What comes first may be the lesser thing: an output that was short."""
+
+    def no_link() -> GateLink:
+        raise PeerError("gate", "nobody connects here")
+
+    watch = GateWatch(
+        EncoderGate(tracking="encoder", travel_pulses=100, length_pulses=50),
+        no_link,
+        station="top",
+        note=told.append,
+        on_failure=lambda: None,
+        on_looked=lambda: None,
+        on_link=lambda _up, _reason: None,
+    )
+    for fact, sequence in (
+        (GateFact.TOO_SHORT, 1),
+        (GateFact.TOO_SHORT, 2),
+        (GateFact.WENT_BY, 3),
+        (GateFact.TOO_SHORT, 4),
+    ):
+        watch._tell([GateEvent(fact=fact, sequence=sequence, part_id="")])
+    alerts = [one.text for one in told if isinstance(one, AlertChange)]
+    assert [text.split(":")[0] for text in alerts] == ["part 1", "part 3"]
+    assert "went by" in alerts[1]

@@ -1,6 +1,7 @@
 """The office against a real mosquitto: nothing lost, nothing twice without saying so, whatever the broker does."""
 
 import asyncio
+import contextlib
 import getpass
 import json
 import math
@@ -14,7 +15,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -555,6 +556,48 @@ def test_the_offices_own_alert_stays_acknowledged_when_the_broker_comes_back(lin
                 "active_acked",
                 "anna",
             )
+
+
+@contextmanager
+def deafening(port: int) -> Iterator[int]:
+    """The port of a way to the broker on which each subscription is refused, as a broker with rights for topics would."""
+    ends: list[socket.socket] = []
+
+    def carry(source: socket.socket, sink: socket.socket, change: Callable[[bytes], bytes]) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                sink.sendall(change(data))
+            sink.shutdown(socket.SHUT_WR)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = door.accept()
+                broker = socket.create_connection(("127.0.0.1", port))
+                ends.extend((client, broker))
+                threading.Thread(target=carry, args=(client, broker, bytes), daemon=True).start()
+                threading.Thread(target=carry, args=(broker, client, refused), daemon=True).start()
+
+    def refused(data: bytes) -> bytes:
+        """Granted QoS 1 becomes 0x87, not authorized; a SUBACK comes by itself, or behind a CONNACK."""
+        at = data.find(b"\x90\x04")
+        return data if at < 0 else data[: at + 5] + b"\x87" + data[at + 6 :]
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        threading.Thread(target=serve, daemon=True).start()
+        yield door.getsockname()[1]
+        door.shutdown(socket.SHUT_RDWR)
+    for end in ends:
+        end.close()
+
+
+def test_a_broker_that_lets_us_hear_no_commands_is_told_of_and_all_else_goes_on(line, broker):
+    with deafening(broker.port) as port, line.office(settings(port, commands=["ack"])), listen(broker) as listener:
+        until(lambda: [m for m in listener.payloads("edgeqc/n1/event") if m["name"] == "message_refused"])
+        (event,) = [m for m in listener.payloads("edgeqc/n1/event") if m["name"] == "message_refused"]
+        assert (event["facts"]["topic"], "Not authorized" in event["facts"]["reason"]) == ("cmd/+", True)
+        line.parts(1)
+        assert len(listener.wait(1, "/verdict", timeout_s=PATIENCE_S)) == 1
 
 
 @pytest.mark.parametrize("field", ["user", "note"])
