@@ -49,7 +49,7 @@ class JournalWriter:
             settings: sizes and the sync rule.
 
         Raises:
-            JournalError: the disk will not even take one segment.
+            JournalError: the disk will not even take one segment, or nothing at all.
         """
         self.folder = folder
         self.writer = folder.name
@@ -72,12 +72,17 @@ class JournalWriter:
         self._stopping = False
         self._sequence = 0
         self._ready: int | None = None
-        self._retired = -1
-        """Descriptor of the segment before, until its last records are on the disk too."""
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._retired: tuple[int, mmap.mmap] | None = None
+        """Descriptor and memory of the segment before, until its last records are on the disk too."""
+        self._doubtful = False
+        """The disk has refused something, and Linux takes it for written."""
         self._ballast = folder.parent / "ballast"
         self._boot = uuid.UUID(_BOOT_ID.read_text().strip()).bytes
-        self._resume()
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._resume()
+        except OSError as exc:
+            raise JournalError(f"{exc.filename or folder}: {exc.strerror}; the journal cannot be written") from exc
         self._thread = threading.Thread(target=self._keep_disk, name="journal-sync", daemon=True)
         self._thread.start()
 
@@ -243,7 +248,7 @@ class JournalWriter:
 
     def _rotate(self) -> None:
         """Go on in the segment that the sync thread has made ready. Holds the lock."""
-        if self._ready is None or self._retired >= 0:
+        if self._ready is None or self._retired is not None:
             self._wake.set()
             raise JournalError(f"{self.folder}: segment {self._number} is full and the disk has no room for another")
         old, memory = self._descriptor, self._memory
@@ -251,10 +256,9 @@ class JournalWriter:
             self._map(self._ready, RECORD_BYTES)
         except OSError as exc:  # no descriptor, no memory: the next record tries again
             raise JournalError(f"{self.folder}: segment {self._ready} cannot be opened: {exc.strerror}") from exc
-        memory.close()
         self._head()
         self._ready = None
-        self._retired = old
+        self._retired = old, memory
         self._wake.set()
 
     def _keep_disk(self) -> None:
@@ -274,19 +278,27 @@ class JournalWriter:
         # Only this thread and `close`, which joins it, close descriptors: these stay open while they are synced.
         with self._lock:
             sequence, descriptor, retired = self._sequence, self._descriptor, self._retired
+            memory, end = self._memory, self._offset
         try:
-            if retired >= 0:
-                os.fdatasync(retired)
+            if self._doubtful:
+                _dirty(memory, end)
+                if retired is not None:
+                    _dirty(retired[1], self._size)
+            if retired is not None:
+                os.fdatasync(retired[0])
                 with self._lock:
-                    self._retired = -1
-                os.close(retired)
-            if sequence > self._synced_sequence or retired >= 0:
+                    self._retired = None
+                os.close(retired[0])
+                retired[1].close()
+            if sequence > self._synced_sequence or retired is not None or self._doubtful:
                 os.fdatasync(descriptor)
+                self._doubtful = False
                 with self._synced:
                     self._synced_sequence = sequence
                     self._synced.notify_all()
                 self._make_writable()
         except OSError as exc:
+            self._doubtful = True
             self._trouble("journal_sync_failed", {"reason": exc.strerror or "", "errno": exc.errno or 0})
         else:
             self._over("journal_sync_failed")
@@ -365,3 +377,12 @@ class JournalWriter:
         with self._telling:
             if self._troubles.pop(name, None) is not None and not self._troubles:
                 self._on_trouble("disk_ok", {})
+
+
+def _dirty(memory: mmap.mmap, end: int) -> None:
+    """Have the pages before `end`, whose first records do not change any more, written once more.
+
+    Linux tells of a write that failed once, to the next fdatasync, and takes the pages for clean from then on.
+    """
+    for place in range(0, end, mmap.PAGESIZE):
+        memory[place] = memory[place]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -609,6 +611,66 @@ def test_a_sync_that_failed_is_told_as_over_when_one_succeeds(tmp_path: Path, mo
     assert writer.wait_synced(sequence, time.monotonic_ns() + 10**10)
     wait_until(lambda: told == ["journal_sync_failed", "disk_ok"])
     writer.close()
+
+
+def test_what_a_disk_refused_once_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux tells of a failed write once, and the next fdatasync of the same pages finds nothing to do."""
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    filled(writer, event(1), PER_SEGMENT)
+    wait_until(lambda: writer._ready is not None)
+    fdatasync, failing, synced = os.fdatasync, True, 0
+
+    class Memory:
+        """Of the segment, watched."""
+
+        def __init__(self, inner: mmap.mmap) -> None:
+            self.inner, self.dirtied = inner, set[int]()
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.inner, name)
+
+        def __getitem__(self, place: Any) -> Any:
+            return self.inner[place]
+
+        def __setitem__(self, place: Any, value: Any) -> None:
+            self.inner[place] = value
+            if isinstance(place, int):
+                assert synced == 0, "before it is synced"
+                self.dirtied.add(place // mmap.PAGESIZE)
+
+    def fails(descriptor: int) -> None:
+        nonlocal synced
+        if failing:
+            raise OSError(errno.EIO, "Input/output error")
+        synced += 1
+        fdatasync(descriptor)
+
+    before = Memory(writer._memory)
+    monkeypatch.setattr(writer, "_memory", before)
+    monkeypatch.setattr(os, "fdatasync", fails)
+    filled(writer, event(2), 10)  # in the next segment
+    sequence = writer.sequence
+    after = Memory(writer._memory)
+    monkeypatch.setattr(writer, "_memory", after)
+    told: list[str] = []
+    writer.listen(lambda name, _facts: told.append(name))
+    wait_until(lambda: told == ["journal_sync_failed"])
+    before.dirtied.clear()
+    after.dirtied.clear()
+    failing = False
+    assert writer.wait_synced(sequence, time.monotonic_ns() + 10**10)
+    assert len(before.dirtied) == SMALL.segment_mb * (1 << 20) // mmap.PAGESIZE
+    assert after.dirtied == set(range(-(-11 * RECORD_BYTES // mmap.PAGESIZE)))
+    writer.close()
+    reader = JournalReader(tmp_path / "w")
+    assert [entry.sequence for entry in reader.read(10_000)] == list(range(1, sequence + 1))
+    reader.close()
+
+
+def test_a_disk_that_takes_nothing_is_told_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "w").touch()
+    with pytest.raises(JournalError, match=r"/w: .* the journal cannot be written"):
+        JournalWriter(tmp_path / "w", SMALL)
 
 
 def test_a_segment_that_cannot_be_opened_refuses_the_record_and_the_next_one_tries_again(
