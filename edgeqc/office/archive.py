@@ -20,7 +20,8 @@ import structlog
 
 from edgeqc.office import audit, tables
 from edgeqc.office.books import Asked, Books, Command, ImagesGone, ImageStored, Noted, Refused, Settled, Tailed, Tally
-from edgeqc.office.intake import Intake, Outcome
+from edgeqc.office.intake import Intake
+from edgeqc.office.transaction import Outcome
 from edgeqc.office.view import ArchiveView
 from edgeqc.records import NS_PER_S
 from edgeqc.settings import ArchiveSettings

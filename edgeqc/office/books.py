@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from edgeqc.journal import Cursor, Entry
 from edgeqc.office.alarms import AlarmCommand
-from edgeqc.office.intake import Intake, Outcome
+from edgeqc.office.intake import Intake
+from edgeqc.office.transaction import Outcome
 from edgeqc.records import NS_PER_S, AlertChange, Event
 
 _TIDY_ROWS: Final = 500

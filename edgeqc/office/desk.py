@@ -22,11 +22,11 @@ from edgeqc.office.courier import Message
 from edgeqc.office.expiry import expiring
 from edgeqc.office.figures import Figures
 from edgeqc.office.images import ImageStore
-from edgeqc.office.intake import Outcome
 from edgeqc.office.notices import Notice, Notices
 from edgeqc.office.outbox import Outbox
 from edgeqc.office.payloads import AlertState, Payload
 from edgeqc.office.tail import Tail
+from edgeqc.office.transaction import Outcome
 from edgeqc.office.view import ArchiveView
 from edgeqc.records import Ne107
 from edgeqc.settings import Settings

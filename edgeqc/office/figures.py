@@ -7,8 +7,8 @@ import time
 from collections import deque
 from typing import Final
 
-from edgeqc.office.intake import Closed
 from edgeqc.office.payloads import Payload
+from edgeqc.office.transaction import Closed
 from edgeqc.records import JUDGED, NS_PER_S
 
 _WINDOW: Final = 1000

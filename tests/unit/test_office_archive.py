@@ -15,8 +15,9 @@ from edgeqc.office import alarms, audit, query, tables
 from edgeqc.office.alarms import AlarmCommand
 from edgeqc.office.archive import Archive
 from edgeqc.office.books import Asked, Books, ImagesGone, ImageStored, Noted, Refused, Settled, Tailed
-from edgeqc.office.intake import Intake, Outcome
+from edgeqc.office.intake import Intake
 from edgeqc.office.tail import Tail
+from edgeqc.office.transaction import Outcome
 from edgeqc.records import (
     RECIPE_READY,
     AlertChange,

@@ -10,7 +10,8 @@ import pytest
 from edgeqc.errors import EdgeqcError
 from edgeqc.journal import Entry
 from edgeqc.office import query, tables
-from edgeqc.office.intake import Intake, Outcome
+from edgeqc.office.intake import Intake
+from edgeqc.office.transaction import Outcome
 from edgeqc.records import Cause, Delivery, Ledger, PartRecord, Trigger, Verdict
 
 FIRST_NS = 1_795_335_330_000_000_000
