@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from conftest import ENGINE
 from flatpackage import UNSIGNED, flat_images, flat_package, seal
-from linebench import COMES_S, Bench
+from linebench import COMES_S, Bench, until
 
 from edgeqc.sim.stage import CameraFault
 
@@ -192,6 +193,49 @@ def test_a_full_disk_rejects_what_cannot_be_recorded_and_recovers(bench: Make, t
         assert (report["unaccounted"], report["plc_mismatch"], report["duplicates"]) == (0, 0, 0)
         assert report["archive_rows"] == report["triggers"]
         assert line.line.judged()[-1]["code"] in {1, 10}
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not Path("/dev/loop-control").exists(),
+    reason="needs root and a loop device for an ext4 of its own",
+)
+def test_a_disk_that_turns_read_only_is_told_of_and_holds_no_verdict_up(bench: Make, tmp_path: Path) -> None:
+    """As a worn-out SD card does: ext4 finds an error, aborts its journal and takes no write any more."""
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    disk.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True)
+    subprocess.run(["mount", "-o", "loop,errors=remount-ro", str(image), str(disk)], check=True)
+    try:
+        mounts = [text.split() for text in Path("/proc/mounts").read_text().splitlines()]
+        (device,) = [Path(source).name for source, where, *_ in mounts if where == str(disk)]
+        line = bench(
+            changes={
+                "state_dir": str(disk / "state"),
+                "journal": {"segment_mb": 4, "ballast_mb": 1, "budget_mb": 16},
+                "archive": {"images_mb": 1, "disk_free_mb": 0},
+            },
+        )
+        line.line.state_dir = disk / "state"
+        line.part_is(10)
+        Path(f"/sys/fs/ext4/{device}/trigger_fs_error").write_text("worn out")
+        began_ns = time.monotonic_ns()
+        until(lambda: bool(line.logged("journal_sync_failed")))
+        assert line.line.listener is not None
+        until(lambda: bool(line.line.listener.received("/alert/office.archive.stuck")))
+        line.passes(40)
+        line.recovered(20)
+        line.line.stop_daemon()
+        since = line.judged_after(began_ns)
+        assert len(since) >= 40
+        judged = [part for part in since if part["code"] in {1, 10}]
+        assert len(judged) > len(since) / 2  # a box that stands still costs some their verdict
+        assert all(part["code"] in {1, 10} or part["code"] >= 100 for part in since[:-8])
+        assert len(line.logged("journal_sync_failed")) == 1, "said once"
+        assert not line.logged("process_ended")
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
