@@ -49,6 +49,9 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
     camera: Annotated[str, typer.Option(help="Which camera it is for; noted.")] = "",
     threads: Annotated[int, typer.Option(min=1, max=64)] = 2,
     out: Annotated[Path | None, typer.Option(help="Write a copy of the package instead, e.g. for one camera.")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Make it this version: a box that has the old one imports no other of that name.")
+    ] = None,
     key: Annotated[Path | None, typer.Option(help="Private key that signs it; default: this box's own.")] = None,
     region: Region = None,
     contrast: Contrast = 24,
@@ -102,7 +105,7 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
         talk(f"not armed: {refused}", style="bold red")
         raise typer.Exit(Exit.GATE)
     calibration = calibrated(readings, rule, map_threshold=map_threshold, backend=run.label)
-    package = recalibrated(run, calibration, out=out or engine, key=signing_key(key))
+    package = recalibrated(run, calibration, out=out or engine, key=signing_key(key), version=version)
     talk(f"{package.folder}: {told(calibration)}")
 
 

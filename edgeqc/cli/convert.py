@@ -38,6 +38,9 @@ def convert(  # noqa: PLR0917 - each is a switch of the command
         bool,
         typer.Option("--locate", help="Judge the part in the frame, as region.mode: locate; default: as in training."),
     ] = False,
+    version: Annotated[
+        str | None, typer.Option(help="Make it this version: a box that has the old one imports no other of that name.")
+    ] = None,
     key: Annotated[Path | None, typer.Option(help="Private key to sign with; default: state/keys/local.key.")] = None,
 ) -> None:
     """Add fp16 and int8 to a package: files of their own beside the fp32 one, from one calibration.
@@ -80,7 +83,7 @@ def convert(  # noqa: PLR0917 - each is a switch of the command
     if not variants:
         raise PackageError(f"{folder}: none of the files is near enough to the golden outputs")
     private = load_key(key) if key is not None else local_key(default_paths()[0] / "keys")
-    written = with_variants(folder, out or folder, variants, key=private)
+    written = with_variants(folder, out or folder, variants, key=private, version=version)
     tell(f"{written.folder}: {written.name}, {', '.join(['fp32', *written.variants])}")
     talk("The threshold is still the one of fp32: calibrate each precision on its own scores before it judges parts.")
 

@@ -9,6 +9,7 @@ import typer
 
 from edgeqc.cli.calibrate import RegionKind, region_of
 from edgeqc.cli.console import talk
+from edgeqc.cli.packagename import name_of
 from edgeqc.cli.traintags import train_tags
 from edgeqc.errors import EdgeqcError
 
@@ -24,8 +25,10 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
         typer.Option(help="Folder of one folder per class, or with index.csv, COCO or Pascal VOC; or such a file."),
     ],
     out: Annotated[Path | None, typer.Option(help="Folder of the package, e.g. engines/housing/3.")] = None,
-    name: Annotated[str | None, typer.Option(help="Default: the data's folder.")] = None,
-    version: Annotated[str, typer.Option()] = "1",
+    name: Annotated[
+        str | None, typer.Option(help="Default: of OUT, where it is NAME/VERSION, else of the data.")
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Default: as the name, or 1.")] = None,
     work: Annotated[
         Path | None, typer.Option(help="Features, checkpoints, findings, scores; resumed. Default: OUT.work")
     ] = None,
@@ -70,6 +73,7 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
 
     if not check and out is None:
         raise typer.BadParameter("is needed, or --check", param_hint="--out")
+    name, version = name_of(out, name=name, version=version, data=data)
     target = out or Path(".train") / data.stem / version
     try:
         from edgeqc.train.trainer import Job  # noqa: PLC0415 - torch
@@ -80,7 +84,7 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
         data=data,
         out=target,
         work=work or target.with_name(f"{target.name}.work"),
-        name=package_name(name or data.resolve().stem),
+        name=package_name(name),
         version=version,
         group_by=group_by,
         by_picture=by_picture,

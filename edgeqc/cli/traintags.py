@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgeqc.cli.console import show, talk
+from edgeqc.cli.packagename import name_of
 from edgeqc.errors import EdgeqcError
 
 if TYPE_CHECKING:
@@ -30,8 +31,10 @@ def train_tags(  # noqa: PLR0917 - each is a switch of the command
     data: Annotated[Path, typer.Option(help="CSV, or a folder of them: what `edgeqc tags export --grid` writes.")],
     out: Annotated[Path, typer.Option(help="Folder of the package.")],
     report: Annotated[Path | None, typer.Option(help="JSON; the page goes beside it. Default: in OUT.report.")] = None,
-    name: Annotated[str | None, typer.Option(help="Default: the data's name.")] = None,
-    version: Annotated[str, typer.Option()] = "1",
+    name: Annotated[
+        str | None, typer.Option(help="Default: of OUT, where it is NAME/VERSION, else of the data.")
+    ] = None,
+    version: Annotated[str | None, typer.Option(help="Default: as the name, or 1.")] = None,
     tags: _Tags = None,
     state: Annotated[str, typer.Option(help="Column that says what the machine was doing.")] = "state",
     states: Annotated[str, typer.Option(help="States to learn, with commas between; '' for any.")] = "running",
@@ -54,6 +57,7 @@ def train_tags(  # noqa: PLR0917 - each is a switch of the command
     from edgeqc.train.tags.package import Wishes  # noqa: PLC0415
     from edgeqc.train.tags.recording import good_stretches, joined, read_folder  # noqa: PLC0415
 
+    name, version = name_of(out, name=name, version=version, data=data)
     recording = joined(read_folder(data, _names(tags), state=state))
     wanted = _names(states) or []
     if wanted and not recording.states:
@@ -67,7 +71,7 @@ def train_tags(  # noqa: PLR0917 - each is a switch of the command
     rows = sum(stretch.stop - stretch.start for stretch in stretches)
     talk(f"{len(recording)} rows, {rows} of them good, in {len(stretches)} stretches; {len(recording.tags)} tags.")
     wishes = Wishes(
-        name=_word(name or data.resolve().stem),
+        name=_word(name),
         version=version,
         licence=licence,
         network=network,

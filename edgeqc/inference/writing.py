@@ -93,11 +93,17 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], *, key: Ed25519Priv
 
 
 def with_variants(
-    folder: Path, out: Path, variants: Mapping[VariantName, VariantFiles], *, key: Ed25519PrivateKey | None
+    folder: Path,
+    out: Path,
+    variants: Mapping[VariantName, VariantFiles],
+    *,
+    key: Ed25519PrivateKey | None,
+    version: str | None = None,
 ) -> Package:
-    """The package in `folder`, at `out`, with these files added or replaced."""
+    """The package in `folder`, at `out`, with these files added or replaced; `version` None: of the same version."""
     files = read_folder(folder)
     manifest = yaml.safe_load(files["manifest.yaml"])
+    manifest["version"] = version or manifest["version"]
     added, entries = _variants(variants)
     manifest["variants"] = {**manifest.get("variants", {}), **entries}
     files |= added

@@ -121,14 +121,17 @@ def score_set(
         engine.close()
 
 
-def recalibrated(run: Run, calibration: Calibration, *, out: Path, key: Ed25519PrivateKey) -> Package:
-    """The package with another calibration for this run's model file, signed anew, at `out`.
+def recalibrated(
+    run: Run, calibration: Calibration, *, out: Path, key: Ed25519PrivateKey, version: str | None = None
+) -> Package:
+    """The package with another calibration for this run's model file, signed anew, at `out`; None: of the same version.
 
     The calibration of other precisions stays as it is. The old package stays where anything fails.
     """
     folder = run.package.folder
     files = read_folder(folder)
     manifest = yaml.safe_load(files["manifest.yaml"])
+    manifest["version"] = version or manifest["version"]
     document = (json.dumps(calibration.model_dump(mode="json", exclude_none=True), indent=2) + "\n").encode()
     digest = hashlib.sha256(document).hexdigest()
     variant = next(

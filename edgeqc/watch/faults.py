@@ -264,14 +264,14 @@ _OF_REMARKS: Final = (
         "medium",
         Ne107.MAINTENANCE_REQUIRED,
         "gives values of another type than before: ",
-        "Check scale and unit of these tags, then: edgeqc tags accept --source {source}",
+        "Check scale and unit of these tags, then: edgeqc tags accept FILE --source {source}",
     ),
     (
         TagRemark.NAMESPACES,
         "low",
         Ne107.MAINTENANCE_REQUIRED,
         "numbers its namespaces anew: ",
-        "Write nsu=URI; instead of ns=NUMBER; in the configuration, or: edgeqc tags accept --source {source}",
+        "Write nsu=URI; instead of ns=NUMBER; in the configuration, or: edgeqc tags accept FILE --source {source}",
     ),
     (TagRemark.RESTARTED, "low", Ne107.FUNCTION_CHECK, "", "None, if it was meant to be"),
     (
