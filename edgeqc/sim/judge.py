@@ -57,6 +57,8 @@ class Judge:
         self._parts: list[_Part] = []
         self._by_name: dict[str, _Part] = {}
         self._by_sequence: dict[int, _Part] = {}
+        self._shown: _Part | None = None
+        """Whose result was seen last."""
         self._settled = 0
         self._matched = -1
         self._highest = 0
@@ -79,20 +81,12 @@ class Judge:
         status = image.status
         bits = status & (Status.PASS | Status.REJECT)
         valid = bool(status & Status.RESULT_VALID)
-        if not bits and not valid:
-            return  # ready, busy or heartbeat: no result
+        if not bits and not valid:  # ready, busy or heartbeat: no result
+            if self._shown is not None:
+                self._shown.taken_back = True
+            return
         part = self._part_of(image, at_ns)
-        for name, seen in (
-            ("both_bits", bits == Status.PASS | Status.REJECT),
-            ("valid_without_bit", valid and not bits),
-            ("bit_without_valid", bool(bits) and not valid),
-            ("code", bool(bits) and (bits == Status.PASS) != (image.code == RESULT_CODE[Cause.OK])),
-            ("code", image.code == 0),
-        ):
-            if seen and (part is None or name not in part.faults):
-                self._counts[name] += 1
-                if part is not None:
-                    part.faults.append(name)
+        self._look_at_form(image, part)
         if part is None:
             self._counts["wrong_part"] += 1
             self._strays.append(f"{image.part_id or '(empty)'} #{image.sequence}")
@@ -104,6 +98,9 @@ class Judge:
             part.answer, part.answered_ns = image, at_ns
         elif (image.sequence, bits, image.code) != part.said:
             part.fault("contradiction" if bits != part.said[1] else "duplicate")
+        elif part.taken_back:
+            part.fault("duplicate")
+        self._shown = part
 
     def settled(self, now_ns: int) -> Iterator[PartReport]:
         """Parts that nothing can happen to any more, each once, in order."""
@@ -162,6 +159,22 @@ class Judge:
                 "fn": confusion[True, "pass"],
             },
         }
+
+    def _look_at_form(self, image: ResultImage, part: _Part | None) -> None:
+        """Do bits and code go together?"""
+        bits = image.status & (Status.PASS | Status.REJECT)
+        valid = bool(image.status & Status.RESULT_VALID)
+        for name, seen in (
+            ("both_bits", bits == Status.PASS | Status.REJECT),
+            ("valid_without_bit", valid and not bits),
+            ("bit_without_valid", bool(bits) and not valid),
+            ("code", bool(bits) and (bits == Status.PASS) != (image.code == RESULT_CODE[Cause.OK])),
+            ("code", image.code == 0),
+        ):
+            if seen and (part is None or name not in part.faults):
+                self._counts[name] += 1
+                if part is not None:
+                    part.faults.append(name)
 
     def _beat(self, heartbeat: int, at_ns: int) -> None:
         self._counts["writes"] += 1
@@ -222,6 +235,8 @@ class _Part:
     answer: ResultImage | None = None
     """The first result."""
     answered_ns: int = 0
+    taken_back: bool = False
+    """Its result is shown no more: shown again it would be taken for another part's."""
     faults: list[str] = field(default_factory=list)
 
     @property

@@ -58,9 +58,12 @@ def build(
     mismatch = sum(not _agrees(part, by_sequence.get(part["sequence"])) for part in answered)
     mismatch += sum(summary[name] for name in ("wrong_part", "both_bits", "valid_without_bit", "bit_without_valid"))
     told: Counter[int] = Counter()
+    contradicted = 0
     for message in messages or ():
         told[int(message["trigger_id"])] += 1
-    wrong_told = sum(told[row["sequence"]] == 0 for row in rows) if messages is not None else 0
+        row = by_sequence.get(int(message["trigger_id"]))
+        contradicted += row is None or (message["result"], message["result_code"]) != (row["verdict"], row["code"])
+    not_told = sum(told[row["sequence"]] == 0 for row in rows) if messages is not None else 0
     delivered = [row for row in rows if row["delivered_ns"]]
     return {
         "triggers": summary["triggers"],
@@ -79,8 +82,10 @@ def build(
         "plc_mismatch": mismatch,
         "mqtt_received": len(told),
         "mqtt_duplicates": sum(count - 1 for count in told.values()),
-        "mqtt_missing": wrong_told,
+        "mqtt_missing": not_told,
+        "mqtt_mismatch": contradicted,
         "archive_rows": len(rows),
+        "archive_only": _nobodys(rows, judged),
         "frames_bad": counters["bad_frames"],
         "frames_missed": counters["missed"],
         "frames_stale": counters["stale"] + counters["doubled"],
@@ -96,6 +101,9 @@ def build(
             for row in delivered
             if row["scored_ns"]
         ),
+        "plc_sequence": summary["sequence"],
+        "plc_code": summary["code"],
+        "heartbeat_stuck": summary["heartbeat_stuck"],
         "plc_latency_ms": summary["latency_ms"],
         "plc_allowance_ms": summary["allowance_ms"],
         "zero_copy": bool(counters["zero_copy"]),
@@ -110,6 +118,11 @@ def faults(report: dict[str, Any]) -> list[str]:
         "duplicates": "parts answered twice",
         "late": "verdicts after their deadline",
         "mqtt_missing": "verdicts that never came over MQTT",
+        "mqtt_mismatch": "MQTT messages that contradict the archive",
+        "archive_only": "parts in the archive that the PLC knows nothing of",
+        "plc_sequence": "PLC results whose number is not above the one before",
+        "plc_code": "PLC results whose code does not go with their bits",
+        "heartbeat_stuck": "writes that did not move the heartbeat",
     }
     return [f"{report[name]} {text} ({name})" for name, text in wrong.items() if report[name]]
 
@@ -125,6 +138,18 @@ def _stalled(part: dict[str, Any], limit_ns: int, stalls: Sequence[Stall]) -> bo
 
 def _row_stalled(row: dict[str, Any], stalls: Sequence[Stall]) -> bool:
     return bool(row["delivered_ns"] - stalled_ns(stalls, row["trigger_ns"], row["delivered_ns"]) <= row["deadline_ns"])
+
+
+def _nobodys(rows: Sequence[dict[str, Any]], judged: Sequence[dict[str, Any]]) -> int:
+    """Parts that the archive says were delivered while the PLC looked, and that the PLC has no answer for."""
+    if not judged:
+        return 0
+    first_ns, last_ns = judged[0]["triggered_ns"], judged[-1]["triggered_ns"]
+    answered = {part["sequence"] for part in judged}
+    return sum(
+        bool(row["delivered_ns"]) and first_ns <= row["trigger_ns"] <= last_ns and row["sequence"] not in answered
+        for row in rows
+    )
 
 
 def _agrees(part: dict[str, Any], row: dict[str, Any] | None) -> bool:

@@ -194,3 +194,14 @@ def test_fail_safe_results_are_counted() -> None:
     j.part(1, "A", 0)
     j.wrote(image(1, "A", REJECT, 100), MS)
     assert j.summary()["fail_safe"] == 1
+
+
+def test_a_result_that_was_taken_back_and_is_shown_again_is_a_duplicate() -> None:
+    j = judge()
+    j.part(1, "A", 0)
+    j.wrote(image(1, "A", heartbeat=1), 7 * MS)
+    j.wrote(image(1, "A", heartbeat=2), 8 * MS)  # still shown: the heartbeat went on
+    j.wrote(image(1, "A", Status.READY, 0, heartbeat=3), 9 * MS)
+    assert only(j).faults == []
+    j.wrote(image(1, "A", heartbeat=4), 500 * MS)
+    assert j.summary()["duplicates"] == 1

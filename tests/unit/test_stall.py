@@ -10,7 +10,16 @@ from edgeqc.sim.report import build
 from edgeqc.sim.stall import Stall, merged, stalled_ns
 
 MS = 1_000_000
-COUNTS = ("duplicates", "wrong_part", "both_bits", "valid_without_bit", "bit_without_valid")
+COUNTS = (
+    "duplicates",
+    "wrong_part",
+    "both_bits",
+    "valid_without_bit",
+    "bit_without_valid",
+    "sequence",
+    "code",
+    "heartbeat_stuck",
+)
 
 
 def judged(**changes: Any) -> dict[str, Any]:
