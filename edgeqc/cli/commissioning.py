@@ -82,7 +82,11 @@ def plc(  # noqa: PLR0917 - each is a switch of the command
         str | None, typer.Option("--source", help="Instead: an OPC UA source of tags; its certificate is shown.")
     ] = None,
     write: Annotated[
-        bool, typer.Option("--write", help="Also write one result block (no result, not ready) and EJECT off.")
+        bool,
+        typer.Option(
+            "--write",
+            help="Also write result blocks (no result, not ready, a heartbeat that moves) for 5 s, and EJECT off.",
+        ),
     ] = False,
     save_certificate: Annotated[
         Path | None, typer.Option("--save-certificate", help="OPC UA: write the certificate that the server shows.")

@@ -50,6 +50,8 @@ PLC_COMES_NS: Final = 10 * NS_PER_S
 TAGS: Final = 20
 """Of a source, that are read: the others are seldom of another kind, and a thousand take a server its time."""
 _SERVERS: Final = frozenset({"modbus", "opcua"})
+WRITES_S: Final = 5.0
+"""Long enough to see the heartbeat move in the PLC's programming tool."""
 READS: Final = 50
 """Requests for the latency figures: enough for a 95th percentile that means something, and over in a second."""
 
@@ -88,7 +90,7 @@ class PlcReport:
     counter: int
     part_id: str
     read_ms: dict[str, float]
-    write_ms: float | None
+    write_ms: dict[str, float]
     gate: dict[str, int | bool]
     """Inputs of the gate that edgeqc opens; empty where it opens none."""
 
@@ -142,11 +144,11 @@ def look_at_camera(station: StationSettings, camera: CameraSettings, *, frames: 
 
 
 def look_at_plc(station: StationSettings, *, state_dir: Path, write: bool) -> PlcReport:
-    """Read the trigger block `READS` times; with `write`, write one result block that says "no result". PeerError."""
+    """Read the trigger block `READS` times; with `write`, write "no result" with a moving heartbeat for `WRITES_S`. PeerError."""
     if isinstance(station.plc, NoPlcSettings):
         raise PeerError(station.name, "has no PLC (plc: {type: none})")
     spent: list[float] = []
-    write_ms = None
+    written: list[float] = []
     with closing(open_link(station.plc, peer=station.name, state_dir=state_dir)) as link:
         trigger = link.read_trigger(time.monotonic_ns() + PLC_CALL_NS)  # the first one warms the connection up
         for _ in range(READS):
@@ -157,9 +159,11 @@ def look_at_plc(station: StationSettings, *, state_dir: Path, write: bool) -> Pl
             nothing = PlcResult(
                 sequence=0, part_id="", verdict=None, code=0, busy=False, ready=False, fault=False, score=math.nan
             )
-            asked_ns = time.monotonic_ns()
-            link.write_result(nothing, asked_ns + PLC_CALL_NS)
-            write_ms = (time.monotonic_ns() - asked_ns) / NS_PER_MS
+            until_ns = time.monotonic_ns() + int(WRITES_S * NS_PER_S)
+            while (asked_ns := time.monotonic_ns()) < until_ns:
+                link.write_result(nothing, asked_ns + PLC_CALL_NS)
+                written.append((time.monotonic_ns() - asked_ns) / NS_PER_MS)
+                time.sleep(station.heartbeat_ms / 1000)
     gate = {} if station.tracked_gate is None else look_at_gate(station, state_dir=state_dir, write=write)
     return PlcReport(
         station=station.name,
@@ -167,7 +171,7 @@ def look_at_plc(station: StationSettings, *, state_dir: Path, write: bool) -> Pl
         counter=trigger.counter,
         part_id=trigger.part_id,
         read_ms=figures(spent),
-        write_ms=write_ms,
+        write_ms=figures(written),
         gate=gate,
     )
 

@@ -19,6 +19,9 @@ from edgeqc.settings import Settings
 
 SIZE_LIMIT: Final = 1 << 20
 """Bytes of a configuration file: 1000 tags are 0.1 MiB."""
+INSTALLED: Final = (Path("/var/lib/edgeqc"), Path("/run/edgeqc"))
+"""State and run directory of the service (systemd/edgeqc.service): where it is installed, a command that is typed by hand
+means that daemon."""
 _SHM: Final = Path("/dev/shm")  # noqa: S108 - the kernel's tmpfs; the folder in it is made with mode 0700 by its owner
 _FILES: Final = frozenset({"server_certificate", "certificate", "private_key", "ca", "file"})
 """Paths that must be there before the daemon starts; a camera's folder and an engine are told by those who open them."""
@@ -97,9 +100,12 @@ def default_paths(*, environ: Mapping[str, str] | None = None) -> tuple[Path, Pa
 
 
 def _paths(state_dir: Path | None, run_dir: Path | None, environ: Mapping[str, str]) -> tuple[Path, Path]:
-    state_dir = (state_dir or _systemd("STATE_DIRECTORY", environ) or Path("state")).absolute()
+    of_service, of_its_runs = INSTALLED
+    here = of_service if of_service.is_dir() else Path("state")
+    state_dir = (state_dir or _systemd("STATE_DIRECTORY", environ) or here).absolute()
     own = hashlib.sha256(bytes(state_dir)).hexdigest()[:8]
-    run_dir = run_dir or _systemd("RUNTIME_DIRECTORY", environ) or _SHM / f"edgeqc-{os.getuid()}-{own}"
+    shared = of_its_runs if state_dir == of_service and of_its_runs.is_dir() else _SHM / f"edgeqc-{os.getuid()}-{own}"
+    run_dir = run_dir or _systemd("RUNTIME_DIRECTORY", environ) or shared
     return state_dir, run_dir.absolute()
 
 

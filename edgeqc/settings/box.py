@@ -34,7 +34,9 @@ class Settings(Model):
 
     version: Literal[1]
     node: Name = Field(description="this box's name in topics and records")
-    state_dir: Path | None = Field(None, description="null: $STATE_DIRECTORY, else ./state")
+    state_dir: Path | None = Field(
+        None, description="null: $STATE_DIRECTORY, else /var/lib/edgeqc where the service is installed, else ./state"
+    )
     run_dir: Path | None = Field(
         None, description="shared memory; null: $RUNTIME_DIRECTORY, else /dev/shm/edgeqc-<uid>-..."
     )

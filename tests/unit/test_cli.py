@@ -7,6 +7,8 @@ import re
 import socket
 import subprocess
 import sys
+import threading
+import time
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,9 +19,10 @@ import numpy as np
 import pytest
 import typer
 import yaml
+from pymodbus.client import ModbusTcpClient
 
 from edgeqc import __version__, loading, rights
-from edgeqc.cli import main
+from edgeqc.cli import main, peers
 from edgeqc.cli.config import schema, schema_text
 from edgeqc.cli.init import Profile
 from edgeqc.cli.journal import in_order
@@ -336,18 +339,34 @@ def plc(tmp_path):
         made.kill()
 
 
-def test_plc_is_read_and_written(plc, edgeqc):
+def test_plc_is_read_and_written(plc, edgeqc, monkeypatch):
+    monkeypatch.setattr(peers, "WRITES_S", 0.5)
+    seen: set[int] = set()
+    watching = threading.Event()
+
+    def watch() -> None:
+        with closing(ModbusTcpClient("127.0.0.1", port=plc.settings["port"])) as client:
+            assert client.connect()
+            while not watching.is_set():
+                seen.add(client.read_holding_registers(104, count=1).registers[0])
+                time.sleep(0.01)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     code, out, _ = edgeqc("test", "plc", line(station={"plc": plc.settings}), "--write", "--json")
     report = json.loads(out)
     assert code == 0
     assert (report["schema"], report["kind"], report["certificate_sha256"]) == ("edgeqc.test.plc/1", "modbus", None)
+    watching.set()
+    watcher.join()
     assert 0 < report["read_ms"]["p50"] <= report["read_ms"]["max"]
-    assert report["write_ms"] > 0
+    assert 0 < report["write_ms"]["p50"] <= report["write_ms"]["max"]
+    assert len(seen) > 2, "the heartbeat moves, for people to watch"
 
 
 def test_plc_is_not_written_unless_told(plc, edgeqc):
     code, out, _ = edgeqc("test", "plc", line(station={"plc": plc.settings}), "--json")
-    assert (code, json.loads(out)["write_ms"]) == (0, None)
+    assert (code, json.loads(out)["write_ms"]) == (0, {})
 
 
 def test_plc_is_not_written_while_the_daemon_writes_it(plc, edgeqc):

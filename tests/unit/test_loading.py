@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeqc import loading
 from edgeqc.errors import SettingsError
 from edgeqc.loading import SIZE_LIMIT, default_paths, digest, dump, load, paths, resolved, restore
 from edgeqc.loading.document import parse
@@ -427,6 +428,20 @@ def test_directories_are_systemds_where_it_gives_them(tmp_path):
     assert state_dir == tmp_path / "state"
     assert run_dir.parent == Path("/dev/shm")
     assert run_dir.name.startswith(f"edgeqc-{os.getuid()}-")
+
+
+def test_a_command_typed_by_hand_means_the_service_where_it_is_installed(tmp_path, monkeypatch):
+    state_dir, run_dir = tmp_path / "var", tmp_path / "run"
+    monkeypatch.setattr(loading, "INSTALLED", (state_dir, run_dir))
+    settings = load(written(GOOD))
+    assert paths(settings, environ={})[0] == tmp_path / "state"
+    state_dir.mkdir()
+    assert paths(settings, environ={})[0] == state_dir
+    assert paths(settings, environ={})[1].parent == Path("/dev/shm"), "the service does not run"
+    run_dir.mkdir()
+    assert paths(settings, environ={}) == default_paths(environ={}) == (state_dir, run_dir)
+    assert paths(load(written(GOOD + "state_dir: own\n")), environ={}) != (state_dir, run_dir)
+    assert paths(load(written(GOOD + "state_dir: own\n")), environ={})[1].parent == Path("/dev/shm")
 
 
 def test_two_lines_on_one_box_have_their_own_shared_memory():
