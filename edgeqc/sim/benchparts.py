@@ -112,9 +112,13 @@ def journal(folder: Path) -> list[float]:
 async def plain_loop(address: str, port: int, shape: tuple[int, int], rate_hz: float) -> list[float]:
     """Milliseconds of overhead of what one would write first: camera thread, engine, asyncio, pymodbus; nothing else.
 
-    It journals nothing, accounts for nothing, and has no deadline. Overhead is from the frame in hand to the PLC's
-    acknowledgement, less the engine.
+    It journals nothing, accounts for nothing, and has no deadline, but has the core and the priority that a station has.
+    Overhead is from the frame in hand to the PLC's acknowledgement, less the engine.
     """
+    cores = set(range(os.cpu_count() or 1))
+    pin(cores)  # who started this keeps off the station's core, and so would this
+    cores = os.sched_getaffinity(0)
+    real_time(PRIORITY)
     slots = FrameSlots.create(Path(tempfile.mkdtemp()) / "slots", per_bank=8, shape=shape)
     settings = GigeCameraSettings(
         type="gige", address=address, height_px=shape[0], width_px=shape[1], rate_hz=rate_hz, packet_bytes=8000
@@ -129,6 +133,7 @@ async def plain_loop(address: str, port: int, shape: tuple[int, int], rate_hz: f
     scored: asyncio.Queue[tuple[int, int, float]] = asyncio.Queue()
 
     def judge() -> None:
+        pin({max(cores)})
         for _ in range(PLAIN_PARTS):
             frame = camera.next_frame(time.monotonic_ns() + NS_PER_S)
             if frame is None:
