@@ -13,6 +13,7 @@ import edgeqc
 from edgeqc.cli import engine as engine_module
 from edgeqc.cli import main
 from edgeqc.cli.exits import Exit
+from edgeqc.cli.packagename import name_of
 from edgeqc.inference import manifest
 from edgeqc.inference.package import load_package
 from edgeqc.inference.signature import fingerprint, load_public
@@ -233,11 +234,12 @@ def test_words_of_the_command_are_those_of_the_daemon():
 
 
 def test_convert_adds_what_is_near_enough_and_says_what_is_not(edgeqc_, site):
-    code, out, err = edgeqc_("convert", site, "--out", "box/wide/1", "--no-int8")
+    code, out, err = edgeqc_("convert", site, "--out", "box/wide/1", "--no-int8", "--version", "1.fp16")
     assert code == 0, err
     assert "fp16" in out
     assert "calibrate each precision" in err
     package = load_package(Path("box/wide/1"))
+    assert (package.manifest.version, load_package(site).manifest.version) == ("1.fp16", "1")
     assert list(package.variants) == ["fp16"]
     assert package.variants["fp16"].model != package.model
     assert load_package(site).variants == {}, "the original stays as it was"
@@ -286,3 +288,18 @@ def test_help_reads_like_a_tool(edgeqc_):
         code, text, _ = edgeqc_(command, "--help")
         assert code == 0
         assert "Usage" in text
+
+
+@pytest.mark.parametrize(
+    ("out", "name", "version", "named"),
+    [
+        ("engines/housing/3", None, None, ("housing", "3")),
+        ("engines/housing/3.1-b", None, None, ("housing", "3.1-b")),
+        ("engines/housing/3", "lid", None, ("lid", "3")),
+        ("engines/housing/3", None, "4", ("housing", "4")),
+        ("somewhere/pkg", None, None, ("parts", "1")),
+        (None, None, None, ("parts", "1")),
+    ],
+)
+def test_a_package_is_called_as_its_folder_says(out, name, version, named):
+    assert name_of(None if out is None else Path(out), name=name, version=version, data=Path("data/parts")) == named

@@ -124,8 +124,9 @@ def test_each_precision_has_a_calibration_of_its_own(way, tmp_path):
     _, data, path = way
     assert main(["engine", "convert", str(path), "--out", str(tmp_path / "2"), "--no-int8"]) == 0
     asked = ["calibrate", "--engine", str(tmp_path / "2"), "--data", str(data), "--precision", "fp16", "--threads", "1"]
-    assert main([*asked, "--without-promise"]) == 0
+    assert main([*asked, "--without-promise", "--version", "2"]) == 0
     package = load_package(tmp_path / "2")
+    assert (package.manifest.version, load_package(path).manifest.version) == ("2", "1")
     assert package.signature is not None
     assert package.calibration.backend == "onnxruntime fp32"
     (half,) = package.variants.values()
