@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,12 +18,15 @@ from edgeqc.errors import JournalError
 from edgeqc.journal import segment
 from edgeqc.journal.codec import RECORD_BYTES, Body, DamagedRecordError, Entry, decode, encode
 from edgeqc.journal.reader import archived_segment
-from edgeqc.records import PartRecord
+from edgeqc.records import NS_PER_S, PartRecord
 from edgeqc.settings import JournalSettings
 
 _MB: Final = 1 << 20
 _RETRY_S: Final = 1.0
 """A full disk is tried again this often."""
+_REFUSALS_MOST: Final = 5
+"""In a row, a second apart; then the journal goes on without the segment."""
+_CHUNK_BYTES: Final = 1 << 16
 _KEPT_SEGMENTS: Final = 2
 """Archived segments that stay for `edgeqc journal` to show."""
 _UNSYNCED_PARTS: Final = 1000
@@ -33,6 +37,36 @@ _FULL: Final = "disk_full"
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _POPULATE_WRITE: Final = 23
 """MADV_POPULATE_WRITE, Linux 5.14 and later; Python has no name for it."""
+
+
+@dataclass(slots=True)
+class OnDisk:
+    """A segment's descriptor, and what the disk says of it. Used by the sync thread."""
+
+    descriptor: int
+    refused: int = 0
+    """Times in a row that the disk has not taken it."""
+
+    def bring(self, end: int) -> OSError | None:
+        """Bring what lies before `end`, where nothing changes any more, to the disk; what failed, if anything did."""
+        try:
+            if self.refused:
+                self._write_anew(end)
+            os.fdatasync(self.descriptor)
+        except OSError as exc:
+            self.refused += 1
+            return exc
+        self.refused = 0
+        return None
+
+    def _write_anew(self, end: int) -> None:
+        """Linux tells of a write that failed once, to the next fdatasync, and takes its pages for written from then on.
+
+        By system calls: they let other threads have the interpreter, and a page that is lost is an error, not SIGBUS.
+        """
+        for place in range(0, end, _CHUNK_BYTES):
+            data = os.pread(self.descriptor, min(_CHUNK_BYTES, end - place), place)
+            os.pwrite(self.descriptor, data, place)
 
 
 class JournalWriter:
@@ -72,10 +106,12 @@ class JournalWriter:
         self._stopping = False
         self._sequence = 0
         self._ready: int | None = None
-        self._retired: tuple[int, mmap.mmap] | None = None
-        """Descriptor and memory of the segment before, until its last records are on the disk too."""
-        self._doubtful = False
-        """The disk has refused something, and Linux takes it for written."""
+        self._retired: OnDisk | None = None
+        """The segment before, until its last records are on the disk too."""
+        self._sync_at_ns = 0
+        """A disk that refuses is not asked before that."""
+        self._left = False
+        """A segment was left before its end, and nothing has been taken since."""
         self._ballast = folder.parent / "ballast"
         self._boot = uuid.UUID(_BOOT_ID.read_text().strip()).bytes
         try:
@@ -137,9 +173,11 @@ class JournalWriter:
         self._thread.join(timeout=10)
         with self._lock:
             with contextlib.suppress(OSError):
-                os.fdatasync(self._descriptor)
+                os.fdatasync(self._disk.descriptor)
             self._memory.close()
-            os.close(self._descriptor)
+            for disk in (self._disk, self._retired):
+                if disk is not None:
+                    os.close(disk.descriptor)
             self._offset = self._size
 
     def _resume(self) -> None:
@@ -232,7 +270,7 @@ class JournalWriter:
         except OSError:
             os.close(descriptor)
             raise
-        self._descriptor, self._memory = descriptor, memory
+        self._disk, self._memory = OnDisk(descriptor), memory
         self._number, self._offset = number, offset
 
     def _head(self) -> None:
@@ -250,15 +288,16 @@ class JournalWriter:
         """Go on in the segment that the sync thread has made ready. Holds the lock."""
         if self._ready is None or self._retired is not None:
             self._wake.set()
-            raise JournalError(f"{self.folder}: segment {self._number} is full and the disk has no room for another")
-        old, memory = self._descriptor, self._memory
+            raise JournalError(f"{self.folder}: segment {self._number} is full and the disk has given no other")
+        old, memory = self._disk, self._memory
         try:
             self._map(self._ready, RECORD_BYTES)
         except OSError as exc:  # no descriptor, no memory: the next record tries again
             raise JournalError(f"{self.folder}: segment {self._ready} cannot be opened: {exc.strerror}") from exc
+        memory.close()
         self._head()
         self._ready = None
-        self._retired = old, memory
+        self._retired = old
         self._wake.set()
 
     def _keep_disk(self) -> None:
@@ -275,33 +314,42 @@ class JournalWriter:
 
     def _sync(self) -> None:
         """Bring what was appended to the disk. What fails is told and tried again: this thread must not end."""
+        if time.monotonic_ns() < self._sync_at_ns:
+            return
         # Only this thread and `close`, which joins it, close descriptors: these stay open while they are synced.
         with self._lock:
-            sequence, descriptor, retired = self._sequence, self._descriptor, self._retired
-            memory, end = self._memory, self._offset
-        try:
-            if self._doubtful:
-                _dirty(memory, end)
-                if retired is not None:
-                    _dirty(retired[1], self._size)
-            if retired is not None:
-                os.fdatasync(retired[0])
-                with self._lock:
-                    self._retired = None
-                os.close(retired[0])
-                retired[1].close()
-            if sequence > self._synced_sequence or retired is not None or self._doubtful:
-                os.fdatasync(descriptor)
-                self._doubtful = False
-                with self._synced:
-                    self._synced_sequence = sequence
-                    self._synced.notify_all()
-                self._make_writable()
-        except OSError as exc:
-            self._doubtful = True
-            self._trouble("journal_sync_failed", {"reason": exc.strerror or "", "errno": exc.errno or 0})
-        else:
-            self._over("journal_sync_failed")
+            sequence, end, disk, retired = self._sequence, self._offset, self._disk, self._retired
+        if sequence == self._synced_sequence and retired is None and not disk.refused:
+            return
+        before = None if retired is None else retired.bring(self._size)
+        now = disk.bring(min(end, self._size))
+        if retired is not None and (before is None or retired.refused >= _REFUSALS_MOST):
+            # what it does not take now it never will: what comes after must not wait for it
+            with self._lock:
+                self._retired = None
+            os.close(retired.descriptor)
+        if now is not None and disk.refused >= _REFUSALS_MOST:
+            self._leave(disk)
+        if (error := before or now) is not None:
+            self._sync_at_ns = time.monotonic_ns() + int(_RETRY_S * NS_PER_S)
+            self._trouble("journal_sync_failed", {"reason": error.strerror or "", "errno": error.errno or 0})
+            return
+        self._left = False
+        with self._synced:
+            self._synced_sequence = sequence
+            self._synced.notify_all()
+        self._make_writable()
+        self._over("journal_sync_failed")
+
+    def _leave(self, disk: OnDisk) -> None:
+        """Go on in the next segment: where this one lies the disk takes nothing. Where there is no other, stay.
+
+        Only once until something is taken: a disk that takes nothing anywhere would get one after the other.
+        """
+        with self._lock:
+            if self._ready is not None and disk is self._disk and not self._left:
+                self._left = True
+                self._offset = self._size
 
     def _make_writable(self) -> None:
         """Take the page fault that the next record would find.
@@ -377,12 +425,3 @@ class JournalWriter:
         with self._telling:
             if self._troubles.pop(name, None) is not None and not self._troubles:
                 self._on_trouble("disk_ok", {})
-
-
-def _dirty(memory: mmap.mmap, end: int) -> None:
-    """Have the pages before `end`, whose first records do not change any more, written once more.
-
-    Linux tells of a write that failed once, to the next fdatasync, and takes the pages for clean from then on.
-    """
-    for place in range(0, end, mmap.PAGESIZE):
-        memory[place] = memory[place]

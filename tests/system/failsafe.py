@@ -182,7 +182,9 @@ ROWS: Final[dict[str, Row]] = {
     "supervisor_hung": Row(fault="supervisor hangs", parts=Parts.JUDGED, logged="supervisor_stood_still"),
     "supervisor_killed": Row(fault="supervisor killed", told="state", logged="daemon_started", back_s=10, **_ENDED),
     "told_to_stop": Row(fault="told to stop", told="state", told_s=5, logged="daemon_stopping", back_s=10, **_ENDED),
-    "box_dead": Row(fault="all its processes killed at once", told="state", logged="daemon_started", back_s=10, **_DEAD),
+    "box_dead": Row(
+        fault="all its processes killed at once", told="state", logged="daemon_started", back_s=10, **_DEAD
+    ),
     "disk_full": Row(fault="disk full", parts=Parts.JUDGED, told="alert/office.archive.stuck", logged="archive_stuck"),
     "disk_used_up": Row(
         fault="disk full, and what the journal had prepared used up",

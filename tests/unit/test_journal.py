@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from hypothesis import strategies as st
 
 from edgeqc.errors import JournalError
 from edgeqc.journal import Cursor, JournalReader, JournalWriter, codec, list_journals, mark_archived, segment
+from edgeqc.journal import writer as writer_module
 from edgeqc.journal.codec import MAX_DEFECTS, RECORD_BYTES, DamagedRecordError, decode, encode, split_snapshot
 from edgeqc.records import (
     AlertChange,
@@ -613,58 +613,89 @@ def test_a_sync_that_failed_is_told_as_over_when_one_succeeds(tmp_path: Path, mo
     writer.close()
 
 
-def test_what_a_disk_refused_once_is_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], bool]], list[tuple[str, int, int]]]:
+    """`disk(takes)`: what is synced of a file in which `takes` is False is refused; gives what was asked of the disk."""
+    fdatasync, pwrite = os.fdatasync, os.pwrite
+    monkeypatch.setattr(writer_module, "_RETRY_S", 0.01)
+
+    def refusing(takes: Callable[[int], bool]) -> list[tuple[str, int, int]]:
+        asked: list[tuple[str, int, int]] = []
+
+        def sync(descriptor: int) -> None:
+            if not takes(os.fstat(descriptor).st_ino):
+                raise OSError(errno.EIO, "Input/output error")
+            asked.append(("sync", os.fstat(descriptor).st_ino, 0))
+            fdatasync(descriptor)
+
+        def write(descriptor: int, data: bytes, place: int) -> int:
+            asked.append(("write", os.fstat(descriptor).st_ino, place + len(data)))
+            return pwrite(descriptor, data, place)
+
+        monkeypatch.setattr(os, "fdatasync", sync)
+        monkeypatch.setattr(os, "pwrite", write)
+        return asked
+
+    return refusing
+
+
+def inode(writer: JournalWriter, number: int) -> int:
+    return segment.path_of(writer.folder, number).stat().st_ino
+
+
+def test_what_a_disk_refused_once_is_written_anew(tmp_path: Path, disk: Any) -> None:
     """Linux tells of a failed write once, and the next fdatasync of the same pages finds nothing to do."""
     writer = JournalWriter(tmp_path / "w", SMALL)
-    filled(writer, event(1), PER_SEGMENT)
-    wait_until(lambda: writer._ready is not None)
-    fdatasync, failing, synced = os.fdatasync, True, 0
-
-    class Memory:
-        """Of the segment, watched."""
-
-        def __init__(self, inner: mmap.mmap) -> None:
-            self.inner, self.dirtied = inner, set[int]()
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.inner, name)
-
-        def __getitem__(self, place: Any) -> Any:
-            return self.inner[place]
-
-        def __setitem__(self, place: Any, value: Any) -> None:
-            self.inner[place] = value
-            if isinstance(place, int):
-                assert synced == 0, "before it is synced"
-                self.dirtied.add(place // mmap.PAGESIZE)
-
-    def fails(descriptor: int) -> None:
-        nonlocal synced
-        if failing:
-            raise OSError(errno.EIO, "Input/output error")
-        synced += 1
-        fdatasync(descriptor)
-
-    before = Memory(writer._memory)
-    monkeypatch.setattr(writer, "_memory", before)
-    monkeypatch.setattr(os, "fdatasync", fails)
-    filled(writer, event(2), 10)  # in the next segment
-    sequence = writer.sequence
-    after = Memory(writer._memory)
-    monkeypatch.setattr(writer, "_memory", after)
+    failing = True
+    asked = disk(lambda _file: not failing)
     told: list[str] = []
     writer.listen(lambda name, _facts: told.append(name))
+    sequence = [writer.append(part(number)) for number in range(1, 11)][-1]
     wait_until(lambda: told == ["journal_sync_failed"])
-    before.dirtied.clear()
-    after.dirtied.clear()
     failing = False
     assert writer.wait_synced(sequence, time.monotonic_ns() + 10**10)
-    assert len(before.dirtied) == SMALL.segment_mb * (1 << 20) // mmap.PAGESIZE
-    assert after.dirtied == set(range(-(-11 * RECORD_BYTES // mmap.PAGESIZE)))
+    first = inode(writer, 1)
+    done = asked.index(("sync", first, 0))
+    assert ("write", first, 11 * RECORD_BYTES) in asked[:done], "head and records, before they are synced"
+    wait_until(lambda: told == ["journal_sync_failed", "disk_ok"])
     writer.close()
     reader = JournalReader(tmp_path / "w")
     assert [entry.sequence for entry in reader.read(10_000)] == list(range(1, sequence + 1))
     reader.close()
+
+
+def test_a_segment_that_the_disk_never_takes_holds_up_none_after_it(tmp_path: Path, disk: Any) -> None:
+    """One block of a worn-out card: what lies there cannot be saved, what comes after can."""
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    wait_until(lambda: writer._ready is not None)
+    bad = inode(writer, 1)
+    disk(lambda file: file != bad)
+    first = writer.append(part(1))
+    assert not writer.wait_synced(first, time.monotonic_ns() + 10**7)
+    wait_until(lambda: writer._offset == writer._size)  # it goes on in the next segment
+    second = writer.append(part(2))
+    assert writer._number == 2
+    assert writer.wait_synced(second, time.monotonic_ns() + 10**10)
+    filled(writer, event(1), 2 * PER_SEGMENT)
+    assert writer.wait_synced(writer.sequence, time.monotonic_ns() + 10**10)
+    writer.close()
+    reader = JournalReader(tmp_path / "w")
+    found = [entry.sequence for _ in range(5) for entry in reader.read(10_000)]
+    reader.close()
+    assert found == list(range(1, writer.sequence + 1))
+
+
+def test_a_disk_that_takes_nothing_any_more_keeps_the_line_in_the_segment_it_has(tmp_path: Path, disk: Any) -> None:
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    wait_until(lambda: writer._ready is not None)
+    asked = disk(lambda _file: False)
+    for number in range(1, 20):
+        writer.append(part(number))
+        time.sleep(0.02)
+    assert writer.sequence == 19
+    assert writer._number == 2, "the one that was made ready, and no further"
+    assert "sync" not in {what for what, *_ in asked}
+    writer.close()
 
 
 def test_a_disk_that_takes_nothing_is_told_with_its_path(tmp_path: Path) -> None:
