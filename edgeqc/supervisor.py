@@ -47,6 +47,8 @@ _PACKAGE_REFUSED: Final = 5
 """A station's exit code where its model package may not judge parts."""
 _START_NS: Final = 60 * NS_PER_S
 """Loading a large engine on a busy box; then a process that is not ready, and has not beaten since, counts as hung."""
+_STOP_SLACK_NS: Final = 5 * NS_PER_S
+"""For a process that ends by itself: an engine that failed has a device to let go."""
 _PEER_NS: Final = 60 * NS_PER_S
 """For who opens peers: OPC UA may take 14 s, and Aravis was seen to sit 5 s in a call to a dead camera."""
 _EXTEND: Final = f"EXTEND_TIMEOUT_USEC={2 * _START_NS // 1000}"
@@ -79,7 +81,7 @@ def jobs(settings: Settings) -> list[Job]:
             name=f"station-{station.name}",
             argv=("station", station.name),
             limits_ns=_station_limits(station),
-            stop_s=3,
+            stop_s=4,
             turn=0,
         )
         for station in settings.stations
@@ -329,6 +331,13 @@ class Supervisor:
         if row.state is State.STARTING:
             last_ns = max(row.started_ns, *row.beats().values(), 0)
             return "start" if now_ns - last_ns > _START_NS else ""
+        if row.state in {
+            State.STOPPING,
+            State.FAILED,
+        }:  # its threads may still beat: what counts is when its work ended
+            beats = row.beats()
+            last_ns = max(row.started_ns, beats.get("line", 0), beats.get("main", 0))
+            return "stop" if now_ns - last_ns > int(job.stop_s * NS_PER_S) + _STOP_SLACK_NS else ""
         if row.state is not State.READY:
             return ""
         return hung(row.beats(), job.limits_ns, started_ns=row.started_ns, now_ns=now_ns)

@@ -19,6 +19,8 @@ from edgeqc.shm.slots import FrameSlots
 FIRST_DELAY_S: Final = 0.1
 LAST_DELAY_S: Final = 0.5
 """Caps the back-off: with an open that fails in 0.1 s a camera that is back is used within a second."""
+STARVED_NS: Final = NS_PER_S // 2
+"""So long the office may take to return a slot while the camera waits for one."""
 BANK_POLL_S: Final = 0.02
 """How often it is looked whether the other bank's slots are back."""
 _TURN_S: Final = 1.0
@@ -34,8 +36,8 @@ class CameraKeeper:
 
     `next_frame`, `release` and `lost` belong to the line thread, `trigger` to whoever sees the triggers. Connections are opened and closed by
     threads of the keeper's own, each in the bank of slots that the one before it did not use: a bank is used again
-    once its connection is closed, the line has released all its slots and no lease on them stands. A receiver that
-    keeps slots for ever therefore keeps a third connection from being opened.
+    once its connection is closed, the line has released all its slots and no lease on them stands. `starved` asks whoever
+    lent them to take them back: an image may be lost, the camera not.
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class CameraKeeper:
         """Of the connections that are closed; as _past."""
         self._told: bool | None = None
         """What on_change was told last."""
+        self._starving_ns = 0
+        """Since when no bank is free; 0: one is."""
         self._delivered = False
         """Has the current connection brought a frame."""
         self._trusted = True
@@ -94,6 +98,11 @@ class CameraKeeper:
         """True while every frame of every connection was in the slot that the camera's library wrote."""
         with self._lock:
             return self._zero_copy and all(camera.zero_copy for camera in self._connections)
+
+    @property
+    def starved(self) -> bool:
+        """Is there no connection because slots are out on loan?"""
+        return self._starving_ns > 0 and time.monotonic_ns() - self._starving_ns > STARVED_NS
 
     def start(self) -> None:
         """Begin to connect. Call it before the line thread turns real-time: threads inherit that."""
@@ -199,6 +208,7 @@ class CameraKeeper:
             if self._stopping.is_set():
                 return
             bank = self._free_bank()
+            self._starving_ns = 0 if bank is not None else self._starving_ns or time.monotonic_ns()
             if bank is None:
                 self._stopping.wait(BANK_POLL_S)
                 continue  # no turn: who closes a connection for ever holds its bank, and only a fresh process has others

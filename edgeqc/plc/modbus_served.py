@@ -203,6 +203,7 @@ class _Blocks:
         """See Bank: it counts as not read."""
         with self._changed:
             self._read = self._fetched
+            self._changed.notify_all()
         if self._gate is not None:
             self._gate.unsent()
 
@@ -253,8 +254,9 @@ class _Blocks:
         """Did the PLC get this one? Hold the lock, which is given up meanwhile."""
         left_s = (until_ns - time.monotonic_ns()) / NS_PER_S
         self._changed.wait_for(lambda: self._fetched >= serial or self._serial != serial, max(0.0, left_s))
-        if self._fetched < serial <= self._read:  # it is being answered at this very moment
-            self._changed.wait_for(lambda: self._fetched >= serial, _ANSWER_S)
+        if self._fetched < serial <= self._read:
+            # It is being answered at this very moment: what the PLC may have must not be taken back as never seen.
+            self._changed.wait_for(lambda: not self._fetched < serial <= self._read, _ANSWER_S)
         return self._fetched >= serial
 
     def _take_back(self) -> None:
@@ -292,7 +294,8 @@ class _Blocks:
 
 _ALONE_S: Final = 4.0
 _TURN_S: Final = 1.0
-_ANSWER_S: Final = 0.005
+_ANSWER_S: Final = 1.0
+"""The server's thread does not wait between reading a block and sending it, but a busy box may let it."""
 _WHOLE: Final = 14
 """Registers from the sequence to the end of the part id."""
 

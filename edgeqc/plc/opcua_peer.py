@@ -28,7 +28,7 @@ from edgeqc.cores import real_time
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.logs import configure
 from edgeqc.plc import opcua_session, opcua_variables
-from edgeqc.plc.opcua_variables import BITS, FLAG, REAL, TEXT, WIDE, Variable
+from edgeqc.plc.opcua_variables import BITS, COUNTERS, FLAG, REAL, TEXT, WIDE, Variable
 from edgeqc.records import NS_PER_S, PlcResult, Verdict
 from edgeqc.settings import OpcuaPlcSettings
 from edgeqc.settings.gate import GateNodes
@@ -235,7 +235,7 @@ class _GateAnswers:
 
 
 _SUITABLE: Final[dict[str, Sequence[ua.VariantType]]] = {
-    "trigger": tuple(BITS),
+    "trigger": COUNTERS,
     "part_id": TEXT,
     "result_sequence": tuple(BITS),
     "result_part_id": TEXT,
@@ -260,7 +260,7 @@ _READ: Final = ("trigger", "part_id", "result_ack", "plc_heartbeat", "recipe")
 """What the PLC says; everything else is ours to write."""
 _GATE_SUITABLE: Final[dict[str, Sequence[ua.VariantType]]] = {
     "encoder": tuple(kind for kind, bits in BITS.items() if bits >= 31),  # noqa: PLR2004 - 32 bits, signed or not
-    "confirmations": tuple(BITS),
+    "confirmations": COUNTERS,
     "running": FLAG,
     "looked": FLAG,
     "eject": FLAG,

@@ -42,6 +42,8 @@ BITS: Final = {
 """Integer types that a number may have, and at how many bits it wraps (never negative)."""
 WIDE: Final = tuple(kind for kind, bits in BITS.items() if bits >= SEQUENCE_MASK.bit_length())
 """What holds a sequence number whole enough to acknowledge it."""
+COUNTERS: Final = tuple(kind for kind, bits in BITS.items() if bits >= 16)  # noqa: PLR2004
+"""What may count parts: as wide as our own count of them. An Int16 may go on at 0 or at -32768, and either loses a part."""
 FLAG: Final = (ua.VariantType.Boolean,)
 REAL: Final = (ua.VariantType.Float, ua.VariantType.Double)
 TEXT: Final = (ua.VariantType.String,)

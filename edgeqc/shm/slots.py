@@ -119,14 +119,23 @@ class FrameSlots:
         self._leases[slot, 1] = lease
 
     def borrow(self, slot: int, lease: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]] | None:
-        """Copy frame and map if the lease still stands when the copy is done, and give it back; else None."""
-        if not 0 <= slot < self.count or int(self._leases[slot, 0]) != lease:
+        """Copy frame and map if the lease still stands when the copy is done, and give it back; else None.
+
+        One that was given back stands no more, whoever asks: the slot has gone to the camera, and to another part.
+        """
+        if not self._stands(slot, lease):
             return None
         pixels, defect_map = self._pixels[slot].copy(), self._maps[slot].copy()
-        if int(self._leases[slot, 0]) != lease:
+        if not self._stands(slot, lease):
             return None
         self._leases[slot, 1] = lease
         return pixels, defect_map
+
+    def _stands(self, slot: int, lease: int) -> bool:
+        if not 0 <= slot < self.count:
+            return False
+        lent, returned = (int(number) for number in self._leases[slot])
+        return lent == lease != returned
 
     def give_back(self, slot: int, lease: int) -> None:
         """Return a lease unused."""

@@ -29,12 +29,13 @@ class Lender:
         self._out.append(slot)
         return lease
 
-    def collect(self) -> None:
-        """Take back what the office has returned, and what is over the limit whether returned or not."""
+    def collect(self, *, most: int | None = None) -> None:
+        """Take back what the office has returned, and what is over `most` whether returned or not; None: as at the start."""
+        most = self._most if most is None else most
         for _ in range(len(self._out)):
             slot = self._out[0]
             if not self._slots.returned(slot):
-                if len(self._out) <= self._most:
+                if len(self._out) <= most:
                     return
                 self._slots.revoke(slot)
                 self.given_up += 1

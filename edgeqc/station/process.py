@@ -245,30 +245,32 @@ class Station:
             self._news.engine_failed(str(exc))
             raise
         finally:
-            self._row.state = State.STOPPING
-            pin(self._shared_cores)
-            if self._gate is not None:
-                self._gate.tell_to_stop()
-            for polling in (self._triggers, self._plc_watch):
-                if polling is not None:
-                    polling.stop()
-            self._leave_plc()
-            self._guard.stop()
-            self._cameras.stop(timeout_s=1.0)
-            self._recipes.close()  # behind the cameras, whose memory they may have page-locked
-            self.journal.close()
+            self._end()
         return 0
+
+    def _end(self) -> None:
+        """Outputs safe, then a record for each part, then peers and devices."""
+        self._row.state = State.STOPPING
+        pin(self._shared_cores)
+        if self._gate is not None:
+            self._gate.tell_to_stop()
+        for polling in (self._triggers, self._plc_watch):
+            if polling is not None:
+                polling.stop()
+        if self._plc is not None:
+            self._plc.stop()
+        self._guard.stop()
+        # outputs are safe and each part has its record: what is left may take its time, or be killed in it
+        if self._gate is not None:
+            self._gate.stop()
+        if self._door is not None:
+            self._door.close()
+        self._cameras.stop(timeout_s=1.0)
+        self._recipes.close()  # behind the cameras, whose memory they may have page-locked
+        self.journal.close()
 
     def _note(self, body: Body) -> None:
         self._outcome.note(body)
-
-    def _leave_plc(self) -> None:
-        """The handshake's outputs are safe first: a gate that does not answer must not hold them up."""
-        if self._plc is not None and self._door is not None:
-            self._plc.stop()
-            if self._gate is not None:
-                self._gate.stop()
-            self._door.close()
 
     def _healthy(self) -> bool:
         """Can parts be judged? Asked by the guard before each heartbeat."""

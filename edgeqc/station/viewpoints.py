@@ -102,9 +102,9 @@ class Viewpoints:
         self._points[camera].keeper.release(slot)
 
     def collect(self) -> None:
-        """Take back what the office has returned of each camera's slots, and what it had for too long."""
+        """Take back what the office has returned of each camera's slots, and all where the camera cannot be opened for want of some."""
         for point in self._points:
-            point.lender.collect()
+            point.lender.collect(most=0 if point.keeper.starved else None)
 
     def stop(self, timeout_s: float) -> None:
         """Close everything, after the line thread has ended; gives up waiting after `timeout_s` a camera."""

@@ -17,7 +17,7 @@ import pytest
 from edgeqc.cameras import open_camera
 from edgeqc.cameras.aravis import aravis_available, library_version
 from edgeqc.cameras.feed import Feed
-from edgeqc.cameras.keeper import CameraKeeper
+from edgeqc.cameras.keeper import STARVED_NS, CameraKeeper
 from edgeqc.cameras.opencv import VIDEO_MAJOR
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.ports import Camera
@@ -26,6 +26,8 @@ from edgeqc.settings import CameraSettings, GigeCameraSettings, OpencvCameraSett
 from edgeqc.shm.slots import FrameSlots
 from edgeqc.sim.camera import SimCamera
 from edgeqc.sim.stage import CameraFault, Stage
+from edgeqc.station.lender import Lender
+from edgeqc.station.viewpoints import Viewpoint, Viewpoints
 
 HEIGHT, WIDTH, PARTS, PER_BANK = 120, 160, 5, 6
 SLACK_S = 2.0
@@ -668,6 +670,21 @@ def test_a_bank_is_not_used_again_while_a_lease_on_it_stands(folder, kept, slots
     assert one.keeper.next_frame(within(0.3)) is None
     slots.revoke(frame.slot)
     assert first_ok(one.keeper).slot // PER_BANK == frame.slot // PER_BANK
+
+
+def test_what_the_office_does_not_return_is_taken_back_when_the_camera_waits_for_it(folder, kept, slots):
+    one = kept(replay(folder))
+    lender = Lender(slots, most=4, take_back=one.keeper.release)
+    point = Viewpoint(name="cam", keeper=one.keeper, slots=slots, lender=lender)
+    for reason in ("first", "second"):
+        lender.lend(first_ok(one.keeper).slot)
+        one.keeper.lost(reason)
+    began = time.monotonic()
+    cameras = Viewpoints([point])
+    wait_for(lambda: cameras.collect() or one.keeper.up)
+    assert time.monotonic() - began > STARVED_NS / 1e9, "the office had its time"
+    assert lender.given_up == 2
+    assert first_ok(one.keeper).status is FrameStatus.OK
 
 
 def test_the_keeper_waits_for_a_camera_that_is_not_there_yet(tmp_path, parts, kept):

@@ -440,7 +440,7 @@ def test_registers_that_the_plc_does_not_have_are_refused_by_name(make_plc: Make
     [
         ("result_pass", "ns=2;s=Line.Nothing", r"nodes\.result_pass: ns=2;s=Line\.Nothing: BadNodeIdUnknown"),
         ("result_pass", "ns=2;s=Line.ResultCode", r"nodes\.result_pass: .* is UInt16, not Boolean"),
-        ("trigger", "ns=2;s=Line.PartId", r"nodes\.trigger: .* is String, not Int16"),
+        ("trigger", "ns=2;s=Line.PartId", r"nodes\.trigger: .* is String, not UInt16"),
         ("result_score", "ns=2;s=Line.ResultCode", r"nodes\.result_score: .* is UInt16, not Float, Double"),
         ("busy", "nsu=urn:other:line;s=Line.Busy", r"nodes\.busy: .*has no namespace urn:other:line; it has http:"),
         ("busy", "i=2253", r"nodes\.busy: i=2253"),

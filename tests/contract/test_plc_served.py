@@ -16,7 +16,7 @@ from pymodbus.client import ModbusTcpClient
 
 from edgeqc.core.track import GateOutput
 from edgeqc.errors import PeerError, PeerTimeoutError
-from edgeqc.plc import open_link
+from edgeqc.plc import modbus_served, open_link
 from edgeqc.plc.modbus_served import HandshakeServer, ServedLink
 from edgeqc.plc.registers import Status, pack_trigger, unpack_result
 from edgeqc.records import NS_PER_MS, PlcResult, Verdict
@@ -432,3 +432,30 @@ def test_a_link_opened_alone_closes_its_port_with_itself(tmp_path) -> None:
     opened[0].close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port), timeout=1)
+
+
+@pytest.mark.parametrize("arrives", [True, False])
+def test_what_is_on_its_way_to_the_plc_is_not_taken_back_as_never_seen(arrives: bool) -> None:
+    """The server's thread has read the block for an answer, and is held up on a busy box before it sends it."""
+    blocks = modbus_served._Blocks(settings(silence_ms=5000), "press", None)
+    blocks.read(RESULT, 16)
+    blocks.sent()
+    link = ServedLink(blocks)
+
+    def answer() -> None:
+        until(lambda: blocks._result.verdict is not None)
+        blocks.read(RESULT, 16)
+        time.sleep(0.1)  # behind the deadline
+        blocks.sent() if arrives else blocks.unsent()
+
+    server_thread = threading.Thread(target=answer)
+    server_thread.start()
+    until_ns = time.monotonic_ns() + 50 * NS_PER_MS
+    if arrives:
+        link.write_result(result(7), until_ns)
+        assert blocks._result.verdict is not None
+    else:
+        with pytest.raises(PeerTimeoutError, match="taken back"):
+            link.write_result(result(7), until_ns)
+        assert blocks._result.verdict is None
+    server_thread.join()

@@ -335,6 +335,22 @@ def test_a_slot_that_the_office_keeps_too_long_is_taken_back(tmp_path: Path) -> 
     assert home == [0, 1]
 
 
+def test_a_lease_that_was_given_back_gives_no_picture_of_another_part(tmp_path: Path) -> None:
+    """A record that is read again, as when the archive is filled anew: its slot has gone to the camera since."""
+    slots = FrameSlots.create(tmp_path / "slots", per_bank=4, shape=(16, 16))
+    lease = slots.lend(0)
+    slots.pixels(0)[:] = 11
+    first = slots.borrow(0, lease)
+    assert first is not None
+    assert first[0].max() == 11
+    slots.pixels(0)[:] = 99  # the next part's, which is not lent
+    assert slots.borrow(0, lease) is None
+    unread = slots.lend(1)
+    again = FrameSlots.create(tmp_path / "slots", per_bank=4, shape=(16, 16))  # the station has begun anew
+    assert again.borrow(1, unread) is None
+    del slots, again
+
+
 def test_the_machine_at_the_exposure_is_journaled_once_the_plc_has_its_answer(line: Line) -> None:
     one = part(1)
     one.process = tuple(

@@ -69,6 +69,17 @@ def test_station_that_loads_many_recipes_is_hung_only_without_a_sign_of_life(sup
     assert supervisor._hung(station, beaten_ns + 61 * NS_PER_S) == "start"
 
 
+@pytest.mark.parametrize("state", [State.STOPPING, State.FAILED])
+def test_a_process_that_hangs_while_it_ends_is_killed(supervisor: Supervisor, state: State) -> None:
+    """As in a driver that does not let go of its device; its guard may beat on meanwhile."""
+    station = supervisor._children[0]
+    station.row.state, station.row.started_ns = state, NS_PER_S
+    station.row.beat("line", 100 * NS_PER_S)
+    station.row.beat("guard", 200 * NS_PER_S)
+    assert supervisor._hung(station, 108 * NS_PER_S) == ""
+    assert supervisor._hung(station, 110 * NS_PER_S) == "stop"
+
+
 def test_systemd_is_asked_for_time_until_all_are_ready(supervisor, tmp_path, monkeypatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
