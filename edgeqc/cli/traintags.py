@@ -95,6 +95,7 @@ def eval_tags(
     model: Annotated[Path | None, typer.Option(help="Package to measure; skab trains one for each file.")] = None,
     network: Annotated[bool, typer.Option("--network/--no-network", help="skab: with or without forecaster.")] = True,
     seed: Annotated[int, typer.Option(help="skab: of the networks.")] = 1,
+    state: Annotated[str, typer.Option(help="recorded: column that says what the machine was doing.")] = "state",
 ) -> None:
     """Measure alarms on recorded tags: F1, false and missed alarms, change points, file by file."""
     from rich.console import Console  # noqa: PLC0415 - heavy
@@ -118,7 +119,12 @@ def eval_tags(
             from edgeqc.train.tags.recorded import measure  # noqa: PLC0415 - heavy
 
             assert model is not None  # noqa: S101 - asked above
-            found, curves = measure(data, model, told)
+            found, curves = measure(data, model, told, state=state)
+            if found["states"] and found["files_without_state"]:
+                talk(
+                    f"No column {state} in {found['files_without_state']} files: every row of theirs is judged.",
+                    style="yellow",
+                )
     _save(report, found)
     page.write(report.with_suffix(".html"), f"Alarms on {data}", found, curves)
     _show(found)

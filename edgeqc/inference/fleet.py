@@ -64,6 +64,11 @@ class Seen:
     missing: tuple[int, ...] = ()
     """Tags that are away."""
 
+    @property
+    def is_judged(self) -> bool:
+        """Was the row held against a limit?"""
+        return self.sight in {Sight.MODEL, Sight.PLAIN}
+
 
 class Fleet:
     """All machines that share a package. One thread."""

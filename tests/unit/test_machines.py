@@ -14,9 +14,10 @@ from edgeqc.inference.tagpackage import load_tag_package
 from edgeqc.journal.codec import decode, encode
 from edgeqc.records import NS_PER_S, AlertChange, Ne107
 from edgeqc.settings import MachineSettings
-from edgeqc.train.tags.course import learn, watch
+from edgeqc.train.tags.course import learn, run_alarm, watch
 from edgeqc.train.tags.package import LIMIT, Wishes
-from edgeqc.train.tags.recording import Recording
+from edgeqc.train.tags.recorded import measure
+from edgeqc.train.tags.recording import Recording, good_stretches
 from edgeqc.watch.grid import Moment
 from edgeqc.watch.machines import Machines, places
 
@@ -263,3 +264,71 @@ def test_a_promise_raises_the_limit_that_the_alarm_is_held_to(tmp_path):
     deployed = watch(lesson.package, recording)
     np.testing.assert_allclose([one.excess for one in lesson.seen], [one.excess for one in deployed])
     assert any(one.by_monitor for one in deployed)
+
+
+def stopping(stretches: int, *, stopped: int) -> Recording:
+    """Stretches of 300 running rows, noise and nothing else, with so many stopped rows after each."""
+    lots = np.random.default_rng(3)
+    values, states = [], []
+    for _ in range(stretches):
+        values += [lots.normal([30, 2, 1, 0], [0.3, 0.02, 0.02, 1], (300, 4)), np.zeros((stopped, 4))]
+        states += ["running"] * 300 + ["stopped"] * stopped
+    rows = np.concatenate(values)
+    return Recording(
+        source="stopping", tags=TAGS, seconds=np.arange(len(rows), dtype=np.float64), values=rows, states=tuple(states)
+    )
+
+
+def taught(recording: Recording, folder: Path, *, states: tuple[str, ...] = ("running",), **wishes):
+    stretches = good_stretches(recording, states=states, gap_s=10, least_rows=100)
+    return learn(recording, stretches, Wishes(name="pump", network=False, states=states, **wishes), folder)
+
+
+def test_stops_do_not_raise_the_limit(tmp_path):
+    """Rows that the daemon does not judge, and those in which it settles after them, set no limit and prove nothing."""
+    limits = {}
+    for stopped in (0, 20):
+        lesson = taught(stopping(8, stopped=stopped), tmp_path / str(stopped))
+        limits[stopped] = lesson.package.calibration.alarm.limit
+    assert limits[20] == pytest.approx(limits[0], rel=0.1)
+    sights = [one.sight for one in lesson.seen[300:352]]
+    assert sights == [Sight.OFF] * 20 + [Sight.SETTLING] * 30 + [Sight.PLAIN] * 2
+    promise = lesson.package.calibration.promise
+    assert promise.hours == pytest.approx((300 - 30) / 3600, abs=0.001)  # the last stretch, once it has settled
+
+
+def test_a_recording_is_judged_as_the_daemon_judges_it(package, tmp_path):
+    """Row by row the same alarm and the same suppression, through a fault, a stop within it, and after it."""
+    rows = np.concatenate([drawn(200, seed=2), faulty(100), np.zeros((20, 4)), faulty(60), drawn(200, seed=4)])
+    states = ("running",) * 300 + ("stopped",) * 20 + ("running",) * 260
+    recording = Recording(
+        source="fault",
+        tags=TAGS,
+        seconds=np.arange(1000, 1000 + len(rows), dtype=np.float64),
+        values=rows,
+        states=states,
+    )
+    bench = Bench(package, tmp_path, state="pump-state")
+    shown, raised = [], 0
+    for row, state in zip(rows, states, strict=True):
+        bench.state = LineState[state.upper()]
+        bench.feed(row[None, :])
+        told = [one for one in bench.told if one.id == "machine.pump.deviation"]
+        shown.append(bool(told) and told[-1].active and not told[-1].suppressed)
+    loaded = load_tag_package(package)
+    alarm, raised = run_alarm(loaded, recording, watch(loaded, recording, ("running",)))
+    assert alarm.tolist() == shown
+    assert (raised, alarm.any()) == (1, True)
+
+
+def test_an_evaluation_counts_no_stop_as_a_false_alarm(tmp_path):
+    lesson = taught(stopping(8, stopped=20), tmp_path / "1")
+    later = stopping(3, stopped=20)
+    lines = ["t,pump-state," + ",".join(TAGS)]
+    for at, state, row in zip(later.seconds, later.states, later.values, strict=True):
+        lines.append(f"{at},{state}," + ",".join(map(str, row)))
+    (tmp_path / "later.csv").write_text("\n".join(lines) + "\n")
+    report, _ = measure(tmp_path / "later.csv", lesson.package.folder, state="pump-state")
+    assert report["alarms"] == 0
+    assert report["hours"] == pytest.approx(3 * 270 / 3600, abs=0.001)
+    assert report["files_without_state"] == 0

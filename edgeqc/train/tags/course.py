@@ -91,7 +91,7 @@ def learn(
         sample=values[:GOLDEN_ROWS],
         began=began,
     )
-    seen = watch(write(draft, wishes.alarm, None), recording)
+    seen = watch(write(draft, wishes.alarm, None), recording, wishes.states)
     alarm, promise = wishes.alarm, None
     if wishes.per_day is not None:
         alarm, promise = _promised(recording, held, seen, wishes, period_s=draft.grid_ms / 1000)
@@ -110,26 +110,35 @@ def learn(
     )
 
 
-def watch(package: TagPackage, recording: Recording) -> list[Seen]:
-    """Show the recording to the package row by row, as the daemon would; a row costs what it costs there."""
+def watch(package: TagPackage, recording: Recording, states: Sequence[str] = ()) -> list[Seen]:
+    """Show the recording to the package row by row, as the daemon would; a row costs what it costs there.
+
+    In any other of the recording's states than `states` nothing is judged, and after it the package settles anew; empty:
+    every row is judged.
+    """
     fleet = Fleet(package)
+    judged = recording.in_states(states)[:, None]
     try:
         return [
-            fleet.step(row[None, :], round(at_s * 1e9))[0]
-            for row, at_s in zip(recording.values, recording.seconds, strict=True)
+            fleet.step(row[None, :], round(at_s * 1e9), each)[0]
+            for row, at_s, each in zip(recording.values, recording.seconds, judged, strict=True)
         ]
     finally:
         fleet.close()
 
 
 def run_alarm(package: TagPackage, recording: Recording, seen: Sequence[Seen]) -> tuple[NDArray[np.bool_], int]:
-    """Give whether the alarm stands at each row, and how often it was raised."""
+    """Give whether the alarm stands at each row, and how often it was raised.
+
+    As the daemon shows it: from a stop until the machine is judged again, it is suppressed.
+    """
     trip = Trip(replace(package.calibration.alarm.rule(), limit=1.0, hysteresis=0.0))
-    raised = 0
+    raised, suppressed = 0, False
     on = np.zeros(len(seen), np.bool_)
     for place, (one, at_s) in enumerate(zip(seen, recording.seconds, strict=True)):
         raised += trip.update(one.excess, round(at_s * 1e9)) and trip.on
-        on[place] = trip.on
+        suppressed = one.sight is Sight.OFF or (suppressed and one.sight is Sight.SETTLING)
+        on[place] = trip.on and not suppressed
     return on, raised
 
 
@@ -180,10 +189,15 @@ def _joined(values: Floats, stretches: Sequence[slice]) -> tuple[Floats, list[sl
 def _promised(
     recording: Recording, held: Sequence[slice], seen: Sequence[Seen], wishes: Wishes, *, period_s: float
 ) -> tuple[AlarmNumbers, Promise]:
-    """Set the limit on the first half of what was not learned, and count on the second what it is worth."""
+    """Set the limit on the first half of what was not learned, and count on the second what it is worth.
+
+    Rows that were not judged (the machine settles after each stop) are no time that proves anything.
+    """
     per_day = wishes.per_day or 1.0
     setting, checking = _split(held, _SHARE_LIMIT)
-    scores = np.array([_score(seen[row], wishes) for part in setting for row in range(part.start, part.stop)])
+    scores = np.array(
+        [_score(seen[row], wishes) for part in setting for row in range(part.start, part.stop) if seen[row].is_judged]
+    )
     limit = wishes.alarm.limit
     tail = fit_tail(scores) if len(scores) >= LEAST_ROWS else None
     if tail is not None:
@@ -197,7 +211,7 @@ def _promised(
         for row in range(part.start, part.stop):
             excess = _limited(seen[row], alarm.limit, wishes).excess
             raised += trip.update(excess, round(recording.seconds[row] * 1e9)) and trip.on
-            rows += 1
+            rows += seen[row].is_judged
     days = rows * period_s / 86_400
     bound = rate_bound(raised, days) if days else 1e9
     return alarm, Promise(

@@ -10,20 +10,26 @@ from typing import Any
 import numpy as np
 
 from edgeqc.errors import EdgeqcError
-from edgeqc.inference.fleet import Sight
 from edgeqc.inference.tagpackage import load_tag_package
 from edgeqc.train.tags.course import run_alarm, watch
 from edgeqc.train.tags.curves import Curve
 from edgeqc.train.tags.metrics import Counts, auc, nab
-from edgeqc.train.tags.recording import read_folder
+from edgeqc.train.tags.recording import STATE_COLUMN, read_folder
 
 
 def measure(
-    data: Path, model: Path, told: Callable[[int, int, str], None] = lambda _done, _total, _note: None
+    data: Path,
+    model: Path,
+    told: Callable[[int, int, str], None] = lambda _done, _total, _note: None,
+    *,
+    state: str = STATE_COLUMN,
 ) -> tuple[dict[str, Any], list[Curve]]:
-    """Show every CSV file under `data` to the package; give the report and its curves. EdgeqcError, PackageError."""
+    """Show every CSV file under `data` to the package; give the report and its curves. EdgeqcError, PackageError.
+
+    Only rows in a state that the package learned are judged; `state` is the column that tells it. Without that column all are.
+    """
     package = load_tag_package(model)
-    recordings = read_folder(data, package.tags)
+    recordings = read_folder(data, package.tags, state=state)
     curves: list[Curve] = []
     per_file: dict[str, Any] = {}
     total, scores, truths, changes = Counts(0, 0, 0, 0), [], [], []
@@ -36,13 +42,14 @@ def measure(
                 f"{recording.source}: a row every {period_ms:g} ms, {package.name} is for {package.manifest.grid_ms:g} ms; "
                 f"export it with --grid {package.manifest.grid_ms:g}"
             )
-        seen = watch(package, recording)
+        seen = watch(package, recording, package.manifest.training.states)
         alarm, raised = run_alarm(package, recording, seen)
-        hours = len(recording) * recording.period_s / 3600
+        judged = sum(one.is_judged for one in seen)
+        hours = judged * recording.period_s / 3600
         raised_all, hours_all = raised_all + raised, hours_all + hours
         score = np.array([one.excess for one in seen]) * package.calibration.alarm.limit
         entry: dict[str, Any] = {"rows": len(recording), "hours": round(hours, 3), "alarms": raised}
-        entry["judged_share"] = round(sum(one.sight in {Sight.MODEL, Sight.PLAIN} for one in seen) / len(seen), 4)
+        entry["judged_share"] = round(judged / len(seen), 4)
         if recording.anomaly is not None:
             counts = Counts.of(alarm, recording.anomaly)
             total += counts
@@ -69,6 +76,8 @@ def measure(
         "alarms": raised_all,
         "hours": round(hours_all, 3),
         "alarms_per_day": round(raised_all / hours_all * 24, 3) if hours_all else None,
+        "states": ", ".join(package.manifest.training.states),
+        "files_without_state": sum(not one.states for one in recordings),
         "per_file": per_file,
     }
     if scores:

@@ -47,6 +47,12 @@ class Recording:
         """Usual time between rows."""
         return float(np.median(np.diff(self.seconds))) if len(self.seconds) > 1 else 1.0
 
+    def in_states(self, states: Sequence[str]) -> NDArray[np.bool_]:
+        """(rows,) Is the machine in one of `states`? Every row is, where none are given or the file tells of none."""
+        if not states or not self.states:
+            return np.ones(len(self), np.bool_)
+        return np.isin(np.array(self.states), list(states))
+
     def picked(self, which: slice) -> Recording:
         """Some of its rows."""
         return Recording(
@@ -136,9 +142,7 @@ def good_stretches(recording: Recording, *, states: Sequence[str] = (), gap_s: f
 
     Shorter ones than `least_rows` are left out.
     """
-    good: NDArray[np.bool_] = np.asarray(np.isfinite(recording.values).all(axis=1))
-    if states and recording.states:
-        good &= np.isin(np.array(recording.states), list(states))
+    good = np.isfinite(recording.values).all(axis=1) & recording.in_states(states)
     stretches: list[slice] = []
     begin: int | None = None
     for row in range(len(recording) + 1):
