@@ -161,6 +161,8 @@ def _save(path: Path, found: dict[str, Any]) -> None:
 
 
 def _tell(lesson: Lesson) -> None:
+    from edgeqc.train.tags.course import MOST_STANDING_RATIO  # noqa: PLC0415 - heavy
+
     calibration, promise = lesson.package.calibration, lesson.package.calibration.promise
     talk(f"{lesson.package.folder}: {lesson.package.name}, alarm above {calibration.alarm.limit:g} x usual")
     if lesson.package.model is None:
@@ -171,6 +173,12 @@ def _tell(lesson: Lesson) -> None:
     ground = f"by {promise.hours:g} h of good time with {promise.alarms} alarms"
     if promise.kept:
         talk(f"Promise of {promise.per_day:g} a day: kept; {bound} {ground}.")
+    elif (promise.standing_ratio or 0.0) > MOST_STANDING_RATIO:
+        talk(
+            f"Promise of {promise.per_day:g} a day: NOT kept; the alarm stood for {promise.standing_ratio:.1%} of "
+            f"{promise.hours:g} h of good time that it was not taught. The machine has drifted: teach it more of its good days.",
+            style="yellow",
+        )
     else:
         hours = 24 * 3 / promise.per_day
         talk(

@@ -103,6 +103,9 @@ class Promise(_Strict):
     bound_per_day: float = Field(ge=0, description="95 % upper bound on false alarms a day, from that time")
     hours: float = Field(ge=0, description="of that time")
     alarms: int = Field(ge=0, description="in that time, with the limit that was set")
+    standing_ratio: float | None = Field(
+        None, ge=0, le=1, description="share of that time in which the alarm stood; null: not counted"
+    )
 
 
 class TagCalibration(_Strict):

@@ -14,7 +14,7 @@ from edgeqc.inference.tagpackage import load_tag_package
 from edgeqc.journal.codec import decode, encode
 from edgeqc.records import NS_PER_S, AlertChange, Ne107
 from edgeqc.settings import MachineSettings
-from edgeqc.train.tags.course import learn, run_alarm, watch
+from edgeqc.train.tags.course import MOST_STANDING_RATIO, learn, run_alarm, watch
 from edgeqc.train.tags.package import LIMIT, Wishes
 from edgeqc.train.tags.recorded import measure
 from edgeqc.train.tags.recording import Recording, good_stretches
@@ -332,3 +332,22 @@ def test_an_evaluation_counts_no_stop_as_a_false_alarm(tmp_path):
     assert report["alarms"] == 0
     assert report["hours"] == pytest.approx(3 * 270 / 3600, abs=0.001)
     assert report["files_without_state"] == 0
+
+
+def test_a_promise_is_not_kept_where_the_alarm_stands_on(tmp_path):
+    """The machine drifts away in its last rows: one alarm, which never ends, is no rate that anybody was promised."""
+    lots = np.random.default_rng(5)
+    rows = lots.normal([30, 2, 1, 0], [0.3, 0.02, 0.02, 1], (3000, 4))
+    rows[2700:, 0] += 6
+    steady = Recording(source="steady", tags=TAGS, seconds=np.arange(3000) * 3600.0, values=rows[:, :])
+    lesson = learn(steady, [slice(0, 3000)], Wishes(name="pump", network=False, per_day=1.0), tmp_path / "drift")
+    promise = lesson.package.calibration.promise
+    assert promise.alarms == 1
+    assert promise.bound_per_day <= promise.per_day
+    assert promise.standing_ratio > 0.7
+    assert not promise.kept
+    rows[2700:, 0] -= 6
+    lesson = learn(steady, [slice(0, 3000)], Wishes(name="pump", network=False, per_day=1.0), tmp_path / "steady")
+    promise = lesson.package.calibration.promise
+    assert promise.standing_ratio <= MOST_STANDING_RATIO
+    assert promise.kept

@@ -28,6 +28,9 @@ _SHARE_LEARNED: Final = 0.75
 """Of the good time, from its beginning; the rest, later in time, sets and checks the limit."""
 _SHARE_LIMIT: Final = 0.5
 """Of what was not learned: the first half sets the limit, the second checks it."""
+MOST_STANDING_RATIO: Final = 0.01
+"""Of the checking time, for a promise to be kept: a false alarm a day that stands for a quarter of an hour. An alarm that is
+raised once and stays on is one alarm, and yet tells of a machine that is not as it was learned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -205,22 +208,25 @@ def _promised(
     elif len(scores):
         limit = max(limit, float(scores.max()))
     alarm = wishes.alarm.model_copy(update={"limit": round(limit, 4)})
-    raised, rows = 0, 0
+    raised, rows, standing = 0, 0, 0
     for part in checking:
         trip = Trip(replace(alarm.rule(), limit=1.0))
         for row in range(part.start, part.stop):
             excess = _limited(seen[row], alarm.limit, wishes).excess
             raised += trip.update(excess, round(recording.seconds[row] * 1e9)) and trip.on
             rows += seen[row].is_judged
+            standing += seen[row].is_judged and trip.on
     days = rows * period_s / 86_400
     bound = rate_bound(raised, days) if days else 1e9
+    standing_ratio = standing / rows if rows else 0.0
     return alarm, Promise(
         per_day=per_day,
         method="pot" if tail is not None else "given",
-        kept=bound <= per_day,
+        kept=bound <= per_day and standing_ratio <= MOST_STANDING_RATIO,
         bound_per_day=round(bound, 2),
         hours=round(days * 24, 3),
         alarms=raised,
+        standing_ratio=round(standing_ratio, 4),
     )
 
 
