@@ -2,7 +2,8 @@
 
 Samples are counted in the recording: each tag counts, so one that is lost is a jump. The time from a sample to its alarm
 is taken on a tag that goes to and fro and the machine that watches it: from the server's own stamp to the arrival of the
-raised alarm at an MQTT subscriber, on the same box's clock.
+raised alarm at an MQTT subscriber, on the same box's clock. That tag stands still until everything runs, and
+again at the end, so that the first alarm is of its first rise and the last of its last.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -60,8 +61,10 @@ def tags(folder: Path, *, seconds: float, node: Path | None) -> Benched:
             before_rows = row.get("machine_rows")
             began, busy = time.monotonic(), [_busy_s(each) for each in who]
             began_ns = time.time_ns()
+            server.toggle()
             time.sleep(seconds)
             elapsed, ended_ns = time.monotonic() - began, time.time_ns()
+            server.toggle()
             shares = [100 * (_busy_s(each) - before) / elapsed for each, before in zip(who, busy, strict=True)]
             rows = row.get("machine_rows") - before_rows
             memory_mb = _pss_mb(watch.pid)
@@ -244,18 +247,30 @@ def _counted(folder: Path, began_ns: int, ended_ns: int) -> dict[str, float]:
 
 
 def _delays_ms(folder: Path, told_ns: list[int], began_ns: int, ended_ns: int) -> tuple[int, list[float]]:
-    """Match each alarm with the sample that raised it, the newest 1 before it; give how many there were, and the delays."""
-    stamps = [
-        int(stamp)
-        for chunk in History(folder, [TOLD]).chunks()
-        for stamp, value in zip(chunk.source_ns.tolist(), chunk.samples.values.tolist(), strict=True)
-        if stamp and value == 1 and began_ns <= stamp < ended_ns
-    ]
-    delays: dict[int, float] = {}
-    for told in told_ns:
-        before = [stamp for stamp in stamps if stamp < told]
-        if before:
-            delays.setdefault(max(before), (told - max(before)) * 1000 / NS_PER_S)
-    if not delays:
+    """Give how many rises there were in that time, and of each that raised an alarm how long it took."""
+    rises_ns = sorted(
+        {
+            int(stamp)
+            for chunk in History(folder, [TOLD]).chunks()
+            for stamp, value in zip(chunk.source_ns.tolist(), chunk.samples.values.tolist(), strict=True)
+            if stamp and value == 1 and began_ns <= stamp
+        }
+    )
+    pairs = [pair for pair in matched(rises_ns, sorted(told_ns)) if pair[0] < ended_ns]
+    if not pairs:
         raise EdgeqcError("no alarm was told")
-    return len(stamps), list(delays.values())
+    delays = [(told - rise) * 1000 / NS_PER_S for rise, told in pairs]
+    return sum(rise < ended_ns for rise in rises_ns), delays
+
+
+def matched(rises_ns: Sequence[int], told_ns: Sequence[int]) -> list[tuple[int, int]]:
+    """Pair each alarm with the rise that raised it: in order, one rise to one alarm. Both ascending, from the first rise on.
+
+    An alert does not say which sample raised it. To take the newest rise before it would hide whole periods of delay; so
+    nothing rises before alarms are listened to. One that is never told makes all later ones late and leaves a rise over.
+    """
+    pairs: list[tuple[int, int]] = []
+    for told in told_ns:
+        if len(pairs) < len(rises_ns) and rises_ns[len(pairs)] < told:
+            pairs.append((rises_ns[len(pairs)], told))
+    return pairs

@@ -1,5 +1,5 @@
 // An OPC UA server by another vendor: node nodeopcua.js TAGS PERIOD_MS, run where node-opcua is installed.
-// User edge, password s3cret; each tag counts periods, "Toggle" is 0 and 1 in turn, every 503 ms.
+// User edge, password s3cret; each tag counts periods; "Toggle" is 1 and 0 in turn, every 503 ms, from a line on stdin to the next.
 // Prints READY <url> ns=<index>.
 const { OPCUAServer, DataType, SecurityPolicy, MessageSecurityMode, OPCUACertificateManager } = require("node-opcua");
 const path = require("path");
@@ -71,9 +71,17 @@ const [, , tags, period] = process.argv;
     for (const variable of variables) variable.setValueFromSource({ dataType: DataType.Double, value: count });
   }, +period);
   let on = 0;
-  setInterval(() => {
-    on = 1 - on;
-    toggle.setValueFromSource({ dataType: DataType.Double, value: on });
-  }, 503);  // so that it meets every phase of publishing and of the grid
+  let swing = null;
+  process.stdin.on("data", () => {
+    if (swing !== null) {
+      clearInterval(swing);
+      swing = null;
+      return;
+    }
+    swing = setInterval(() => {
+      on = 1 - on;
+      toggle.setValueFromSource({ dataType: DataType.Double, value: on });
+    }, 503);  // so that it meets every phase of publishing and of the grid
+  });
   console.log(`READY opc.tcp://127.0.0.1:${port} ns=${own.index}`);
 })().catch((error) => { console.error(error); process.exit(1); });

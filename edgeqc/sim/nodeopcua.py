@@ -40,6 +40,14 @@ class NodeOpcua:
             raise EdgeqcError("node-opcua is not running")
         return self._process.pid
 
+    def toggle(self) -> None:
+        """From now on `s=Toggle` goes to and fro, or, called again, stands; it begins at 0."""
+        if self._process is None:
+            raise EdgeqcError("node-opcua is not running")
+        stdin: Any = self._process.stdin
+        stdin.write("\n")
+        stdin.flush()
+
     def __enter__(self) -> Self:
         node, npm = shutil.which("node"), shutil.which("npm")
         if node is None or npm is None:
@@ -55,7 +63,11 @@ class NodeOpcua:
         script = self._folder / _SCRIPT.name  # node looks for modules beside the script
         script.write_bytes(_SCRIPT.read_bytes())
         self._process = subprocess.Popen(  # noqa: S603 - our own script
-            [node, str(script), *self._arguments], cwd=self._folder, stdout=subprocess.PIPE, text=True
+            [node, str(script), *self._arguments],
+            cwd=self._folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         stdout: Any = self._process.stdout
         while select.select([stdout], [], [], _START_S)[0]:
