@@ -197,7 +197,11 @@ def _show(found: dict[str, Any]) -> None:
             ["change points, NAB", "standard", "low FP", "low FN"],
             [
                 [label, *(f"{found[name][key]:.1f}" for key in ("standard", "low_fp", "low_fn"))]
-                for name, label in (("nab", "rule for change points"), ("nab_with_alarm_rule", "the alarm's own rule"))
+                for name, label in (
+                    ("nab", "the alarm's own rule"),
+                    ("nab_with_change_rule", "a rule of their own, in no package"),
+                )
+                if name in found
             ],
         )
     if "anomaly_free" in found:

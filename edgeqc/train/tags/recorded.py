@@ -86,6 +86,6 @@ def measure(
         everything = np.concatenate([one.anomaly for one in recordings if one.anomaly is not None])
         report["trivial_all"] = Counts.of(np.ones(len(everything), np.bool_), everything).told()
     if changes:
-        report["nab"] = report["nab_with_alarm_rule"] = nab(changes)
+        report["nab"] = nab(changes)
     told(len(recordings), len(recordings), "")
     return report, curves

@@ -1,4 +1,4 @@
-"""What other constants of the alarm would have done: all of them at once, and picked on some files for another."""
+"""What other limits, peaks and floors of the alarm would have done: all of them at once, and picked on some files for another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOOR_RATIOS: Final = (1.2, 1.5, 2.0)
 
 
 class Sweep:
-    """Runs every combination of constants over every file."""
+    """Runs every combination of the alarm's limit, peak and floor over every file; the scores are as they are."""
 
     def __init__(self, scores: Sequence[Floats], truths: Sequence[Flags]) -> None:
         grid = [
