@@ -157,6 +157,12 @@ def test_labels_and_order_are_read_and_stretches_end_at_gaps(tmp_path):
         ("t,x\n", "0 rows"),
         ("t,x\n1,2,3\n", ":2: 3 columns"),
         ("t,x\nyesterday,2\n", ":2: 'yesterday' is no time"),
+        ("t,x\n1,2\nnan,2\n", ":3: 'nan' is no time: seconds"),
+        ("t,x\n1,2\n\n-inf,2\n", ":4: '-inf' is no time: seconds"),
+        ("t,x\n1e300,2\n", ":2: '1e300' is no time: seconds"),
+        ("t,x\n1700000000000,2\n", ":2: '1700000000000' is no time: seconds"),
+        ("t,x,state\n2,2,4\n1,2,inf\n", r":3: 'inf' is no state: a word, or a number \(0 unknown, 1 stopped"),
+        ("t,x,state\n2,2,1e999\n", ":2: '1e999' is no state"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_told_with_its_line(tmp_path, text, reason):

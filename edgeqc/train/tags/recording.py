@@ -19,7 +19,8 @@ TIME_COLUMNS: Final = ("time", "ts", "timestamp", "datetime", "seconds", "t")
 STATE_COLUMN: Final = "state"
 LABEL_COLUMNS: Final = ("anomaly", "changepoint")
 _MOST_ROWS: Final = 5_000_000
-_HALF: Final = 0.5
+_MOST_S: Final = 253_402_300_800.0
+"""The year 10000, where ISO 8601 ends: beyond are milliseconds taken for seconds, and what no clock in ns can hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -79,14 +80,18 @@ def read_csv(path: Path, tags: Sequence[str] | None = None, *, state: str = STAT
             file.seek(0)
             rows = csv.reader(file, delimiter=max(",;\t", key=first.count))
             header = [column.strip() for column in next(rows, [])]
-            body = [row for row in rows if row]
+            body, lines = [], []
+            for row in rows:
+                if row:
+                    body.append(row)
+                    lines.append(rows.line_num)
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise EdgeqcError(f"{path}: {exc}") from exc
     if len(header) < 2 or header[0].lower() not in TIME_COLUMNS:  # noqa: PLR2004 - a time and a tag
         raise EdgeqcError(f"{path}: the first column must be one of {', '.join(TIME_COLUMNS)}; it is {header[:1]}")
     if not body or len(body) > _MOST_ROWS:
         raise EdgeqcError(f"{path}: {len(body)} rows; 1 to {_MOST_ROWS} can be used")
-    for line, row in enumerate(body, 2):
+    for line, row in zip(lines, body, strict=True):
         if len(row) != len(header):
             raise EdgeqcError(f"{path}:{line}: {len(row)} columns, the header has {len(header)}")
     columns = dict(zip(header, zip(*body, strict=True), strict=True))
@@ -95,7 +100,7 @@ def read_csv(path: Path, tags: Sequence[str] | None = None, *, state: str = STAT
     missing = [name for name in names if name not in columns]
     if missing:
         raise EdgeqcError(f"{path}: no column {', '.join(missing)}; there are {', '.join(header[1:])}")
-    seconds = np.array([_seconds(text, path, line) for line, text in enumerate(columns[header[0]], 2)])
+    seconds = np.array([_seconds(text, path, line) for line, text in zip(lines, columns[header[0]], strict=True)])
     order = np.argsort(seconds, kind="stable")
     labels = {
         name: np.asarray(_numbers(columns[name])[order] == 1, np.bool_) for name in LABEL_COLUMNS if name in columns
@@ -105,7 +110,7 @@ def read_csv(path: Path, tags: Sequence[str] | None = None, *, state: str = STAT
         tags=names,
         seconds=seconds[order],
         values=np.column_stack([_numbers(columns[name]) for name in names])[order],
-        states=tuple(_state(columns[state][place]) for place in order) if state in columns else (),
+        states=tuple(_state(columns[state][place], path, lines[place]) for place in order) if state in columns else (),
         anomaly=labels.get("anomaly"),
         changepoint=labels.get("changepoint"),
     )
@@ -157,12 +162,15 @@ def good_stretches(recording: Recording, *, states: Sequence[str] = (), gap_s: f
     return stretches
 
 
-def _state(cell: str) -> str:
+def _state(cell: str, path: Path, line: int) -> str:
     text = cell.strip().lower()
     try:
         return LineState(int(float(text))).name.lower()
     except ValueError:
         return text
+    except OverflowError as exc:
+        numbers = ", ".join(f"{state.value} {state.name.lower()}" for state in LineState)
+        raise EdgeqcError(f"{path}:{line}: {cell[:40]!r} is no state: a word, or a number ({numbers})") from exc
 
 
 def _numbers(column: Sequence[str]) -> NDArray[np.float64]:
@@ -181,9 +189,13 @@ def _number(text: str) -> float:
 
 def _seconds(text: str, path: Path, line: int) -> float:
     try:
-        return float(text)
+        seconds = float(text)
     except ValueError:
         pass
+    else:
+        if not abs(seconds) <= _MOST_S:  # nor is NaN
+            raise EdgeqcError(f"{path}:{line}: {text[:40]!r} is no time: seconds since 1970, or since any moment")
+        return seconds
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError as exc:
