@@ -142,7 +142,7 @@ def told(calibration: Calibration) -> str:
             f"({promise.exceedances} of {promise.goods} independent good parts are over it)"
         )
     else:
-        words.append("no promise on overkill: too few independent good parts")
+        words.append("no promise on overkill")
     if calibration.escape_upper95 is not None:
         words.append(f"escape at most {calibration.escape_upper95:.3g} (95 % bound, for defects like these)")
     return "; ".join(words)

@@ -93,8 +93,18 @@ def read_scores(file: Path) -> list[Reading]:
 
 def promise_of(readings: Sequence[Reading], rule: Rule) -> str:
     """What is missing for the promise; empty where these readings can carry it."""
-    goods = len(worst_of_groups(readings))
-    return "" if _allowed(goods, rule) >= 0 else rule.outlook(goods)
+    worst = worst_of_groups(readings)
+    allowed = _allowed(len(worst), rule)
+    if allowed < 0:
+        return rule.outlook(len(worst))
+    surest = sum(score >= 1 for score in worst)
+    if surest <= allowed:
+        return ""
+    return (
+        f"{surest} of {len(worst)} groups of good parts score 1, which every threshold rejects, and {rule.overkill:.3g} "
+        f"overkill allows {allowed}. Look at their pictures: either no part was found on them (region, contrast), or the "
+        "net is sure of a defect (a wrong label?)."
+    )
 
 
 def _allowed(goods: int, rule: Rule) -> int:
@@ -103,7 +113,7 @@ def _allowed(goods: int, rule: Rule) -> int:
 
 
 def calibrated(readings: Sequence[Reading], rule: Rule, *, map_threshold: float, backend: str) -> Calibration:
-    """The calibration these scores support; its `promise` is None where there are too few good parts for one.
+    """The calibration these scores support; its `promise` is None where `promise_of` names a reason.
 
     A group counts as one good part with the highest score of its pictures: what holds for "no picture of the group is
     rejected" holds the more for one picture. Without a promise the threshold is the plain quantile of good pictures.
@@ -168,7 +178,7 @@ def rehearsed(readings: Sequence[Reading], rule: Rule, *, times: int = 200, seed
     kept, seen = 0, []
     for _ in range(times):
         order = rng.permutation(len(worst))
-        threshold = threshold_of(worst[order[:half]].tolist(), allowed)
+        threshold = min(1.0, threshold_of(worst[order[:half]].tolist(), allowed))  # as a line would have it
         over = int((worst[order[half:]] >= threshold).sum())
         kept += lower_bound(over, len(worst) - half, rule.confidence) <= overkill
         seen.append(over / (len(worst) - half))
@@ -182,9 +192,9 @@ def _threshold(readings: Sequence[Reading], rule: Rule) -> tuple[float, Promise 
     """As `calibrated` says."""
     goods = sorted(reading.score for reading in readings if not reading.is_defect)
     worst = worst_of_groups(readings)
-    allowed = _allowed(len(worst), rule)
     promise = None
-    if allowed >= 0:
+    if not promise_of(readings, rule):
+        allowed = _allowed(len(worst), rule)
         threshold = threshold_of(worst, allowed)
         promise = Promise(overkill=rule.overkill, confidence=rule.confidence, goods=len(worst), exceedances=allowed)
     else:

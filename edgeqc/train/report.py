@@ -86,7 +86,8 @@ def _verdict(found: dict[str, Any]) -> str:
     promise = found["promise"]
     if promise is None:
         return (
-            "<p class=note>No promise on overkill: the threshold was set on too few independent good parts. "
+            "<p class=note>No promise on overkill: the threshold was set on too few independent good parts, or too many of "
+            "them score 1. "
             "The overkill below is what was seen here, not what is assured.</p>"
         )
     kept = found["overkill"] <= promise["overkill"]

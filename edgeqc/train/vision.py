@@ -19,7 +19,7 @@ from edgeqc.inference.manifest import Normalise, Preprocessing
 from edgeqc.inference.onnxruntime import OnnxRuntimeEngine
 from edgeqc.inference.package import Package
 from edgeqc.settings import RegionMode, RegionSettings
-from edgeqc.train.calibrate import Rule, calibrated, readings_of
+from edgeqc.train.calibrate import Rule, calibrated, promise_of, readings_of
 from edgeqc.train.dataset import Picture, classes_of, read_dataset
 from edgeqc.train.examine import Examined, Finding, examine
 from edgeqc.train.figures import best_map_threshold, image_auroc
@@ -72,7 +72,10 @@ def train_vision(job: Job, console: Console) -> Package:
     model, parameters, golden = trainer.final(net, learned, without=tested)
     with Told(console, "test", len(tested)) as told:
         test = list(Scorer(OnnxRuntimeEngine(model, threads=job.threads), task)(tested, told.at))
-    calibration = calibrated(readings_of(scored), job.rule, map_threshold=best_map_threshold(scored), backend=_BACKEND)
+    readings = readings_of(scored)
+    calibration = calibrated(readings, job.rule, map_threshold=best_map_threshold(scored), backend=_BACKEND)
+    if refused := promise_of(readings, job.rule):
+        console.print(f"No promise on overkill: {refused}", highlight=False, soft_wrap=True)
     origin = Origin(
         name=job.name,
         version=job.version,

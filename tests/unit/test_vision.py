@@ -396,6 +396,34 @@ def test_pictures_that_are_no_parts_promise_nothing():
     assert promise_of(goods, by_picture) == by_picture.outlook(900) != Rule().outlook(900)
 
 
+@pytest.mark.parametrize(("surest", "kept"), [(30, False), (2, False), (1, True)])
+def test_good_parts_that_score_1_are_rejected_and_count_against_the_promise(surest, kept):
+    """299 groups may have one over the threshold for 2 %; no threshold is over a score of 1."""
+    goods = [
+        Reading(score=1.0 if index < surest else 0.001 * index, is_defect=False, group=f"g{index}")
+        for index in range(299)
+    ]
+    rule = Rule(overkill=0.02)
+    calibration = calibrated(goods, rule, map_threshold=0.5, backend="x")
+    over = sum(one.score >= calibration.threshold for one in goods)
+    assert (calibration.promise is not None) == kept
+    if calibration.promise is not None:
+        assert over <= calibration.promise.exceedances
+        assert promise_of(goods, rule) == ""
+    else:
+        assert promise_of(goods, rule).startswith(f"{surest} of 299 groups of good parts score 1")
+
+
+def test_calibration_that_good_parts_of_score_1_forbid_says_so_and_changes_nothing(way, tmp_path, capsys):
+    _, _, path = way
+    before, scores = (path / "calibration.json").read_bytes(), tmp_path / "scores.csv"
+    rows = [f"g{i}.png,good,g{i},{1.0 if i < 30 else 0.1}" for i in range(299)]
+    scores.write_text("path,label,group,score\n" + "\n".join(rows) + "\n")
+    assert main(["calibrate", "--engine", str(path), "--scores", str(scores)]) == 6
+    assert "30 of 299 groups of good parts score 1" in " ".join(capsys.readouterr().err.split())
+    assert (path / "calibration.json").read_bytes() == before
+
+
 def test_promise_made_on_one_half_of_the_parts_is_kept_by_the_other():
     rng = np.random.default_rng(4)
     goods = [Reading(score=float(rng.beta(2, 8)), is_defect=False, group=f"g{index // 3}") for index in range(1200)]
