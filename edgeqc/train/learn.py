@@ -166,7 +166,7 @@ class _Run:
 
 
 def _key(plan: Plan) -> str:
-    return f"{plan.key} {plan.steps} {plan.seed} {plan.rate} {plan.patience}"
+    return f"{plan.key} {plan.steps} {plan.seed} {plan.rate} {plan.patience} {plan.minutes}"
 
 
 def _paces(net: nn.Module, traits: Traits) -> list[dict[str, Any]]:

@@ -6,10 +6,12 @@ import json
 import os
 import re
 from contextlib import suppress
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 
 pytest.importorskip("torch", reason="the train extra is not installed: pip install -e '.[train]'")
 pytest.importorskip("onnx", reason="the train extra is not installed: pip install -e '.[train]'")
@@ -19,15 +21,17 @@ from edgeqc.cli import main
 from edgeqc.errors import EdgeqcError
 from edgeqc.inference.manifest import Normalise, Preprocessing
 from edgeqc.inference.package import load_package
+from edgeqc.settings import RegionSettings
 from edgeqc.sim.parts import draw_set
 from edgeqc.train.calibrate import Reading, Rule, calibrated, promise_of, rehearsed
-from edgeqc.train.dataset import Picture
+from edgeqc.train.dataset import Picture, Shape, read_dataset
 from edgeqc.train.figures import parts_of, per_width
 from edgeqc.train.learn import Plan, learn
 from edgeqc.train.lite0 import LITE0, Tuned, pretrained_trunk
 from edgeqc.train.pool import Pool
-from edgeqc.train.samples import Sample
+from edgeqc.train.samples import Sample, Task
 from edgeqc.train.scoring import BINS, Scored, width_px
+from edgeqc.train.trainer import Job, Trainer
 from edgeqc.train.views import WIDE, Views
 
 pytestmark = pytest.mark.timeout(300)  # the fixture trains three nets: 15 s of one core, much longer on a busy one
@@ -361,6 +365,60 @@ def test_pool_of_other_views_is_made_anew(tmp_path, trunk):
     assert _pool(tmp_path / "pool", trunk).done == 32
     assert Pool(tmp_path / "pool", 32, (64, 64), "key").done == 32
     assert Pool(tmp_path / "pool", 32, (64, 64), "another").done == 0
+
+
+def test_corrected_mask_or_picture_under_the_same_name_is_not_taken_for_the_old_one(tmp_path):
+    data = _drawn(tmp_path / "parts", count=8)
+
+    def stamp():
+        task = Task(spec=_SPEC, input_shape=(64, 64), frame_shape=(96, 96), region=RegionSettings(), classes=("flaw",))
+        job = Job(data=data, out=tmp_path / "p", work=tmp_path / "work", name="p", views=8, rule=Rule())
+        trainer = Trainer(job, task, Console(quiet=True), one_class=False)
+        trainer.prepare(read_dataset(data))
+        return trainer._pool.stamp
+
+    first = stamp()
+    assert stamp() == first
+    mask = next(iter(sorted(data.glob("*_mask.png"))))
+    drawn = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
+    drawn[60:80, 60:80] = 255
+    cv2.imwrite(str(mask), drawn)
+    corrected = stamp()
+    assert corrected != first
+    picture = data / mask.name.replace("_mask", "")
+    cv2.imwrite(str(picture), cv2.imread(str(picture), cv2.IMREAD_GRAYSCALE) // 2)
+    assert stamp() not in {first, corrected}
+
+
+def test_shape_drawn_elsewhere_is_another_set(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), next(draw_set(1, seed=3, defect_ratio=0, shape=(96, 96))).image)
+
+    def stamp(x):
+        shape = Shape(label="flaw", box=(x, 20, 30, 30))
+        task = Task(spec=_SPEC, input_shape=(64, 64), frame_shape=(96, 96), region=RegionSettings(), classes=("flaw",))
+        picture = Picture(path=tmp_path / "a.png", label="flaw", shapes=(shape,), group="g")
+        job = Job(data=tmp_path, out=tmp_path / "p", work=tmp_path / "work", name="p", views=2, rule=Rule())
+        trainer = Trainer(job, task, Console(quiet=True), one_class=False)
+        good = replace(picture, label="good", shapes=())
+        trainer.prepare([picture, good])
+        return trainer._pool.stamp
+
+    assert stamp(20) == stamp(20) != stamp(40)
+
+
+def test_net_cut_short_by_time_is_not_taken_for_one_that_had_more(tmp_path, trunk):
+    pool = _pool(tmp_path / "pool", trunk)
+
+    def steps(minutes):
+        seen = []
+        plan = Plan(steps=6, minutes=minutes, checkpoint=tmp_path / "a.pt", key="k")
+        batches = pool.batches(without=(), size=2, seed=1)
+        learn(lambda: Tuned(trunk, 1), batches, LITE0, plan, lambda step, *_told: seen.append(step))
+        return len(seen)
+
+    assert steps(1e-9) == 1
+    assert steps(None) == 6
+    assert steps(None) == 0
 
 
 def test_full_disk_is_told_before_any_work(tmp_path, trunk, monkeypatch):
