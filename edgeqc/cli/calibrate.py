@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from edgeqc.cli.console import talk
 from edgeqc.cli.exits import Exit
+from edgeqc.errors import EdgeqcError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgeqc.inference.manifest import Calibration
     from edgeqc.settings.recipe import RegionSettings
+    from edgeqc.train.dataset import Picture
     from edgeqc.train.examine import Finding
 
 
@@ -39,7 +41,12 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
     scores: Annotated[
         Path | None, typer.Option(help="scores.csv (path, label, group, score) instead, e.g. of cross-validation.")
     ] = None,
-    split: Annotated[str, typer.Option(help="Which of the data's splits; '' for all.")] = "",
+    split: Annotated[
+        str, typer.Option(help="Which of the data's splits; '' for all but train, which the net has learned from.")
+    ] = "",
+    group_by: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="Pictures with the same match in their path count as one part.")
+    ] = None,
     overkill: Annotated[float, typer.Option(help="At most this share of good parts may be rejected ...")] = 0.02,
     confidence: Annotated[float, typer.Option(help="... in this share of all calibrations.")] = 0.95,
     hold: Annotated[float, typer.Option(help="Share of good parts that may lie in the hold band or over it.")] = 0.1,
@@ -77,6 +84,8 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
 
     if (data is None) == (scores is None):
         raise typer.BadParameter("name either --data or --scores", param_hint="--data")
+    if scores is not None and group_by is not None:
+        raise typer.BadParameter("is for --data; --scores has its own groups", param_hint="--group-by")
     if not 0 < overkill < 1 or not 0 < confidence < 1:
         raise typer.BadParameter("--overkill and --confidence lie between 0 and 1", param_hint="--overkill")
     rule = Rule(overkill=overkill, confidence=confidence, hold=hold, recipe=recipe, camera=camera)
@@ -86,7 +95,7 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
     else:
         assert data is not None  # noqa: S101 - asked above
         with Told(Console(stderr=True), "look", 0) as seen:
-            examined = look(data, split, seen.at)
+            examined = look(data, _fresh(data, split, group_by), seen.at)
         tell_findings(examined.findings)
         task = task_of(run.package, examined.sizes, region_of(region, contrast))
         with Told(Console(stderr=True), "score", len(examined.pictures)) as seen:
@@ -107,6 +116,31 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
     calibration = calibrated(readings, rule, map_threshold=map_threshold, backend=run.label)
     package = recalibrated(run, calibration, out=out or engine, key=signing_key(key), version=version)
     talk(f"{package.folder}: {told(calibration)}")
+
+
+def _fresh(data: Path, split: str, group_by: str | None) -> list[Picture]:
+    """Pictures of which the net has seen nothing; tells how many are left out. EdgeqcError where there are none."""
+    from edgeqc.train.dataset import TRAIN, read_dataset  # noqa: PLC0415 - heavy
+    from edgeqc.train.runs import learned_groups, of_split  # noqa: PLC0415 - heavy
+
+    if split == TRAIN:
+        raise EdgeqcError(f"--split {TRAIN}: {_LEARNED}")
+    pictures = read_dataset(data, group_by=group_by)
+    chosen, learned = of_split(data, pictures, split), learned_groups(pictures)
+    fresh = [picture for picture in chosen if picture.group not in learned]
+    if not fresh:
+        raise EdgeqcError(f"{data}: all of it is in the split {TRAIN}, or shares its groups: {_LEARNED}")
+    if len(fresh) < len(chosen):
+        left = len(chosen) - len(fresh)
+        talk(f"{left} pictures are left out: they, or others of their group, are in the split {TRAIN}", style="yellow")
+    return fresh
+
+
+_LEARNED: Final = (
+    "the net has learned from these pictures and scores them better than new parts, so that a threshold from them would "
+    "reject more than it promises. Name pictures that took no part in training, or --scores OUT.work/scores.csv, where "
+    "training left the scores of nets that had not seen them"
+)
 
 
 def region_of(kind: RegionKind | None, contrast: int) -> RegionSettings | None:

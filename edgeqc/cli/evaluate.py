@@ -35,6 +35,7 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
     from rich.console import Console  # noqa: PLC0415 - heavy
 
     from edgeqc.train import evaluate, runs  # noqa: PLC0415 - heavy
+    from edgeqc.train.dataset import read_dataset  # noqa: PLC0415 - heavy
     from edgeqc.train.progress import Told  # noqa: PLC0415 - heavy
     from edgeqc.train.report import page  # noqa: PLC0415 - heavy
     from edgeqc.train.scoring import Scorer  # noqa: PLC0415 - heavy
@@ -42,7 +43,7 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
     console = Console(stderr=True)
     run = runs.as_run(engine, backend=backend, precision=precision)
     with Told(console, "look", 0) as told:
-        examined = runs.look(data, split, told.at, group_by=group_by)
+        examined = runs.look(data, runs.of_split(data, read_dataset(data, group_by=group_by), split), told.at)
     tell_findings(examined.findings)
     task = runs.task_of(run.package, examined.sizes, region_of(region, contrast))
     with Told(console, "score", len(examined.pictures)) as told:

@@ -23,6 +23,8 @@ from edgeqc.errors import EdgeqcError
 GOOD_LABELS: Final = frozenset({"free", "good", "ok", "normal"})
 GOOD: Final = "good"
 """What every one of them is called from here on."""
+TRAIN: Final = "train"
+"""The split that nets learn from."""
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm"})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,7 @@ from edgeqc.inference.package import Package, check_golden, load_package
 from edgeqc.inference.writing import read_folder, replace_folder
 from edgeqc.ports import Engine
 from edgeqc.settings import RegionSettings
-from edgeqc.train.dataset import Picture, read_dataset
+from edgeqc.train.dataset import TRAIN, Picture
 from edgeqc.train.examine import Examined, examine
 from edgeqc.train.samples import Task
 from edgeqc.train.scoring import Scored, Scorer
@@ -95,15 +95,22 @@ def task_of(package: Package, sizes: list[tuple[int, int]], region: RegionSettin
     )
 
 
-def look(
-    data: Path, split: str, told: Callable[[int], None] = lambda _count: None, *, group_by: str | None = None
-) -> Examined:
-    """Read and examine one split ("" = all). EdgeqcError where nothing of it can be used."""
-    all_pictures = read_dataset(data, group_by=group_by)
-    pictures = [picture for picture in all_pictures if split in {"", picture.split}]
-    if not pictures:
-        splits = sorted({picture.split for picture in all_pictures} - {""})
+def of_split(data: Path, pictures: list[Picture], split: str) -> list[Picture]:
+    """Pictures of one split of `data` ("" = all). EdgeqcError where there are none."""
+    chosen = [picture for picture in pictures if split in {"", picture.split}]
+    if not chosen:
+        splits = sorted({picture.split for picture in pictures} - {""})
         raise EdgeqcError(f"{data}: has no split {split}; it has {', '.join(splits) or 'none'}")
+    return chosen
+
+
+def learned_groups(pictures: Sequence[Picture]) -> set[str]:
+    """Groups of which the split `train` shows something: a net scores what it has learned from better than new parts."""
+    return {picture.group for picture in pictures if picture.split == TRAIN}
+
+
+def look(data: Path, pictures: list[Picture], told: Callable[[int], None] = lambda _count: None) -> Examined:
+    """Examine these pictures of `data`. EdgeqcError where none can be used."""
     examined = examine(pictures, told)
     if not examined.pictures:
         raise EdgeqcError(f"{data}: none of {len(pictures)} pictures can be used; first: {examined.findings[0].what}")

@@ -135,7 +135,7 @@ def test_each_precision_has_a_calibration_of_its_own(way, tmp_path):
     assert package.calibration.backend == "onnxruntime fp32"
     (half,) = package.variants.values()
     assert half.calibration.backend == "onnxruntime fp16"
-    assert half.calibration.goods + half.calibration.defects == 64
+    assert half.calibration.goods + half.calibration.defects == 16  # the test's: the net has learned from the others
 
 
 def test_report_has_every_figure_and_the_pictures(way, tmp_path):
@@ -470,6 +470,60 @@ def test_good_parts_that_score_1_are_rejected_and_count_against_the_promise(sure
         assert promise_of(goods, rule) == ""
     else:
         assert promise_of(goods, rule).startswith(f"{surest} of 299 groups of good parts score 1")
+
+
+def _counted(said):
+    """How many pictures, by what `edgeqc calibrate` said of its threshold."""
+    found = re.search(r"on (\d+) good and (\d+) bad pictures", said)
+    assert found is not None, said
+    return int(found[1]) + int(found[2])
+
+
+def test_pictures_that_were_learned_from_set_no_threshold(way, tmp_path, capsys):
+    _, data, path = way
+    asked = ["calibrate", "--engine", str(path), "--out", str(tmp_path / "2"), "--threads", "1", "--without-promise"]
+    assert main([*asked, "--data", str(data)]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "48 pictures are left out" in said
+    assert _counted(said) == 16
+    assert main([*asked, "--data", str(data), "--split", "train"]) == 1
+    assert "took no part in training" in " ".join(capsys.readouterr().err.split())
+
+
+def test_pictures_of_a_part_that_was_learned_from_set_no_threshold_either(way, tmp_path, capsys):
+    """A test that shares groups with training, as published splits do."""
+    _, data, path = way
+    with (data / "index.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    shared = next(row for row in rows if row["split"] == "train")["group"]
+    index = data / "shared.csv"
+    tested = [row for row in rows if row["split"] == "test"]
+    for row in tested[:2]:
+        row["group"] = shared
+    with index.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    asked = ["calibrate", "--engine", str(path), "--out", str(tmp_path / "2"), "--threads", "1", "--without-promise"]
+    assert main([*asked, "--data", str(index), "--split", "test"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 pictures are left out" in said
+    assert _counted(said) == 14
+
+
+def test_group_by_counts_pictures_of_one_part_once_when_calibrated(way, capsys):
+    _, data, path = way
+    with (data / "index.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    index = data / "fresh.csv"
+    index.write_text("path,label\n" + "".join(f"{row['path']},{row['label']}\n" for row in rows))
+    goods = [row["path"] for row in rows if row["label"] == "good"]
+    tens = {re.search(r"(\d)\d?\.png", name)[1] for name in goods}
+    assert len(tens) < len(goods)
+    asked = ["calibrate", "--engine", str(path), "--data", str(index), "--threads", "1"]
+    for groups, more in ((len(goods), []), (len(tens), ["--group-by", r"(\d)\d?\.png"])):
+        assert main([*asked, *more]) == 6
+        assert f"{149 - groups} more groups of good parts are needed" in " ".join(capsys.readouterr().err.split())
 
 
 def test_calibration_that_good_parts_of_score_1_forbid_says_so_and_changes_nothing(way, tmp_path, capsys):
