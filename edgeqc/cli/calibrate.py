@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -91,7 +92,8 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
     rule = Rule(overkill=overkill, confidence=confidence, hold=hold, recipe=recipe, camera=camera)
     run = as_run(engine, backend=backend, precision=precision)
     if scores is not None:
-        readings, map_threshold = read_scores(scores), run.package.calibration.map_threshold
+        readings, parts = read_scores(scores)
+        rule, map_threshold = replace(rule, parts=parts), run.package.calibration.map_threshold
     else:
         assert data is not None  # noqa: S101 - asked above
         with Told(Console(stderr=True), "look", 0) as seen:

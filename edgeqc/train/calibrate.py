@@ -26,6 +26,10 @@ from edgeqc.train.dataset import GOOD_LABELS
 from edgeqc.train.figures import parts_of
 from edgeqc.train.scoring import Scored
 
+OF_PART: Final = "part"
+OF_PICTURE: Final = "picture"
+"""What a group of a scores.csv stands for: several pictures, each a group of its own, may show one part."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
@@ -73,9 +77,12 @@ def readings_of(scored: Iterable[Scored]) -> list[Reading]:
     return [Reading(score=one.score, is_defect=one.is_defect, group=one.group, part=one.part) for one in scored]
 
 
-def read_scores(file: Path) -> list[Reading]:
-    """Of a scores.csv (path, label, group, score, at will part). EdgeqcError names the line."""
-    readings = []
+def read_scores(file: Path) -> tuple[list[Reading], bool]:
+    """Of a scores.csv (path, label, group, score, at will part, group_is), and whether its groups are parts.
+
+    EdgeqcError names the line.
+    """
+    readings, parts = [], True
     try:
         with file.open(newline="", encoding="utf-8") as stream:
             for line, row in enumerate(csv.DictReader(stream), 2):
@@ -86,9 +93,13 @@ def read_scores(file: Path) -> list[Reading]:
                 group = row.get("group") or row["path"]
                 part = row.get("part") or ""
                 readings.append(Reading(score=score, is_defect=label not in GOOD_LABELS, group=group, part=part))
+                group_is = row.get("group_is") or OF_PART
+                if group_is not in {OF_PART, OF_PICTURE}:
+                    raise EdgeqcError(f"{file}:{line}: group_is {group_is} is neither {OF_PART} nor {OF_PICTURE}")
+                parts = parts and group_is == OF_PART
     except (OSError, KeyError, TypeError, ValueError) as exc:
         raise EdgeqcError(f"{file}: {type(exc).__name__}: {exc}; needs path, label, group, score") from exc
-    return readings
+    return readings, parts
 
 
 def promise_of(readings: Sequence[Reading], rule: Rule) -> str:

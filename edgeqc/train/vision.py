@@ -19,7 +19,7 @@ from edgeqc.inference.manifest import Normalise, Preprocessing
 from edgeqc.inference.onnxruntime import OnnxRuntimeEngine
 from edgeqc.inference.package import Package
 from edgeqc.settings import RegionMode, RegionSettings
-from edgeqc.train.calibrate import Rule, calibrated, promise_of, readings_of
+from edgeqc.train.calibrate import OF_PART, OF_PICTURE, Rule, calibrated, promise_of, readings_of
 from edgeqc.train.dataset import Picture, classes_of, read_dataset
 from edgeqc.train.examine import Examined, Finding, examine
 from edgeqc.train.figures import best_map_threshold, image_auroc
@@ -68,7 +68,7 @@ def train_vision(job: Job, console: Console) -> Package:
     trainer.prepare(learned)
     net, folds = trainer.cross_fit("fold", learned, without=tested)
     scored = [one for fold in folds for one in fold]
-    write_scores(job.work / "scores.csv", scored)
+    write_scores(job.work / "scores.csv", scored, by_picture=job.by_picture)
     model, parameters, golden = trainer.final(net, learned, without=tested)
     with Told(console, "test", len(tested)) as told:
         test = list(Scorer(OnnxRuntimeEngine(model, threads=job.threads), task)(tested, told.at))
@@ -108,7 +108,7 @@ def _cross_validate(job: Job, task: Task, pictures: list[Picture], console: Cons
     trainer = Trainer(replace(job, work=job.work / "cross"), task, console, one_class=one_class)
     trainer.prepare(pictures)
     _, folds = trainer.cross_fit("fold", pictures)
-    write_scores(job.work / "cross.csv", [one for fold in folds for one in fold])
+    write_scores(job.work / "cross.csv", [one for fold in folds for one in fold], by_picture=job.by_picture)
     aurocs = [_auroc(fold) for fold in folds]
     console.print(
         f"Cross-validated over all {len(pictures)} pictures, image AUROC by fold: "
@@ -164,14 +164,18 @@ def write_findings(file: Path, findings: Sequence[Finding]) -> None:
         writer.writerows([str(one.path), int(one.left_out), one.what] for one in findings)
 
 
-def write_scores(file: Path, scored: Sequence[Scored]) -> None:
-    """path, label, group, part, score: what `edgeqc calibrate --scores` reads."""
+def write_scores(file: Path, scored: Sequence[Scored], *, by_picture: bool) -> None:
+    """path, label, group, part, score, group_is: what `edgeqc calibrate --scores` reads.
+
+    `group_is` says what each group stands for: a `part`, or a `picture` (`by_picture`), of which several may show one part.
+    """
+    group_is = OF_PICTURE if by_picture else OF_PART
     with file.open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["path", "label", "group", "part", "score"])
+        writer.writerow(["path", "label", "group", "part", "score", "group_is"])
         for one in scored:
             picture = one.picture
-            writer.writerow([str(picture.path), picture.label, picture.group, picture.part, repr(one.score)])
+            writer.writerow([str(picture.path), picture.label, picture.group, picture.part, repr(one.score), group_is])
 
 
 _BACKEND: Final = "onnxruntime fp32"
@@ -234,7 +238,7 @@ def _suspicious(job: Job, scored: Sequence[Scored], threshold: float, console: C
     if not odd:
         return
     file = job.work / "suspicious.csv"
-    write_scores(file, odd)
+    write_scores(file, odd, by_picture=job.by_picture)
     console.print(
         f"{len(odd)} pictures look mislabelled (or are the hardest ones): see {file}", highlight=False, soft_wrap=True
     )

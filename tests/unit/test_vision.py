@@ -23,7 +23,7 @@ from edgeqc.inference.manifest import Normalise, Preprocessing
 from edgeqc.inference.package import load_package
 from edgeqc.settings import RegionSettings
 from edgeqc.sim.parts import draw_set
-from edgeqc.train.calibrate import Reading, Rule, calibrated, promise_of, rehearsed
+from edgeqc.train.calibrate import Reading, Rule, calibrated, promise_of, read_scores, rehearsed
 from edgeqc.train.dataset import Picture, Shape, read_dataset
 from edgeqc.train.figures import parts_of, per_width
 from edgeqc.train.learn import Plan, learn
@@ -33,6 +33,7 @@ from edgeqc.train.samples import Sample, Task
 from edgeqc.train.scoring import BINS, Scored, width_px
 from edgeqc.train.trainer import Job, Trainer
 from edgeqc.train.views import WIDE, Views
+from edgeqc.train.vision import write_scores
 
 pytestmark = pytest.mark.timeout(300)  # the fixture trains three nets: 15 s of one core, much longer on a busy one
 
@@ -524,6 +525,29 @@ def test_group_by_counts_pictures_of_one_part_once_when_calibrated(way, capsys):
     for groups, more in ((len(goods), []), (len(tens), ["--group-by", r"(\d)\d?\.png"])):
         assert main([*asked, *more]) == 6
         assert f"{149 - groups} more groups of good parts are needed" in " ".join(capsys.readouterr().err.split())
+
+
+def _scored(path, score, label="good", group=""):
+    nothing = np.zeros(BINS, np.int64)
+    picture = Picture(path=path, label=label, group=group or str(path))
+    pieces = np.zeros((0, BINS), np.int64)
+    return Scored(picture=picture, score=score, engine_ns=1, on=nothing, off=nothing, pieces=pieces, width_px=0.0)
+
+
+@pytest.mark.parametrize(("by_picture", "code"), [(True, 6), (False, 0)])
+def test_scores_of_a_training_by_picture_promise_nothing_later_either(way, tmp_path, by_picture, code, capsys):
+    _, _, path = way
+    scores = tmp_path / "scores.csv"
+    write_scores(scores, [_scored(tmp_path / f"{i}.png", i / 1000) for i in range(400)], by_picture=by_picture)
+    asked = ["calibrate", "--engine", str(path), "--scores", str(scores), "--out", str(tmp_path / "2")]
+    assert main(asked) == code
+    assert ("pictures were split, not parts" in " ".join(capsys.readouterr().err.split())) == by_picture
+
+
+def test_scores_whose_groups_are_neither_parts_nor_pictures_are_refused(tmp_path):
+    (tmp_path / "scores.csv").write_text("path,label,group,score,group_is\na.png,good,a,0.1,tray\n")
+    with pytest.raises(EdgeqcError, match=r"scores\.csv:2: group_is tray"):
+        read_scores(tmp_path / "scores.csv")
 
 
 def test_calibration_that_good_parts_of_score_1_forbid_says_so_and_changes_nothing(way, tmp_path, capsys):
