@@ -97,7 +97,7 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
     else:
         assert data is not None  # noqa: S101 - asked above
         with Told(Console(stderr=True), "look", 0) as seen:
-            examined = look(data, _fresh(data, split, group_by), seen.at)
+            examined = look(data, _fresh(data, split, group_by, engine), seen.at)
         tell_findings(examined.findings)
         task = task_of(run.package, examined.sizes, region_of(region, contrast))
         with Told(Console(stderr=True), "score", len(examined.pictures)) as seen:
@@ -120,14 +120,15 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
     talk(f"{package.folder}: {told(calibration)}")
 
 
-def _fresh(data: Path, split: str, group_by: str | None) -> list[Picture]:
+def _fresh(data: Path, split: str, group_by: str | None, engine: Path) -> list[Picture]:
     """Pictures of which the net has seen nothing; tells how many are left out. EdgeqcError where there are none."""
     from edgeqc.train.dataset import TRAIN, read_dataset  # noqa: PLC0415 - heavy
     from edgeqc.train.runs import learned_groups, of_split  # noqa: PLC0415 - heavy
+    from edgeqc.train.splits import with_drawn_split  # noqa: PLC0415 - heavy
 
     if split == TRAIN:
         raise EdgeqcError(f"--split {TRAIN}: {_LEARNED}")
-    pictures = read_dataset(data, group_by=group_by)
+    pictures = with_drawn_split(read_dataset(data, group_by=group_by), engine)
     chosen, learned = of_split(data, pictures, split), learned_groups(pictures)
     fresh = [picture for picture in chosen if picture.group not in learned]
     if not fresh:
@@ -135,6 +136,7 @@ def _fresh(data: Path, split: str, group_by: str | None) -> list[Picture]:
     if len(fresh) < len(chosen):
         left = len(chosen) - len(fresh)
         talk(f"{left} pictures are left out: they, or others of their group, are in the split {TRAIN}", style="yellow")
+    tell_unknown(fresh)
     return fresh
 
 
@@ -162,6 +164,14 @@ def tell_findings(findings: Sequence[Finding]) -> None:
         talk(f"note: {finding.path}: {finding.what}")
     if len(notes) > 5:  # noqa: PLR2004
         talk(f"... and {len(notes) - 5} more notes; edgeqc train vision --check lists all")
+
+
+def tell_unknown(pictures: Sequence[Picture]) -> None:
+    """How many pictures may have been learned from, for all that anybody said."""
+    if unknown := sum(not picture.split for picture in pictures):
+        talk(
+            f"note: nothing says that {unknown} of {len(pictures)} pictures took no part in training; see to it yourself"
+        )
 
 
 def told(calibration: Calibration) -> str:

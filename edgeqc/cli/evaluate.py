@@ -6,11 +6,11 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from edgeqc.cli.calibrate import Contrast, Region, region_of, tell_findings
+from edgeqc.cli.calibrate import Contrast, Region, region_of, tell_findings, tell_unknown
 from edgeqc.cli.console import show, talk
 from edgeqc.cli.traintags import eval_tags
 
@@ -35,15 +35,20 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
     from rich.console import Console  # noqa: PLC0415 - heavy
 
     from edgeqc.train import evaluate, runs  # noqa: PLC0415 - heavy
-    from edgeqc.train.dataset import read_dataset  # noqa: PLC0415 - heavy
+    from edgeqc.train.dataset import TRAIN, read_dataset  # noqa: PLC0415 - heavy
     from edgeqc.train.progress import Told  # noqa: PLC0415 - heavy
     from edgeqc.train.report import page  # noqa: PLC0415 - heavy
     from edgeqc.train.scoring import Scorer  # noqa: PLC0415 - heavy
+    from edgeqc.train.splits import with_drawn_split  # noqa: PLC0415 - heavy
 
     console = Console(stderr=True)
     run = runs.as_run(engine, backend=backend, precision=precision)
+    pictures = runs.of_split(data, with_drawn_split(read_dataset(data, group_by=group_by), engine), split)
+    if learned := sum(picture.split == TRAIN for picture in pictures):
+        talk(f"{learned} of {len(pictures)} pictures are in the split {TRAIN}: {_FLATTER}", style="yellow")
+    tell_unknown(pictures)
     with Told(console, "look", 0) as told:
-        examined = runs.look(data, runs.of_split(data, read_dataset(data, group_by=group_by), split), told.at)
+        examined = runs.look(data, pictures, told.at)
     tell_findings(examined.findings)
     task = runs.task_of(run.package, examined.sizes, region_of(region, contrast))
     with Told(console, "score", len(examined.pictures)) as told:
@@ -85,6 +90,9 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
         ],
     )
     talk(f"{report} and {html}")
+
+
+_FLATTER: Final = "the net has learned from them, and the figures flatter"
 
 
 def application() -> typer.Typer:

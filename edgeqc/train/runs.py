@@ -24,6 +24,7 @@ from edgeqc.train.dataset import TRAIN, Picture
 from edgeqc.train.examine import Examined, examine
 from edgeqc.train.samples import Task
 from edgeqc.train.scoring import Scored, Scorer
+from edgeqc.train.splits import SPLIT_FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +101,11 @@ def of_split(data: Path, pictures: list[Picture], split: str) -> list[Picture]:
     chosen = [picture for picture in pictures if split in {"", picture.split}]
     if not chosen:
         splits = sorted({picture.split for picture in pictures} - {""})
-        raise EdgeqcError(f"{data}: has no split {split}; it has {', '.join(splits) or 'none'}")
+        raise EdgeqcError(
+            f"{data}: has no split {split}; it has {', '.join(splits) or 'none'}. What a training drew by itself is in its "
+            f"OUT.work/{SPLIT_FILE}: keep that beside the package, or name it with --data. Pictures of which the net has "
+            "seen nothing need no split: --split ''"
+        )
     return chosen
 
 

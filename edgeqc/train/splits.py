@@ -1,16 +1,42 @@
-"""Which pictures learn and which test: by whole groups, kinds in equal shares, seeded."""
+"""Which pictures learn and which test: by whole groups, kinds in equal shares, seeded; and told to later commands."""
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from edgeqc.errors import EdgeqcError
-from edgeqc.train.dataset import Picture
+from edgeqc.train.dataset import TRAIN, Picture, read_dataset
 
 TEST_RATIO = 0.25
+SPLIT_FILE = "split.csv"
+"""In a training's work folder: an index of what it learned from and tested on."""
+
+
+def write_split(file: Path, pictures: Sequence[Picture]) -> None:
+    """path, label, mask, group, split, part: a data set of its own. Boxes and polygons are not in it."""
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "label", "mask", "group", "split", "part"])
+        for one in pictures:
+            mask = one.mask.resolve() if one.mask is not None else ""
+            split = "test" if one.split == "test" else TRAIN
+            writer.writerow([one.path.resolve(), one.label, mask, one.group, split, one.part])
+
+
+def with_drawn_split(pictures: list[Picture], engine: Path) -> list[Picture]:
+    """Pictures without a split get that of the training of `engine`, where its work folder lies beside it and knows them."""
+    folder = engine.resolve()
+    file = folder.with_name(f"{folder.name}.work") / SPLIT_FILE
+    if all(picture.split for picture in pictures) or not file.exists():
+        return pictures
+    drawn = {picture.path.resolve(): picture.split for picture in read_dataset(file)}
+    return [replace(picture, split=picture.split or drawn.get(picture.path.resolve(), "")) for picture in pictures]
 
 
 def with_split(pictures: list[Picture], seed: int) -> list[Picture]:

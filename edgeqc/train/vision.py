@@ -28,7 +28,7 @@ from edgeqc.train.package import Origin, Scores, write_package
 from edgeqc.train.progress import Told
 from edgeqc.train.samples import Task
 from edgeqc.train.scoring import Scored, Scorer
-from edgeqc.train.splits import with_split
+from edgeqc.train.splits import SPLIT_FILE, with_split, write_split
 from edgeqc.train.trainer import Job, Trainer
 
 LEAST_GOODS: Final = 20
@@ -97,6 +97,8 @@ def train_vision(job: Job, console: Console) -> Package:
         golden=golden,
         key=job.key,
     )
+    groups = {picture.path: picture.group for picture in read_dataset(job.data, group_by=job.group_by)}
+    write_split(job.work / SPLIT_FILE, [replace(picture, group=groups[picture.path]) for picture in pictures])
     _suspicious(job, scored, calibration.threshold, console)
     if job.cross_validate:
         _cross_validate(job, task, pictures, console, one_class=one_class)

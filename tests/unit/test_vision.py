@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 
@@ -510,6 +511,46 @@ def test_pictures_of_a_part_that_was_learned_from_set_no_threshold_either(way, t
     said = " ".join(capsys.readouterr().err.split())
     assert "2 pictures are left out" in said
     assert _counted(said) == 14
+
+
+def _without_splits(data):
+    with (data / "index.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    index = data / "unsplit.csv"
+    index.write_text("path,label,mask\n" + "".join(f"{r['path']},{r['label']},{r['mask']}\n" for r in rows))
+    return index
+
+
+def test_split_that_training_drew_is_known_to_later_commands(way, tmp_path, capsys):
+    _, data, path = way
+    index, report = _without_splits(data), tmp_path / "report.json"
+    few = ["--engine", str(path), "--data", str(index), "--threads", "1"]
+    asked = ["eval", "vision", *few, "--report", str(report), "--repeat", "0"]
+    assert main(asked) == 0
+    found = json.loads(report.read_text())
+    assert found["n_good"] + found["n_bad"] == 16
+    assert "flatter" not in capsys.readouterr().err
+    assert main([*asked, "--split", ""]) == 0
+    assert "48 of 64 pictures are in the split train" in " ".join(capsys.readouterr().err.split())
+    assert main(["calibrate", *few, "--out", str(tmp_path / "2"), "--without-promise"]) == 0
+    assert _counted(" ".join(capsys.readouterr().err.split())) == 16
+
+
+def test_split_that_nobody_knows_is_told_with_what_to_do(way, tmp_path, capsys):
+    _, data, path = way
+    alone, report = shutil.copytree(path, tmp_path / "1"), tmp_path / "report.json"
+    asked = ["eval", "vision", "--engine", str(alone), "--data", str(_without_splits(data)), "--report", str(report)]
+    assert main(asked) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "has no split test" in said
+    assert "OUT.work/split.csv" in said
+    index = path.with_name("1.work") / "split.csv"
+    assert main([*asked[:4], "--data", str(index), "--report", str(report), "--threads", "1", "--repeat", "0"]) == 0
+    assert "took no part in training" not in capsys.readouterr().err
+    found = json.loads(report.read_text())
+    assert found["n_good"] + found["n_bad"] == 16
+    assert found["n_groups"] == 8
+    assert found["pixel_f1"] is not None
 
 
 def test_group_by_counts_pictures_of_one_part_once_when_calibrated(way, capsys):
