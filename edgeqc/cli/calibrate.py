@@ -190,5 +190,7 @@ def told(calibration: Calibration) -> str:
     else:
         words.append("no promise on overkill")
     if calibration.escape_upper95 is not None:
-        words.append(f"escape at most {calibration.escape_upper95:.3g} (95 % bound, for defects like these)")
+        words.append(
+            f"escape at most {calibration.escape_upper95:.3g} (95 % bound over groups, for defects like these)"
+        )
     return "; ".join(words)

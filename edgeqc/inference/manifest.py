@@ -224,7 +224,7 @@ class Calibration(_Strict):
         description="for the mean score of several pictures of one part; the line judges each by itself",
     )
     promise: Promise | None = Field(None, description="null: too few good parts for any, or too many that score 1")
-    escape_upper95: float | None = Field(None, ge=0, le=1, description="Clopper-Pearson bound of the escape")
+    escape_upper95: float | None = Field(None, ge=0, le=1, description="Clopper-Pearson bound of groups with an escape")
     backend: Line = Field("", max_length=200, description="whose scores these are")
     recipe: Line = Field("", max_length=100)
     camera: Line = Field("", max_length=100)

@@ -18,12 +18,11 @@ from edgeqc.core.threshold import (
     lower_bound,
     promised_overkill,
     threshold_of,
-    upper_bound,
 )
 from edgeqc.errors import EdgeqcError
 from edgeqc.inference.manifest import Calibration, Promise
 from edgeqc.train.dataset import GOOD_LABELS
-from edgeqc.train.figures import parts_of
+from edgeqc.train.figures import group_bound, parts_of
 from edgeqc.train.scoring import Scored
 
 OF_PART: Final = "part"
@@ -129,24 +128,23 @@ def calibrated(readings: Sequence[Reading], rule: Rule, *, map_threshold: float,
     A group counts as one good part with the highest score of its pictures: what holds for "no picture of the group is
     rejected" holds the more for one picture. Without a promise the threshold is the plain quantile of good pictures.
     The limit for the mean of a part's pictures is found by the same rule, where parts have several.
+    `escape_upper95` bounds the share of groups of bad parts of which any picture passes.
     """
     goods = sorted(reading.score for reading in readings if not reading.is_defect)
-    bads = sorted(reading.score for reading in readings if reading.is_defect)
     if not goods:
         raise EdgeqcError("no good picture to calibrate on")
     threshold, promise = _threshold(readings, rule)
     parts = [Reading(score=score, is_defect=bad, group=group) for score, bad, group in parts_of(readings)]
     hold = min(threshold, threshold_of(goods, min(len(goods) - 1, int(rule.hold * len(goods)))))
-    escaped = sum(score < threshold for score in bads)
     return Calibration(
         threshold=threshold,
         map_threshold=map_threshold,
         goods=len(goods),
-        defects=len(bads),
+        defects=len(readings) - len(goods),
         hold_threshold=hold,
         part_threshold=_threshold(parts, rule)[0] if len(parts) < len(readings) else None,
         promise=promise,
-        escape_upper95=upper_bound(escaped, len(bads)) if bads else None,
+        escape_upper95=group_bound((one.group, one.score < threshold) for one in readings if one.is_defect),
         backend=backend,
         recipe=rule.recipe,
         camera=rule.camera,

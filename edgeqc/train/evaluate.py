@@ -85,15 +85,16 @@ def agreement(found: dict[str, Any]) -> dict[str, Any]:
     """Agreement with the reference in the words of AIAG's Measurement Systems Analysis (attribute study, 3rd edition).
 
     Acceptable: effectiveness 90 % or more, miss rate 2 % or less, false alarm rate 5 % or less; marginal 80, 5 and 10.
+    Without good or without bad pictures there is no grade: None.
     """
     table, n = found["confusion"], found["n_good"] + found["n_bad"]
     right = table["bad_rejected"] + table["good_passed"]
     effectiveness, miss, false = right / n, found["escape"], found["overkill"]
     rejected = (table["bad_rejected"] + table["good_rejected"]) / n
     chance = rejected * found["n_bad"] / n + (1 - rejected) * found["n_good"] / n
-    grade = "unacceptable"
+    grade = "unacceptable" if found["n_good"] and found["n_bad"] else None
     for word, least, most_miss, most_false in (("acceptable", 0.9, 0.02, 0.05), ("marginal", 0.8, 0.05, 0.10)):
-        if effectiveness >= least and not miss > most_miss and not false > most_false:
+        if effectiveness >= least and miss <= most_miss and false <= most_false:
             grade = word
             break
     return {

@@ -58,10 +58,13 @@ def image_ap(good: NDArray[np.float64], bad: NDArray[np.float64]) -> float:
 
 
 def image_figures(scored: Sequence[Scored], threshold: float, *, seed: int = 1) -> dict[str, Any]:
-    """Everything that needs scores alone, with bootstrap intervals over groups."""
+    """Everything that needs scores alone, with bootstrap intervals over groups.
+
+    `escape` and `overkill` count pictures; their bounds count groups (`group_bound`), so that they may lie far over them.
+    """
     scores = np.array([one.score for one in scored])
     bad = np.array([one.picture.is_defect for one in scored], np.bool_)
-    groups = np.array([one.picture.group for one in scored])
+    groups = np.array([one.group for one in scored])
     return _score_figures(scores, bad, groups, threshold, seed=seed)
 
 
@@ -70,7 +73,7 @@ def per_part(scored: Sequence[Scored], threshold: float, part_threshold: float |
 
     `worst`: by the highest score and the pictures' threshold, as a line judges several cameras. `mean`: by the mean of the
     scores and the parts' own threshold; without one only what needs none. A part is what the index calls so; where it
-    doesn't, the pictures of one group with one label.
+    doesn't, the pictures of one group with one label. Rates count parts, their bounds groups (`group_bound`).
     """
     found: dict[str, Any] = {}
     for name, limit in (("worst", threshold), ("mean", part_threshold)):
@@ -92,8 +95,20 @@ def parts_of(pictures: Iterable[OfPart], *, worst: bool = False) -> list[tuple[f
     return [(max(values) if worst else float(np.mean(values)), bad, group) for (group, _, bad), values in parts.items()]
 
 
+def group_bound(events: Iterable[tuple[str, bool]]) -> float | None:
+    """Upper 95 % bound (Clopper and Pearson) of the share of groups with at least one event; None where there is no group.
+
+    `events`: (group, did it happen) of each picture. Pictures of one group are alike, so that counting them would feign
+    certainty. What is bounded is how often any picture of a group does it; one picture of a group does it no more often.
+    """
+    groups: dict[str, bool] = {}
+    for group, happened in events:
+        groups[group] = groups.get(group, False) or happened
+    return upper_bound(sum(groups.values()), len(groups)) if groups else None
+
+
 def per_class(scored: Sequence[Scored], threshold: float, map_threshold: float) -> dict[str, dict[str, Any]]:
-    """Each kind of defect against all good parts."""
+    """Each kind of defect against all good parts; `escape` counts pictures, its bound groups (`group_bound`)."""
     good = np.array([one.score for one in scored if not one.picture.is_defect])
     found = {}
     for label in sorted({one.picture.label for one in scored if one.picture.is_defect}):
@@ -102,10 +117,10 @@ def per_class(scored: Sequence[Scored], threshold: float, map_threshold: float) 
         escaped = int((bad < threshold).sum())
         found[label] = {
             "n": len(of),
-            "n_groups": len({one.picture.group for one in of}),
+            "n_groups": len({one.group for one in of}),
             "image_auroc": image_auroc(good, bad),
             "escape": escaped / len(of),
-            "escape_upper95": upper_bound(escaped, len(of)),
+            "escape_upper95": group_bound((one.group, one.score < threshold) for one in of),
             "pixel_f1": _f1(of, map_threshold),
         }
     return found
@@ -115,6 +130,7 @@ def per_width(scored: Sequence[Scored], threshold: float) -> list[dict[str, Any]
     """Bad pictures with a mark by the width of their widest defect, thinnest first, in quarters as far as widths differ.
 
     It says from which size on defects are found: whether optics or more pictures of a kind are what is missing.
+    `escape` counts pictures, its bound groups (`group_bound`).
     """
     marked = [one for one in scored if one.picture.is_defect and one.width_px]
     if not marked:
@@ -131,10 +147,10 @@ def per_width(scored: Sequence[Scored], threshold: float) -> list[dict[str, Any]
                 "least_px": min(one.width_px for one in of),
                 "most_px": float(edge),
                 "n": len(of),
-                "n_groups": len({one.picture.group for one in of}),
+                "n_groups": len({one.group for one in of}),
                 "labels": sorted({one.picture.label for one in of}),
                 "escape": escaped / len(of),
-                "escape_upper95": upper_bound(escaped, len(of)),
+                "escape_upper95": group_bound((one.group, one.score < threshold) for one in of),
             }
         )
     return found
@@ -205,8 +221,8 @@ def _score_figures(
     }
     return {
         **{name: figure(scores, bad) for name, figure in figures.items()},
-        "escape_upper95": upper_bound(escaped, n_bad) if n_bad else None,
-        "overkill_upper95": upper_bound(int((scores[~bad] >= threshold).sum()), int((~bad).sum())),
+        "escape_upper95": group_bound(zip(groups[bad], scores[bad] < threshold, strict=True)),
+        "overkill_upper95": group_bound(zip(groups[~bad], scores[~bad] >= threshold, strict=True)),
         "threshold": threshold,
         "n_good": int((~bad).sum()),
         "n_bad": n_bad,

