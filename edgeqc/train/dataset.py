@@ -156,9 +156,15 @@ def _coco(file: Path) -> Iterator[Picture]:
                 raise EdgeqcError(f"{file}: annotations[{number}]: image_id {mark['image_id']} is not in images")
             if mark["category_id"] not in names:
                 raise EdgeqcError(f"{file}: annotations[{number}]: category_id {mark['category_id']} is unknown")
-            shapes[mark["image_id"]].append(_coco_shape(names[mark["category_id"]], mark))
+            shape = _coco_shape(names[mark["category_id"]], mark)
+            if fault := _shape_fault(shape):
+                raise EdgeqcError(f"{file}: annotations[{number}]: {fault}")
+            shapes[mark["image_id"]].append(shape)
         images = document["images"]
-    except (OSError, ValueError, KeyError, TypeError) as exc:
+        for number, image in enumerate(images):
+            if not isinstance(image.get("file_name"), str) or not image["file_name"]:
+                raise EdgeqcError(f"{file}: images[{number}]: id {image['id']} has no file_name")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise EdgeqcError(f"{file}: is no COCO file: {type(exc).__name__} {exc}") from exc
     split = next((word for word in ("train", "test") if word in file.stem), "")
     for image in images:
@@ -176,6 +182,19 @@ def _coco_shape(label: str, mark: dict[str, Any]) -> Shape:
     return Shape(label=label, box=(x, y, width, height))
 
 
+def _shape_fault(shape: Shape) -> str:
+    for polygon in shape.polygons:
+        if not polygon or len(polygon) % 2:
+            return f"a polygon of {len(polygon)} numbers; each of its points is an x and a y"
+    numbers = [value for polygon in shape.polygons for value in polygon] + list(shape.box or ())
+    if not all(abs(value) < _FAR_PX for value in numbers):  # NaN is not, either
+        return "a place that is no number of pixels"
+    return ""
+
+
+_FAR_PX: Final = 1 << 30  # what is drawn is counted in 32 bits
+
+
 def _voc(folder: Path) -> Iterator[Picture]:
     splits: dict[str, str] = {}
     for word in ("train", "test"):
@@ -188,6 +207,8 @@ def _voc(folder: Path) -> Iterator[Picture]:
             shapes = [_voc_shape(item) for item in root.iter("object")]
         except (OSError, ET.ParseError, ValueError, TypeError) as exc:
             raise EdgeqcError(f"{file}: is no Pascal VOC file: {exc}") from exc
+        if fault := next(filter(None, map(_shape_fault, shapes)), ""):
+            raise EdgeqcError(f"{file}: {fault}")
         name = root.findtext("filename") or f"{file.stem}.jpg"
         yield _of_shapes(folder / "JPEGImages" / name, shapes, splits.get(file.stem, ""))
 

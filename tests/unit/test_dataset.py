@@ -82,6 +82,38 @@ def test_coco_that_points_nowhere_is_told(tmp_path, change, told):
         read_dataset(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("segmentation", "told"),
+    [
+        ([[1, 1, 9, 1, 9]], r"labels\.json: annotations\[0\]: a polygon of 5 numbers"),
+        ([[1, 1, 9, 1, 9, 9], []], r"labels\.json: annotations\[0\]: a polygon of 0 numbers"),
+        ([[1, 1, float("nan"), 1, 9, 9]], r"annotations\[0\]: a place that is no number"),
+        ([[1, 1, float("inf"), 1, 9, 9]], r"annotations\[0\]: a place that is no number"),
+    ],
+)
+def test_coco_polygon_that_cannot_be_drawn_is_told(tmp_path, segmentation, told):
+    mark = {"image_id": 1, "category_id": 5, "segmentation": segmentation}
+    document = {"images": [{"id": 1, "file_name": "a"}], "categories": [{"id": 5, "name": "x"}], "annotations": [mark]}
+    (tmp_path / "labels.json").write_text(json.dumps(document))
+    with pytest.raises(EdgeqcError, match=told):
+        read_dataset(tmp_path)
+
+
+def test_coco_box_that_is_no_place_is_told(tmp_path):
+    mark = {"image_id": 1, "category_id": 5, "bbox": [1, float("nan"), 2, 2]}
+    document = {"images": [{"id": 1, "file_name": "a"}], "categories": [{"id": 5, "name": "x"}], "annotations": [mark]}
+    (tmp_path / "labels.json").write_text(json.dumps(document))
+    with pytest.raises(EdgeqcError, match=r"annotations\[0\]"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("image", [{"id": 7}, {"id": 7, "file_name": None}, {"id": 7, "file_name": ""}])
+def test_coco_image_without_a_file_is_told(tmp_path, image):
+    (tmp_path / "labels.json").write_text(json.dumps({"images": [image], "categories": [], "annotations": []}))
+    with pytest.raises(EdgeqcError, match=r"labels\.json: images\[0\]: id 7 has no file_name"):
+        read_dataset(tmp_path)
+
+
 _VOC = "<annotation><filename>a.png</filename>{}</annotation>"
 _OBJECT = (
     "<object><name>pit</name><bndbox><xmin>11</xmin><ymin>21</ymin><xmax>{}</xmax><ymax>24</ymax></bndbox></object>"
@@ -97,6 +129,13 @@ def test_voc_boxes_are_counted_from_one(tmp_path):
     mask = mask_of(bad, (64, 80)) > 0
     assert mask[20:24, 10:18].all()
     assert mask.sum() == 32
+
+
+def test_voc_box_that_is_no_place_is_told(tmp_path):
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations/a.xml").write_text(_VOC.format(_OBJECT.format("nan")))
+    with pytest.raises(EdgeqcError, match=r"a\.xml: a place that is no number"):
+        read_dataset(tmp_path)
 
 
 def test_voc_box_of_no_size_is_told(tmp_path):
