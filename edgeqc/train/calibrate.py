@@ -177,6 +177,8 @@ class Rehearsal:
 
 def rehearsed(readings: Sequence[Reading], rule: Rule, *, times: int = 200, seed: int = 1) -> Rehearsal:
     """Calibrate on random halves of the good groups. The promise is the rule's, or the least that a half can make."""
+    if not rule.parts:
+        raise EdgeqcError("no promise can be rehearsed: pictures were split, not parts")
     worst = np.array(worst_of_groups(readings))
     half = len(worst) // 2
     if not half:

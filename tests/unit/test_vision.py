@@ -611,6 +611,8 @@ def test_promise_made_on_one_half_of_the_parts_is_kept_by_the_other():
     assert found.kept >= 195
     assert 0.005 < found.seen < 0.05
     assert rehearsed(goods[:120], Rule(overkill=0.05)).overkill > 0.05  # 20 parts cannot promise 5 %
+    with pytest.raises(EdgeqcError, match="pictures were split"):
+        rehearsed(goods, Rule(overkill=0.05, parts=False))
 
 
 def test_mean_of_a_parts_pictures_has_a_threshold_of_its_own():
