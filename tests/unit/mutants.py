@@ -308,7 +308,7 @@ MUTANTS = [
     _core(
         "a hanging loop is not seen",
         "restart",
-        'return next((loop for loop in loops if now_ns - beats.get(loop, started_ns) > limit_ns), "")',
+        'return next((loop for loop, most_ns in limits_ns.items() if now_ns - beats.get(loop, started_ns) > most_ns), "")',
         'return ""',
         seed=41,
         breaks="I17 resources",
