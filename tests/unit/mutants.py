@@ -378,6 +378,14 @@ MUTANTS = [
         breaks="I6 gate",
     ),
     _core(
+        "an ejector that did not fire is not told",
+        "track",
+        "events.append(_event(GateFact.NOT_EJECTED, self._unconfirmed.popleft()))",
+        "self._unconfirmed.popleft()",
+        seed=47,
+        breaks="I6 gate",
+    ),
+    _core(
         "confirmations are not counted",
         "track",
         "self._unconfirmed.popleft()\n            else:",

@@ -46,6 +46,8 @@ class Piece:
     gate_position: int = 0
     binned: bool | None = None
     """True: it is in the reject bin; None: not at the gate yet."""
+    stuck: bool = False
+    """The ejector was told to, and did not move."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,11 @@ class Oracle:
         self.gate_told: set[int] = set()
         """Sequences that the gate told of, and that therefore are no silent escapes."""
         self.went_by: list[Piece] = []
-        """Pieces that had to be ejected and were not, with an ejector that works."""
+        """Pieces that had to be ejected and were not."""
+        self._gate_ends: dict[int, int] = {}
+        """Of each sequence the conveyor's position from which on a look at the gate tells what has become of it."""
+        self._looked = 0
+        """The conveyor's position at the gate's last look."""
         self.delivered_pass: set[int] = set()
         self._trace = hashlib.sha256()
         self._sink_trace = hashlib.sha256()
@@ -315,8 +321,24 @@ class Oracle:
         ):
             self.fail("I1 unseen", f"piece {piece.number} passed, the PLC confirmed it, and its program never saw it")
 
-    def binned(self, piece: Piece, ejected: bool, *, working: bool) -> None:
-        """The piece went through the gate, or into the bin. `working`: the ejector does what it is told."""
+    def on_its_way(self, sequence: int, gate_ends: int) -> None:
+        """The gate follows this part from now on: see `_gate_ends`."""
+        self._gate_ends[sequence] = gate_ends
+
+    def looked(self, position: int) -> None:
+        """The gate read its inputs with the conveyor here."""
+        self._looked = position
+
+    def miscounted(self) -> None:
+        """Ejections were counted that were none: one that failed just now looks like one that did not."""
+        self.went_by = [piece for piece in self.went_by if not (piece.stuck and self._ahead(piece))]
+
+    def _ahead(self, piece: Piece) -> bool:
+        return any(self._gate_ends.get(sequence, 0) > self._looked for sequence in piece.sequences)
+
+    def binned(self, piece: Piece, ejected: bool, *, stuck: bool) -> None:
+        """The piece went through the gate, or into the bin. `stuck`: the ejector did not do what it was told."""
+        piece.stuck = stuck
         piece.binned = ejected
         self.note("gate", piece.number, ejected)
         passed = any(sequence in self.delivered_pass for sequence in piece.sequences)
@@ -324,5 +346,4 @@ class Oracle:
             self.fail("I6 gate", f"piece {piece.number} passed and was ejected")
         if ejected or passed or not piece.sequences:
             return
-        if working:
-            self.went_by.append(piece)  # told of by the end: without a link to the PLC the gate sees it later
+        self.went_by.append(piece)  # told of by the end: without a link to the PLC the gate sees it later

@@ -132,9 +132,11 @@ class Plant:
         stuck = told and self.lots.falls("ejector_stuck", 10)
         if told and not stuck:
             self.plc.confirmations += 1
-        if self.lots.falls("ejection_unasked"):
+        unasked = self.lots.falls("ejection_unasked")
+        self.oracle.binned(piece, told and not stuck, stuck=stuck)
+        if unasked:
             self.plc.confirmations += 1
-        self.oracle.binned(piece, told and not stuck, working=not stuck)
+            self.oracle.miscounted()
 
 
 class Disk:

@@ -102,6 +102,8 @@ class Plc:
             self.ack = 0
             self.life += 1
             self.restarts += 1
+            if -self.confirmations % MODBUS_CYCLE < MODBUS_CYCLE // 2:
+                plant.oracle.miscounted()  # by its counter it looks like one that counted on over the wrap
             self.confirmations = 0
             for awaited in self._awaited.values():
                 plant.oracle.decided(awaited, Verdict.REJECT)  # a program that begins anew lets nothing through

@@ -13,6 +13,10 @@ from edgeqc.sim.virtual.plant import GATE_LENGTH, PULSES_PER_TAKT, TRAVEL_TAKTS,
 
 _CONFIRM = 200
 """Pulses behind the output, within which the confirmation must come."""
+_POLLS_PER_TAKT = 8
+_TOLD = TRAVEL_TAKTS * PULSES_PER_TAKT + GATE_LENGTH + _CONFIRM + PULSES_PER_TAKT // _POLLS_PER_TAKT
+"""Pulses from where a part is when it is heard of to where the gate knows what has become of it. One poll more: of a line
+that stops between two readings nobody knows how far it went on."""
 
 
 class Tracker:
@@ -38,6 +42,7 @@ class Tracker:
 
     def part(self, sequence: int, part_id: str, came_ns: int | None) -> None:
         """A part was triggered then; None: nobody knows when."""
+        self._plant.oracle.on_its_way(sequence, self._plant.position() + _TOLD)
         self._tell(self._conveyor.part(sequence, part_id, came_ns, now_ns=self._plant.kernel.now_ns))
 
     def passed(self, sequence: int) -> None:
@@ -47,7 +52,7 @@ class Tracker:
     def run(self) -> Generator[Any, bool, None]:
         """Read the PLC's inputs, write the output, poll after poll."""
         conveyor, plc, kernel = self._conveyor, self._plant.plc, self._plant.kernel
-        poll_ns = self._plant.swarm.takt_ns // 8
+        poll_ns = self._plant.swarm.takt_ns // _POLLS_PER_TAKT
         while True:
             yield kernel.now_ns + poll_ns
             self._beat()
@@ -60,6 +65,7 @@ class Tracker:
             else:
                 running = self._plant.running
                 events = conveyor.clock(kernel.now_ns, running=running, confirmations=plc.confirmations)
+            self._plant.oracle.looked(self._plant.position())
             self._tell(events)
             plc.gate, plc.gate_ns = conveyor.output, kernel.now_ns
 
