@@ -370,6 +370,22 @@ MUTANTS = [
         breaks="I6 gate",
     ),
     _core(
+        "parts are lost in silence, long before a station is killed",
+        "track",
+        "return [_event(GateFact.UNTRACKED, tracked) for tracked in parts if not tracked.passed]",
+        "return []",
+        seed=23,
+        breaks="I6 gate",
+    ),
+    _core(
+        "a part that cannot be placed is not told",
+        "track",
+        "return [GateEvent(fact=GateFact.UNTRACKED, sequence=sequence, part_id=part_id)]",
+        "return []",
+        seed=21,
+        breaks="I6 gate",
+    ),
+    _core(
         "parts go by in silence",
         "track",
         "events.append(_event(GateFact.WENT_BY, tracked))",
@@ -384,6 +400,14 @@ MUTANTS = [
         "self._unconfirmed.popleft()",
         seed=47,
         breaks="I6 gate",
+    ),
+    _core(
+        "a part that can be placed is told as one that cannot, after a fault long ago",
+        "conveyor",
+        "if at_ns is None or blind:",
+        "if at_ns is None or blind or sequence % 97 == 0:",
+        seed=15,
+        breaks="I13 gate",
     ),
     _core(
         "confirmations are not counted",

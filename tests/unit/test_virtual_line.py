@@ -6,8 +6,10 @@ import pickle
 
 import pytest
 
+from edgeqc.records import Verdict
 from edgeqc.sim.virtual.campaign import run_seed, runs
-from edgeqc.sim.virtual.oracle import Violation
+from edgeqc.sim.virtual.kernel import Kernel
+from edgeqc.sim.virtual.oracle import Oracle, Piece, Violation
 from edgeqc.sim.virtual.swarm import RATES, draw
 
 TRIGGERS = 20_000
@@ -49,6 +51,20 @@ def test_a_line_without_faults_passes_every_good_part() -> None:
     assert report.violation is None
     assert not report.faults
     assert report.passed + report.rejected == 100
+
+
+def test_a_write_that_was_executed_late_excuses_the_result_that_it_hid_and_no_other() -> None:
+    oracle = Oracle(Kernel())
+    oracle.fault("write_late")
+    pieces = [
+        Piece(number=number, part_id=f"P{number}", at_ns=0, defective=False, recipe=0, quiet=False, sequences=[number])
+        for number in (1, 2)
+    ]
+    oracle.delivered_pass.update((1, 2))
+    oracle.hidden(1)
+    oracle.decided(pieces[0], Verdict.REJECT, told=False)
+    with pytest.raises(Violation, match="I1 unseen"):
+        oracle.decided(pieces[1], Verdict.REJECT, told=False)
 
 
 @pytest.mark.long

@@ -31,6 +31,9 @@ HUNG_NS = 10 * NS_PER_S
 """By then a station whose line thread hangs has been ended and started anew."""
 GROUP_NS = 50 * NS_PER_MS
 """Records are synced in groups, so long after the first of them."""
+CALM_TAKTS = 5
+CALM_NS = NS_PER_S
+"""After a fault of the link, a disk or a thread that stood still for four takts at the most, parts are seen in time again."""
 RECOVERY_NS = 20 * NS_PER_S
 """A station that was killed again and again is started after 5 s, its link to the PLC comes back within a second more."""
 
@@ -57,6 +60,7 @@ class Plant:
         self.engine = Lots(swarm, "engine", oracle, self)
         self.lots = Lots(swarm, "plant", oracle, self)
         self.running = True
+        oracle.calm_ns = CALM_TAKTS * swarm.takt_ns + CALM_NS
         self._now: Piece | None = None
         self._moved_ns = 0
         self._since_ns = kernel.now_ns

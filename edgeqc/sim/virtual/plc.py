@@ -53,6 +53,10 @@ class Plc:
         self.gate = OFF
         self.gate_ns = 0
         """When the box wrote it last."""
+        self._unseen: PlcResult | None = None
+        """A result that is in the registers and that the program has not looked at yet."""
+        self._unseen_late = False
+        """Was it written late?"""
         self.confirmations = 65_530
         self.encoder_offset = plant.swarm.encoder
         self._scan_ns = min(plant.swarm.takt_ns // 20, 10 * NS_PER_MS)
@@ -98,7 +102,7 @@ class Plc:
             self.current = None
             plant.oracle.ids_forgotten()
             self.changed.set()
-            self.block = None
+            self.block = self._unseen = None
             self.ack = 0
             self.life += 1
             self.restarts += 1
@@ -170,15 +174,23 @@ class Plc:
             executed_ns = until_ns + lots.random.randint(0, 3) * self.plant.swarm.takt_ns
         acknowledged = not lots.falls("write_unacknowledged")
         done = Signal(kernel)
-        kernel.at(executed_ns, self._execute, life, block, done)
+        late = executed_ns > kernel.now_ns + NS_PER_MS // 4
+        kernel.at(executed_ns, self._execute, life, block, done, late)
         if executed_ns >= until_ns or not acknowledged:
             yield until_ns
             return False
         return bool((yield (done, until_ns)))
 
-    def _execute(self, life: int, block: PlcResult, done: Signal) -> None:
+    def _execute(self, life: int, block: PlcResult, done: Signal, late: bool) -> None:
         if life != self.life:
             return
+        unseen = self._unseen
+        if unseen is not None and (block.verdict is None or block.sequence != unseen.sequence):
+            if late or self._unseen_late:
+                self.plant.oracle.hidden(unseen.sequence)  # the part is rejected, which is safe
+            self._unseen = None
+        if block.verdict is not None:
+            self._unseen, self._unseen_late = block, late
         self.block = block
         self.plant.oracle.visible(block)
         kernel = self.plant.kernel
@@ -188,6 +200,7 @@ class Plc:
     def _scan(self) -> None:
         """The program: PASS counts for this very part within its window, everything else rejects it."""
         self._expire()
+        self._unseen = None
         block = self.block
         if block is None or block.verdict is None:
             return

@@ -27,6 +27,7 @@ class Tracker:
     ) -> None:
         """`link` gives the connection to the PLC, None where there is none; `beat` says that the thread is alive."""
         self._plant, self._stop, self._link, self._beat = plant, stop, link, beat
+        plant.oracle.disturbed()
         takt_ns = plant.swarm.takt_ns
         self._by_encoder = plant.swarm.tracking == "encoder"
         unit = PULSES_PER_TAKT if self._by_encoder else takt_ns
@@ -59,6 +60,7 @@ class Tracker:
             link = self._link()
             if link is None or plc.frozen or link != plc.life:
                 conveyor.interrupted()
+                self._plant.oracle.disturbed()
                 continue
             if self._by_encoder:
                 events = conveyor.encoder(plc.encoder(), kernel.now_ns, confirmations=plc.confirmations)
