@@ -512,6 +512,14 @@ MUTANTS = [
         breaks="I2 fail-safe",
     ),
     _core(
+        "nobody knows when the fail-safe verdict is due",
+        "lane",
+        "return self._flight.due_ns()",
+        "return None",
+        seed=20,
+        breaks="I2 fail-safe",
+    ),
+    _core(
         "a pass after the time",
         "decide",
         "    if now_ns >= fail_safe_at_ns:\n        return Verdict.REJECT, Cause.LATE\n    return verdict",

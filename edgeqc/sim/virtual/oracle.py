@@ -8,7 +8,7 @@ from typing import Final
 
 from edgeqc.core.exposure import Claim, Match
 from edgeqc.core.invariant import balance, signals
-from edgeqc.records import JUDGED, RESULT_CODE, Cause, FrameStatus, PlcResult, Verdict
+from edgeqc.records import JUDGED, NS_PER_MS, RESULT_CODE, Cause, FrameStatus, PlcResult, Verdict
 from edgeqc.sim.virtual.kernel import Kernel
 
 _GATE_FAULTS: Final = frozenset(
@@ -27,6 +27,10 @@ _GATE_FAULTS: Final = frozenset(
     }
 )
 """For which a part is heard of too late to be placed, or lost on its way. That the gate could not look it says itself."""
+_GUARD_FAULTS: Final = frozenset(
+    {"guard_stuck", "disk_slow", "write_lost", "write_late", "write_unacknowledged", "plc_refuses", "plc_frozen"}
+)
+"""For which the guard, which gives the fail-safe verdicts, waits for something else meanwhile."""
 
 
 class Violation(AssertionError):  # noqa: N818 - it is what is found
@@ -109,6 +113,8 @@ class Oracle:
         """When something last kept the gate from following parts."""
         self.calm_ns = 0
         """So long it may take from such a fault until parts are heard of in time again."""
+        self._guard_fault_ns = -(1 << 62)
+        """When something last kept the guard from its looks."""
         self._gate_ends: dict[int, int] = {}
         """Of each sequence the conveyor's position from which on a look at the gate tells what has become of it."""
         self._looked = 0
@@ -160,6 +166,8 @@ class Oracle:
         self.faults[name] = self.faults.get(name, 0) + 1
         if name in _GATE_FAULTS:
             self.disturbed()
+        if name in _GUARD_FAULTS:
+            self._guard_fault_ns = self._kernel.now_ns
         self.note("fault", name)
 
     def ids_forgotten(self) -> None:
@@ -211,10 +219,21 @@ class Oracle:
         if sure and not again and (match.claim is not Claim.OWN or match.without):
             self.fail("I13 frame", f"nothing is wrong, and the frame of {shot.sequence} is {match}")
 
-    def verdict(self, sequence: int) -> None:
-        """The core says that this part has its verdict now."""
+    def verdict(self, sequence: int, *, due_ns: int, waited_from_ns: int, deadline_ns: int) -> None:
+        """The core says that this part has its verdict now.
+
+        `due_ns`: of its fail-safe verdict, or of its number where that came later; `waited_from_ns`: since then the guard
+        has nothing to do but to wait for what is due.
+        """
         if sequence in self._verdicts:
             self.fail("I1 two verdicts", f"{sequence} has one already")
+        now_ns = self._kernel.now_ns
+        if waited_from_ns < due_ns and now_ns > due_ns + NS_PER_MS:
+            self.fail(
+                "I2 fail-safe", f"the guard waited, and {sequence} has a verdict {now_ns - due_ns} ns after it was due"
+            )
+        if now_ns > max(deadline_ns, due_ns + NS_PER_MS) and self._guard_fault_ns < deadline_ns - self.calm_ns:
+            self.fail("I2 deadline", f"nothing is wrong, and {sequence} has no verdict by {deadline_ns} ns")
         self._verdicts.add(sequence)
 
     def settled(

@@ -44,6 +44,7 @@ from edgeqc.sim.virtual.tracker import Tracker
 Steps = Generator[Any, bool, Any]
 
 THRESHOLD: Final = 0.5
+NEVER_NS: Final = 1 << 62
 DIGESTS: Final = (b"\1" * 32, b"\2" * 32)
 """Of the two recipes' models."""
 _BACKOFF: Final = Backoff(first_s=0.1, most_s=1.0)
@@ -61,6 +62,8 @@ class Part:
     trigger_ns: int
     deadline_ns: int
     fail_safe_at_ns: int
+    opened_ns: int
+    """When it got its number."""
     announced: bool = True
     views: list[View | None] = field(default_factory=list)
     settled: bool = False
@@ -125,6 +128,8 @@ class Station:
         self.announcing = 0
         """Parts that have left the lane and are not counted as announced yet."""
         self._changed = False
+        self._guard_waits_ns = NEVER_NS
+        """Since when the guard waits for what is due."""
         self._open: dict[int, Part] = {}
         """Parts that have a number and no announced verdict: known here, not asked of the core."""
         self._safe: set[int] = set()
@@ -389,11 +394,14 @@ class Station:
             # Looks that would see the same again are left out.
             looks_ns = now_ns + (look_ns if self.unjournaled else beat_ns)
             wake_ns = min(looks_ns, self.lane.due_ns() or looks_ns, self.handshake.due_ns or looks_ns)
+            self._guard_waits_ns = now_ns
             yield (self._due, wake_ns if wake_ns > now_ns else now_ns + NS_PER_MS)
             looked_ns = self.kernel.now_ns
             for part in self.lane.overdue(looked_ns):
                 missing = next((index for index, view in enumerate(part.views) if view is None), 0)
                 yield from self._give_up(part, Cause.NO_FRAME, missing)
+                self._guard_waits_ns = NEVER_NS  # it may have had to wait for the link
+            self._guard_waits_ns = NEVER_NS
             for part in self._open.values():
                 if not part.settled and part.fail_safe_at_ns <= looked_ns:
                     self.oracle.fail("I2 fail-safe", f"{part.sequence} is overdue, and has no verdict")
@@ -424,6 +432,7 @@ class Station:
             trigger_ns=at_ns,
             deadline_ns=self.budget.deadline_ns(at_ns),
             fail_safe_at_ns=self.budget.fail_safe_at_ns(at_ns),
+            opened_ns=self.kernel.now_ns,
         )
         self._open[part.sequence] = part
         self.oracle.opened(part.sequence, piece, counted=self.plant.plc.counted)
@@ -436,7 +445,12 @@ class Station:
     def _settle(self, part: Part, verdict: Verdict, cause: Cause) -> Steps:
         if not self.lane.settle(part):
             return
-        self.oracle.verdict(part.sequence)
+        self.oracle.verdict(
+            part.sequence,
+            due_ns=max(part.fail_safe_at_ns, part.opened_ns),
+            waited_from_ns=self._guard_waits_ns,
+            deadline_ns=part.deadline_ns,
+        )
         part.verdict, part.cause = verdict, cause
         if self._landing:
             return  # whoever is at it takes this one too
