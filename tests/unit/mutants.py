@@ -255,7 +255,7 @@ MUTANTS = [
         "return all(one is not None for one in part.views)",
         "return any(one is not None for one in part.views)",
         seed=1,
-        breaks="I13 recovery",
+        breaks="I6 overkill",
     ),
     _core(
         "exposed when it has moved on",
@@ -435,6 +435,30 @@ MUTANTS = [
         "if limits.fail_safe_in_a_row < 0:",
         seed=3,
         breaks="I11 stop",
+    ),
+    _core(
+        "the first fail-safe verdict asks for a stop",
+        "stopping",
+        "0 < limits.fail_safe_in_a_row <= self.in_a_row",
+        "0 < limits.fail_safe_in_a_row and self.in_a_row",
+        seed=4,
+        breaks="I11 stop",
+    ),
+    _core(
+        "a stop is asked for without an end",
+        "stopping",
+        "return self._judged_in_a_row >= self._limits.fail_safe_in_a_row",
+        "return False",
+        seed=8,
+        breaks="I11 stop",
+    ),
+    _core(
+        "good parts are late, now and then",
+        "decide",
+        "    if not plc_up:\n        return Verdict.REJECT, Cause.PLC\n",
+        "    if not plc_up or now_ns // 1_000_000 % 3 == 0:\n        return Verdict.REJECT, Cause.LATE\n",
+        seed=1,
+        breaks="I6 overkill",
     ),
     # --- parts and their ids ---
     _core(

@@ -38,6 +38,8 @@ class Report:
     triggers: int = 0
     passed: int = 0
     rejected: int = 0
+    defective: int = 0
+    """Pieces that really are."""
     lost_in_crash: int = 0
     events: int = 0
     virtual_s: float = 0.0
@@ -123,6 +125,7 @@ def run_seed(seed: int, triggers: int) -> Report:
     report.trace, report.line_trace = oracle.trace, oracle.line_trace
     report.triggers = oracle.triggers
     report.passed, report.rejected = oracle.passed, oracle.rejected
+    report.defective = sum(piece.defective for piece in oracle.pieces.values())
     report.lost_in_crash = oracle.lost_in_crash
     report.events = kernel.events
     report.virtual_s = kernel.now_ns / NS_PER_S

@@ -8,6 +8,7 @@ from typing import Final
 
 from edgeqc.core.exposure import Claim, Match
 from edgeqc.core.invariant import balance, signals
+from edgeqc.core.stopping import StopReason
 from edgeqc.records import JUDGED, NS_PER_MS, RESULT_CODE, Cause, FrameStatus, PlcResult, Verdict
 from edgeqc.sim.virtual.kernel import Kernel
 
@@ -27,6 +28,8 @@ _GATE_FAULTS: Final = frozenset(
     }
 )
 """For which a part is heard of too late to be placed, or lost on its way. That the gate could not look it says itself."""
+_IN_A_ROW: Final = 3
+"""Fail-safe verdicts that ask for a stop: as the product's documentation says it."""
 _GUARD_FAULTS: Final = frozenset(
     {"guard_stuck", "disk_slow", "write_lost", "write_late", "write_unacknowledged", "plc_refuses", "plc_frozen"}
 )
@@ -126,6 +129,9 @@ class Oracle:
         self._shown_sequence = 0
         self._account: tuple[tuple[int, int], int, int] | None = None
         self._blind = 0
+        self._judged_in_a_row = 0
+        self._stopped = False
+        """Has the line to stop for fail-safe verdicts?"""
         self._verdicts: set[int] = set()
         """Sequences that have their verdict."""
         self._hidden: set[int] = set()
@@ -356,15 +362,26 @@ class Oracle:
 
     def begin_anew(self) -> None:
         """The station's memory is gone, and what it had counted."""
-        self._blind = 0
+        self._blind = self._judged_in_a_row = 0
+        self._stopped = False
         self._ids.clear()
         self._taken.clear()
 
-    def blind(self, cause: Cause, *, asked: bool) -> None:
-        """Three fail-safe verdicts in a row ask for a stop, two do not."""
+    def blind(self, cause: Cause, *, asked: StopReason | None) -> None:
+        """Three fail-safe verdicts in a row ask for a stop, two do not; three judged ones end it, and two do not."""
         self._blind = 0 if cause in JUDGED else self._blind + 1
-        if self._blind >= 3 and not asked:  # noqa: PLR2004 - the rule's own number
+        self._judged_in_a_row = self._judged_in_a_row + 1 if cause in JUDGED else 0
+        if self._blind >= _IN_A_ROW and asked is None:
             self.fail("I11 stop", f"{self._blind} fail-safe verdicts in a row, and nobody asked for a stop")
+        if self._blind >= _IN_A_ROW:
+            self._stopped = True
+        elif self._judged_in_a_row >= _IN_A_ROW:
+            self._stopped = False
+        if (asked is StopReason.FAIL_SAFE) is not self._stopped and asked is not StopReason.GATE:
+            self.fail(
+                "I11 stop",
+                f"{self._blind} fail-safe verdicts, {self._judged_in_a_row} judged in a row, and the stop is {asked}",
+            )
 
     def decided(self, piece: Piece, verdict: Verdict, *, told: bool = True) -> None:
         """The PLC's program took a decision; not `told`: because the window was over."""
@@ -372,6 +389,8 @@ class Oracle:
         self.note("decided", piece.number, verdict)
         if verdict is Verdict.PASS and piece.defective:
             self.fail("I6 escape", f"the PLC let piece {piece.number} through, which is defective")
+        if verdict is Verdict.REJECT and not piece.defective and not self.faults:
+            self.fail("I6 overkill", f"nothing was ever broken, piece {piece.number} is good, and the PLC rejected it")
         seen = any(sequence in self.delivered_pass and sequence not in self._hidden for sequence in piece.sequences)
         if not told and seen:
             self.fail("I1 unseen", f"piece {piece.number} passed, the PLC confirmed it, and its program never saw it")

@@ -508,7 +508,7 @@ class Station:
             if self.tracker is not None:
                 self.tracker.passed(part.sequence)
         self.stop.verdict(verdict, cause)
-        self.oracle.blind(cause, asked=self.stop.reason is not None)
+        self.oracle.blind(cause, asked=self.stop.reason)
 
     def _tell(self, part: Part, verdict: Verdict, cause: Cause, *, durable: bool) -> Steps:
         result = PlcResult(
