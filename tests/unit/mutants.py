@@ -311,7 +311,7 @@ MUTANTS = [
         'return next((loop for loop, most_ns in limits_ns.items() if now_ns - beats.get(loop, started_ns) > most_ns), "")',
         'return ""',
         seed=41,
-        breaks="I17 resources",
+        breaks="I6 overkill",
     ),
     _core(
         "the link comes back after an hour",

@@ -68,6 +68,20 @@ def test_a_write_that_was_executed_late_excuses_the_result_that_it_hid_and_no_ot
         oracle.decided(pieces[1], Verdict.REJECT, told=False)
 
 
+def test_a_fault_excuses_the_reject_of_a_good_part_only_until_the_line_must_have_recovered() -> None:
+    kernel = Kernel()
+    oracle = Oracle(kernel)
+    oracle.recovery_ns = 1_000_000_000
+    oracle.fault("frame_lost")
+    soon, later = (
+        Piece(number=number, part_id="", at_ns=kernel.now_ns + after_ns, defective=False, recipe=0, quiet=False)
+        for number, after_ns in ((1, 500_000_000), (2, 1_500_000_000))
+    )
+    oracle.decided(soon, Verdict.REJECT)
+    with pytest.raises(Violation, match="I6 overkill"):
+        oracle.decided(later, Verdict.REJECT)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_nothing_is_violated_in_a_million_triggers() -> None:

@@ -28,6 +28,10 @@ _GATE_FAULTS: Final = frozenset(
     }
 )
 """For which a part is heard of too late to be placed, or lost on its way. That the gate could not look it says itself."""
+_ENDS_STATION: Final = frozenset(
+    {"killed", "power_cut", "crash_loop", "engine_hung", "line_stuck", "triggers_stuck", "guard_stuck"}
+)
+"""For which the station is started anew, or may be."""
 _IN_A_ROW: Final = 3
 """Fail-safe verdicts that ask for a stop: as the product's documentation says it."""
 _GUARD_FAULTS: Final = frozenset(
@@ -116,6 +120,10 @@ class Oracle:
         """When something last kept the gate from following parts."""
         self.calm_ns = 0
         """So long it may take from such a fault until parts are heard of in time again."""
+        self.recovery_ns = self.restart_ns = 1 << 62
+        """So long after a fault all must be well again; the same where it may end the station."""
+        self._broken_until_ns = 0
+        """A part that comes later must not be rejected for a fault so far."""
         self._guard_fault_ns = -(1 << 62)
         """When something last kept the guard from its looks."""
         self._gate_ends: dict[int, int] = {}
@@ -172,6 +180,8 @@ class Oracle:
         self.faults[name] = self.faults.get(name, 0) + 1
         if name in _GATE_FAULTS:
             self.disturbed()
+        takes_ns = self.restart_ns if name in _ENDS_STATION else self.recovery_ns
+        self._broken_until_ns = max(self._broken_until_ns, self._kernel.now_ns + takes_ns)
         if name in _GUARD_FAULTS:
             self._guard_fault_ns = self._kernel.now_ns
         self.note("fault", name)
@@ -389,8 +399,9 @@ class Oracle:
         self.note("decided", piece.number, verdict)
         if verdict is Verdict.PASS and piece.defective:
             self.fail("I6 escape", f"the PLC let piece {piece.number} through, which is defective")
-        if verdict is Verdict.REJECT and not piece.defective and not self.faults:
-            self.fail("I6 overkill", f"nothing was ever broken, piece {piece.number} is good, and the PLC rejected it")
+        broken = self._broken_until_ns >= piece.at_ns
+        if verdict is Verdict.REJECT and not piece.defective and not broken:
+            self.fail("I6 overkill", f"nothing is broken, piece {piece.number} is good, and the PLC rejected it")
         seen = any(sequence in self.delivered_pass and sequence not in self._hidden for sequence in piece.sequences)
         if not told and seen:
             self.fail("I1 unseen", f"piece {piece.number} passed, the PLC confirmed it, and its program never saw it")

@@ -34,6 +34,12 @@ GROUP_NS = 50 * NS_PER_MS
 CALM_TAKTS = 5
 CALM_NS = NS_PER_S
 """After a fault of the link, a disk or a thread that stood still for four takts at the most, parts are seen in time again."""
+RECOVERY_TAKTS = 60
+"""After any fault: the longest takes 20 takts, frames that stay out 12, and a counter is trusted again some parts later."""
+RELINK_NS = 5 * NS_PER_S
+"""More than the link takes to come back, tried anew each second at the least."""
+RESTARTS_NS = 60 * NS_PER_S
+"""More than a station takes that hangs for 10 s and then ends five times as soon as it starts, 5 s apart at the most."""
 RECOVERY_NS = 20 * NS_PER_S
 """A station that was killed again and again is started after 5 s, its link to the PLC comes back within a second more."""
 
@@ -60,6 +66,8 @@ class Plant:
         self.engine = Lots(swarm, "engine", oracle, self)
         self.lots = Lots(swarm, "plant", oracle, self)
         self.running = True
+        oracle.recovery_ns = RECOVERY_TAKTS * swarm.takt_ns + RELINK_NS
+        oracle.restart_ns = RECOVERY_TAKTS * swarm.takt_ns + RESTARTS_NS
         oracle.calm_ns = CALM_TAKTS * swarm.takt_ns + CALM_NS
         self._now: Piece | None = None
         self._moved_ns = 0
