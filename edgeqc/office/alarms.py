@@ -7,7 +7,6 @@ archive's thread only, inside its transactions.
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 from collections import deque
 from collections.abc import Callable
@@ -35,6 +34,8 @@ OFFICE: Final = "office"
 """Two of the processes, as their alarms name them."""
 _WORDS: Final = 200
 """Characters of a name or a reason that are kept."""
+_MOST_HOURS: Final = 1_000_000
+"""In nanoseconds that still fits the archive's 64 bits; what a verb takes is far less."""
 
 
 _NEEDS_REASON: Final = frozenset({Verb.SHELVE, Verb.REMOVE})
@@ -75,14 +76,16 @@ def parse_command(verb: str, fields: object, *, via: str) -> AlarmCommand:
         if not _is_unicode(text):
             raise RefusedCommandError(f"{name}: half a character, which no table and no message can hold")
     hours = args.get("hours", 0)
-    if isinstance(hours, bool) or not isinstance(hours, int | float) or not math.isfinite(hours):
+    if isinstance(hours, bool) or not isinstance(hours, int | float):
         raise RefusedCommandError("hours: is not a number")
+    if not -_MOST_HOURS <= hours <= _MOST_HOURS:  # NaN is neither; math.isfinite raises for an int of 309 digits
+        raise RefusedCommandError(f"hours: is not from {-_MOST_HOURS} to {_MOST_HOURS}")
     return AlarmCommand(
         verb=Verb(verb),
         id=str(texts["id"]),
         by=str(texts["user"]),
         why=str(texts["note"]),
-        for_ns=round(min(max(hours, -1e6), 1e6) * 3600 * NS_PER_S),
+        for_ns=round(hours * 3600 * NS_PER_S),
         via=via,
     )
 

@@ -70,9 +70,9 @@ class Commands:
             if verb not in self._verbs:
                 raise RefusedCommandError(f"verb: {verb[:40]} is not in mqtt.commands of this box")  # noqa: TRY301
             pending.answer = self.give(parse_command(verb, fields, via="mqtt"))
-        except RefusedCommandError as exc:
+        except Exception as exc:  # noqa: BLE001 - a stranger's words must not end the outbox's thread, and the office with it
             self.refused += 1
-            pending.answer.set_result(_error("refused", str(exc)))
+            pending.answer.set_result(self.refusal(exc))
         self._pending.append(pending)
 
     def give(self, command: AlarmCommand) -> Future[dict[str, Any]]:
@@ -82,6 +82,13 @@ class Commands:
         answer: Future[dict[str, Any]] = Future()
         self._put(Asked(command=command, answer=answer, wall_ns=time.time_ns(), mono_ns=time.monotonic_ns()))
         return answer
+
+    def refusal(self, fault: Exception) -> dict[str, Any]:
+        """The answer to a command that is not carried out; what nobody thought of is logged whole."""
+        if isinstance(fault, RefusedCommandError):
+            return _error("refused", str(fault))
+        self._log.error("command_failed", exc_info=fault)
+        return _error("refused", f"this cannot be carried out: {type(fault).__name__}, see the box's log")
 
     def turn(self) -> None:
         """Answer what is done, and what takes too long."""
@@ -168,9 +175,9 @@ class CommandSocket:
             fields["user"] = user if user in {"", login} else f"{user} ({login})"
             fields["user"] = fields["user"] or login
             command = parse_command(str(fields.get("verb", "")), fields, via="console")
-        except RefusedCommandError as exc:
-            return _error("refused", str(exc))
-        answer = asyncio.wrap_future(self._commands.give(command))
+            answer = asyncio.wrap_future(self._commands.give(command))
+        except Exception as exc:  # noqa: BLE001 - whoever asked gets an answer whatever it was
+            return self._commands.refusal(exc)
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 return await asyncio.shield(answer)

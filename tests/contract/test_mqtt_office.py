@@ -336,6 +336,7 @@ def test_an_answer_goes_where_the_client_wants_it(line, broker):
         ("remove", {"user": "m", "args": {"id": "top.camera.lost", "note": "n"}}, "mqtt.commands"),
         ("explode", {"user": "m"}, "mqtt.commands"),
         ("shelve", {"user": "m", "args": {"id": "top.camera.lost", "note": "n", "hours": "x"}}, "hours"),
+        ("ack", {"user": "m", "args": {"id": "top.camera.lost", "hours": 10**400}}, "hours"),
     ],
 )
 def test_a_command_that_makes_no_sense_is_answered_and_does_nothing(line, broker, verb, body, reason):
