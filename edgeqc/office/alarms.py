@@ -100,15 +100,12 @@ class RefusedCommandError(ValueError):
 
 
 class AlarmBook:
-    """All alarms. In memory as in the table; `reload` after a transaction was rolled back."""
+    """All alarms. In memory as in the table: after a transaction was rolled back another one is made."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
+    def __init__(self, database: sqlite3.Connection, *, flooded: bool = False) -> None:
+        """`flooded`: does a flood stand, by what was last told? The table does not say."""
         self._database = database
-        self.flooded = False
-        self.reload()
-
-    def reload(self) -> None:
-        """Take all from the table."""
+        self.flooded = flooded
         rows = self._database.execute(
             "SELECT * FROM alerts WHERE id IN (SELECT max(id) FROM alerts GROUP BY alert_id) ORDER BY id"
         ).fetchall()
@@ -223,8 +220,12 @@ class AlarmBook:
             )
         if (flooded := self._flood_at(wall_ns)) is not self.flooded:
             self.flooded = flooded
-            if not flooded:
-                changed += [state for state in self._states.values() if state.change.priority in QUIET_PRIORITIES]
+            if not flooded:  # what has come to rest was told so at once
+                changed += [
+                    state
+                    for state in self._states.values()
+                    if state.change.priority in QUIET_PRIORITIES and not state.alarm.at_rest
+                ]
         return changed
 
     def obey(self, command: AlarmCommand, *, sequence: int, wall_ns: int) -> list[AlertState]:

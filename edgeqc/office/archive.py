@@ -94,6 +94,8 @@ class Archive:
         self._busy = False
         self._damaged = False
         self._trouble = False
+        self._flooded = False
+        """As told: a new file must not forget that a flood stands, or nobody would ever tell its end."""
         self._stopping = threading.Event()
         self._clock_ns = time.time_ns() - time.monotonic_ns()
         self._tidied_s = time.monotonic()
@@ -191,6 +193,7 @@ class Archive:
                 boot=self._boot,
                 publish=self._budget is not None,
                 now_ns=time.monotonic_ns(),
+                flooded=self._flooded,
             )
             books = Books(database, intake, budget=self._budget, dropped=self.tally.dropped)
             if (damage := self._trail.open()) is not None:
@@ -279,6 +282,7 @@ class Archive:
 
     def _committed(self, books: Books, batch: list[Command], outcome: Outcome) -> None:
         self.tally = replace(books.tally)
+        self._flooded = books.intake.alarms.flooded
         ids = [key for command in batch for key in _ended(command)]
         with self._lock:
             self._settling.difference_update(ids)

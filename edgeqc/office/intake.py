@@ -33,6 +33,7 @@ class Intake:
         publish: bool,
         now_ns: int,
         scales: Mapping[str, Mapping[str, float]] | None = None,
+        flooded: bool = False,
     ) -> None:
         """Begin with what is open in the archive.
 
@@ -44,6 +45,7 @@ class Intake:
             publish: False where no broker is configured: no messages are made.
             now_ns: monotonic.
             scales: um per px by station and camera, where they are set.
+            flooded: does a flood of alarms stand, by what was last told?
         """
         self._database = database
         self._node = node
@@ -52,12 +54,13 @@ class Intake:
         self._boot = boot
         self._publish = publish
         self._last_own = self._own_before = 0
+        self._flooded_before = flooded  # and its end is told once it is on the disk
         self.reload(now_ns=now_ns)
 
     def reload(self, *, now_ns: int) -> None:
         """Take what is open from the archive: at the start, and after a transaction was rolled back."""
         self._last_own = self._own_before  # what is done again has the number it had: the audit trail knows it by that
-        self.alarms = AlarmBook(self._database)
+        self.alarms = AlarmBook(self._database, flooded=self._flooded_before)
         self._runs = Runs(self._database)
         self._parts = OpenParts(
             self._database,
@@ -72,6 +75,7 @@ class Intake:
     def begin(self) -> None:
         """A transaction begins."""
         self._own_before = self._last_own
+        self._flooded_before = self.alarms.flooded
 
     def take(self, entries: list[Entry], images: dict[int, str], outcome: Outcome, *, now_ns: int) -> None:
         """Enter the entries of one journal, in order; `images` are the files promised, by the record's sequence."""

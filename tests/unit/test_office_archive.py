@@ -682,6 +682,85 @@ def test_a_flood_keeps_the_least_back_and_tells_it_afterwards(desk, monkeypatch)
     assert [row["alert_id"] for row in desk.rows("SELECT alert_id FROM alerts WHERE first_up")] == ["high.0"]
 
 
+def raised(number: int, *, wall_ns: int, priority: str = "high", active: bool = True) -> Entry:
+    change = dataclasses.replace(alert(active=active), id=f"{priority}.{number}", priority=priority)
+    return Entry(writer="station-top", sequence=number, wall_ns=wall_ns, mono_ns=1, body=change)
+
+
+def test_a_flood_ends_though_the_disk_refused_a_write_meanwhile(desk):
+    hour_ns = 3600 * 10**9
+    with closing(tables.open_archive(desk.state_dir / tables.FILE_NAME)) as database:
+        intake = Intake(database, node="n1", cameras={}, boot="boot", publish=True, now_ns=0)
+        books = Books(database, intake, budget=None, dropped=0)
+
+        def write(entries: list[Entry], wall_ns: int) -> Outcome:
+            outcome = Outcome()
+            books.begin()
+            intake.take(entries, {}, outcome, now_ns=1)
+            intake.follow_up(outcome, wall_ns=wall_ns, mono_ns=1)
+            return outcome
+
+        many = [raised(number, wall_ns=WALL_NS) for number in range(8)]
+        some = [raised(number, wall_ns=WALL_NS + alarms.FLOOD_NS // 2) for number in range(8, 15)]
+        assert write([*many, *some], WALL_NS + alarms.FLOOD_NS // 2).flooded
+        books.commit()
+        left_ns = (
+            WALL_NS + alarms.FLOOD_NS + 1
+        )  # of the 15 the last 7 count: too few to begin a flood, too many to end one
+        assert write([raised(1, wall_ns=left_ns, priority="low")], left_ns).flooded is None
+        books.rollback(books.tally)
+        intake.reload(now_ns=1)
+        assert write([raised(1, wall_ns=left_ns, priority="low")], left_ns).flooded is None
+        books.commit()
+        assert not desk.messages("alert/low.1")
+        assert write([], left_ns + hour_ns).flooded is False
+        books.rollback(books.tally)  # the end itself, too, is told again
+        intake.reload(now_ns=1)
+        assert write([], left_ns + hour_ns).flooded is False
+        books.commit()
+    assert [told["state"] for told in desk.messages("alert/low.1")] == ["active_unacked"]
+
+
+def test_a_flood_ends_though_the_archive_was_set_aside_in_it(desk, monkeypatch):
+    monkeypatch.setattr(alarms, "FLOOD_BEGINS", 2)
+    monkeypatch.setattr(alarms, "FLOOD_ENDS", 2)
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        for number in range(4):  # the office's own: no journal has them for a new archive to read
+            body = dataclasses.replace(alert(active=True), id=f"office.{number}")
+            archive.put(Noted(body=body, wall_ns=time.time_ns(), mono_ns=time.monotonic_ns()))
+        until(lambda: desk.flood == [True])
+        desk.journal.append(dataclasses.replace(alert(active=True), id="low.1", priority="low"))
+        desk.settle(archive, tail)
+        assert not desk.messages("alert/low.1")
+        before = archive.view
+        with closing(sqlite3.connect(desk.state_dir / tables.FILE_NAME)) as database:
+            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with (desk.state_dir / tables.FILE_NAME).open("r+b") as file:
+            size = file.seek(0, 2) - 4096
+            file.seek(4096)
+            file.write(b"\x5a" * size)
+        desk.journal.append(part(1))
+        until(lambda: (tail.turn(), archive.view not in {before, None})[1])
+        until(lambda: (tail.turn(), desk.flood == [True, False])[1])
+        desk.settle(archive, tail)
+        assert desk.messages("alert/low.1")
+
+
+def test_a_floods_end_tells_nothing_of_what_is_at_rest(tmp_path):
+    with closing(tables.open_archive(tmp_path / tables.FILE_NAME)) as database:
+        book = alarms.AlarmBook(database)
+        told = [raised(number, wall_ns=WALL_NS) for number in range(alarms.FLOOD_BEGINS + 1)]
+        told += [raised(1, wall_ns=WALL_NS, priority="low"), raised(1, wall_ns=WALL_NS, priority="low", active=False)]
+        told += [raised(2, wall_ns=WALL_NS, priority="low")]
+        for entry in told:
+            book.take(entry.body, source=entry.writer, sequence=entry.sequence, wall_ns=WALL_NS)
+        book.expire(sequence=100, wall_ns=WALL_NS)
+        assert book.flooded
+        ended = book.expire(sequence=200, wall_ns=WALL_NS + 2 * alarms.FLOOD_NS)
+        assert [state.change.id for state in ended] == ["low.2"]
+
+
 def test_an_archive_of_the_first_layout_is_brought_up(desk, monkeypatch):
     with monkeypatch.context() as old:
         old.setattr(tables, "_MIGRATIONS", ())
