@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from edgeqc.core.refusals import Refusals
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.plc import registers
 from edgeqc.plc.gate_served import GateBlocks, ServedGate
@@ -40,6 +41,7 @@ class HandshakeServer:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._starting = threading.Lock()
+        self._refusals = Refusals()
         self._log = structlog.get_logger().bind(peer=peer)
 
     @property
@@ -88,10 +90,15 @@ class HandshakeServer:
                 self._settings.port,
                 self._blocks,
                 unit=self._settings.device_id,
-                on_event=lambda name, host, reason: self._log.info(name, client=host, reason=reason),
+                on_event=self._tell,
             )
             self._thread = threading.Thread(target=self._run, args=(self._server,), name="plc-server", daemon=True)
             self._thread.start()
+
+    def _tell(self, name: str, host: str, reason: str) -> None:
+        untold = self._refusals.take((host, reason), time.monotonic_ns()) if name == "client_refused" else 0
+        if untold is not None:
+            self._log.info(name, client=host, reason=reason, **({"untold": untold} if untold else {}))
 
     def _run(self, server: ModbusServer) -> None:
         while not self._stopping:

@@ -61,7 +61,7 @@ class ModbusServer:
     def __init__(
         self, listener: Listener, port: int, bank: Bank, *, unit: int, on_event: Callable[[str, str, str], None]
     ) -> None:
-        """Listen. `on_event(name, peer, reason)` is told of clients that come, go and are refused.
+        """Listen. `on_event(name, peer, reason)` is told of clients that come, go and are refused, each time.
 
         PeerError where the port cannot be had.
         """
@@ -69,7 +69,6 @@ class ModbusServer:
         self._units = frozenset({unit, 0, 255})  # 0 and 255 mean "you yourself" (Modbus on TCP/IP 1.0b, 4.4.2)
         self._peers = [ipaddress.ip_network(peer) for peer in listener.peers]
         self._clients: dict[socket.socket, _Client] = {}
-        self._refused: dict[str, float] = {}
         self.requests = 0
         self.refused = 0
         """Connections that were not let in."""
@@ -153,7 +152,7 @@ class ModbusServer:
             if reason:
                 self.refused += 1
                 _reset(connection)
-                self._tell_refused(host, reason)
+                self._on_event("client_refused", host, reason)
                 continue
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -170,15 +169,6 @@ class ModbusServer:
         if len(self._clients) >= self._listener.connections:
             return f"all {self._listener.connections} connections are in use"
         return ""
-
-    def _tell_refused(self, host: str, reason: str) -> None:
-        """Once a minute and host: a scanner must not fill the journal."""
-        now_s = time.monotonic()
-        if now_s - self._refused.get(host, -_TELL_AGAIN_S) >= _TELL_AGAIN_S:
-            if len(self._refused) >= _HOSTS:
-                self._refused.clear()
-            self._refused[host] = now_s
-            self._on_event("client_refused", host, reason)
 
     def _serve(self, client: _Client) -> None:
         try:
@@ -348,8 +338,6 @@ _BACKLOG: Final = 32
 _LOOK_S: Final = 0.25
 _PARTIAL_S: Final = 2.0
 """A request takes milliseconds, even from a controller that sends it in pieces."""
-_TELL_AGAIN_S: Final = 60.0
-_HOSTS: Final = 256
 
 
 def _reset(connection: socket.socket) -> None:

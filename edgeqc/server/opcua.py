@@ -67,7 +67,7 @@ async def serve_opcua(settings: Settings, desk: Desk) -> None:
         raise EdgeqcError("server.opcua is not configured")
     logging.getLogger("asyncua").setLevel(logging.CRITICAL + 1)
     bound_decoding()
-    doorkeeper = Doorkeeper(chosen, lambda name, who, reason: desk.note(name, user=who, reason=reason))
+    doorkeeper = Doorkeeper(chosen, lambda name, who, reason: desk.refused(name, user=who, reason=reason))
     server = await _made(chosen, doorkeeper, desk)
     space = await AddressSpace.make(server, settings, desk, doorkeeper)
     stop = asyncio.Event()

@@ -11,12 +11,14 @@ import resource
 import secrets
 import signal
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
 from edgeqc import __version__
+from edgeqc.core.refusals import Refusals
 from edgeqc.cores import end_with_parent, pin_background
 from edgeqc.errors import EdgeqcError
 from edgeqc.journal import JournalWriter
@@ -88,6 +90,7 @@ class Desk:
         self.config_digest = digest(settings)
         self.stopping = False
         self._row = row
+        self._refusals: defaultdict[str, Refusals] = defaultdict(Refusals)
         self._observer = Observer(settings, Board.attach(run_dir), state_dir)
         self._shift = Shift(state_dir, run_dir)
         self._journal = JournalWriter(
@@ -147,9 +150,15 @@ class Desk:
     def on_client(self, name: str, peer: str, reason: str) -> None:
         """A client came, left or was refused."""
         if name == "client_refused":
-            self.note(name, peer=peer, reason=reason)
+            self.refused(name, peer=peer, reason=reason)
         else:
             self.log.info(name, peer=peer, reason=reason)
+
+    def refused(self, name: str, **facts: str) -> None:
+        """Keep it that a client or a login was refused; the same once a minute, with how many were not told meanwhile."""
+        untold = self._refusals[name].take(tuple(facts.values()), time.monotonic_ns())
+        if untold is not None:
+            self.note(name, **facts, **({"untold": untold} if untold else {}))
 
     def close(self) -> None:
         """The end of it."""

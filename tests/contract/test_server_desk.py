@@ -1,0 +1,62 @@
+"""What both servers share: the journal of who was refused, and the picture of alerts that stand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import structlog
+from server_box import Box
+
+from edgeqc.core.refusals import KINDS
+from edgeqc.journal import JournalReader
+from edgeqc.records import Event
+from edgeqc.server.doorkeeper import Doorkeeper
+from edgeqc.server.process import Desk
+from edgeqc.settings import OpcuaServerSettings
+
+HOME = {"bind": "127.0.0.1", "peers": ["127.0.0.1"], "port": 0}
+
+
+@contextmanager
+def box_at(folder: Path) -> Iterator[Box]:
+    """No fixture: pytest would keep it, and with it the board's file, until after the look for what is left behind."""
+    box = Box(folder, {"modbus": HOME})
+    try:
+        yield box
+    finally:
+        box.close()
+
+
+@contextmanager
+def desk_at(folder: Path) -> Iterator[tuple[Box, Desk]]:
+    with box_at(folder) as box:
+        row = box.board["server-modbus"]
+        with closing(Desk(box.settings, run_dir=box.run_dir, row=row, log=structlog.get_logger())) as desk:
+            yield box, desk
+
+
+def journaled(box: Box, name: str) -> list[dict[str, object]]:
+    with closing(JournalReader(box.state_dir / "journal" / "server-modbus")) as reader:
+        bodies = [entry.body for entry in reader.read(100_000)]
+    return [body.facts for body in bodies if isinstance(body, Event) and body.name == name]
+
+
+def test_a_scanner_does_not_fill_the_journal(tmp_path: Path) -> None:
+    with desk_at(tmp_path) as (box, desk):
+        for _ in range(500):
+            desk.on_client("client_refused", "10.0.0.9", "is not among the peers")
+        assert journaled(box, "client_refused") == [{"peer": "10.0.0.9", "reason": "is not among the peers"}]
+
+
+def test_a_guesser_of_names_and_passwords_does_not_fill_the_journal(tmp_path: Path) -> None:
+    with desk_at(tmp_path) as (box, desk):
+        settings = OpcuaServerSettings.model_validate({**HOME, "users": [{"name": "scada", "password": "0perator"}]})
+        doorkeeper = Doorkeeper(settings, lambda name, who, reason: desk.refused(name, user=who, reason=reason))
+        for number in range(500):
+            assert doorkeeper.get_user(None, "scada", "guess") is None
+            assert doorkeeper.get_user(None, f"name{number}", "guess") is None
+        told = journaled(box, "login_refused")
+        assert {facts["reason"] for facts in told} == {"wrong name or password", "too many wrong passwords"}
+        assert len(told) == KINDS
