@@ -34,7 +34,6 @@ _BACK_PRESSURE: Final = 1 << 20
 _LOCK_AFTER: Final = 5
 _LOCK_S: Final = 30.0
 """A name with 5 wrong passwords behind each other is not let in for so long: 14,400 guesses a day, not a billion."""
-_NAMES: Final = 256
 
 Told = Callable[[str, str, str], None]
 """Of `client_came`, `client_left`, `client_refused` or `login_refused`: event, who, reason."""
@@ -70,9 +69,8 @@ class Doorkeeper:
         if user is not None and right and not locked:
             self._wrong.pop(username, None)
             return User(role=UserRole.User, name=user.name)
-        if len(self._wrong) >= _NAMES:
-            self._wrong.clear()
-        self._wrong[username] = (count + 1, time.monotonic() + _LOCK_S)
+        if user is not None:  # names that do not exist need no lock, and must push out nobody's
+            self._wrong[username] = (count + 1, time.monotonic() + _LOCK_S)
         self._tell("login_refused", username[:64], "too many wrong passwords" if locked else "wrong name or password")
         return None
 

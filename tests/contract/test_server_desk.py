@@ -60,3 +60,13 @@ def test_a_guesser_of_names_and_passwords_does_not_fill_the_journal(tmp_path: Pa
         told = journaled(box, "login_refused")
         assert {facts["reason"] for facts in told} == {"wrong name or password", "too many wrong passwords"}
         assert len(told) == KINDS
+
+
+def test_a_name_stays_locked_whatever_other_names_are_guessed() -> None:
+    settings = OpcuaServerSettings.model_validate({**HOME, "users": [{"name": "scada", "password": "0perator"}]})
+    doorkeeper = Doorkeeper(settings, lambda _name, _who, _reason: None)
+    for _ in range(5):
+        assert doorkeeper.get_user(None, "scada", "guess") is None
+    for number in range(300):
+        assert doorkeeper.get_user(None, f"name{number}", "guess") is None
+    assert doorkeeper.get_user(None, "scada", "0perator") is None
