@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from edgeqc.journal import Entry, JournalReader, list_journals, recent_cursor
-from edgeqc.records import NS_PER_S, RESULT_CODE, AlertChange, Delivery, Ne107, PartRecord, Verdict
+from edgeqc.records import NS_PER_S, RESULT_CODE, AlertChange, Delivery, Ne107, PartRecord, Started, Verdict
 from edgeqc.server.shift import Shift
 from edgeqc.settings import Settings
 from edgeqc.shm.board import Board, Row, State
@@ -87,10 +87,14 @@ class Observer:
     """Looks at the board and tails the journals. One thread."""
 
     def __init__(self, settings: Settings, board: Board, state_dir: Path) -> None:
-        """Results and alerts begin with what the newest two segments of each journal hold."""
+        """Results and alerts begin with what the newest two segments of each journal hold.
+
+        Journals of what the configuration does not have any more are passed over: their alerts would never end.
+        """
         self._settings, self._board, self._state_dir = settings, board, state_dir
         self._tailed: dict[str, _Tailed] = {}
         self._listed_ns = 0
+        self._writers = {_SUPERVISOR, *board.rows}
         self._without_plc = {station.name for station in settings.stations if station.plc.type == "none"}
 
     def look(self, shift: Shift) -> Picture:
@@ -143,13 +147,15 @@ class Observer:
         if now_ns - self._listed_ns > _LIST_NS:
             self._listed_ns = now_ns
             for folder in list_journals(self._state_dir):
-                if folder.name not in self._tailed:
+                if folder.name in self._writers and folder.name not in self._tailed:
                     self._tailed[folder.name] = _Tailed(JournalReader(folder, recent_cursor(folder)))
         for tailed in self._tailed.values():
             for entry in _read(tailed.reader):
                 _take(tailed, entry)
 
 
+_SUPERVISOR: Final = "supervisor"
+"""It writes a journal and is no row of the board."""
 _LIST_NS: Final = NS_PER_S
 _ENTRIES: Final = 200
 """Read from a journal at a look: 5 ms at most, so that a backlog never holds the clients up."""
@@ -189,6 +195,8 @@ def _take(tailed: _Tailed, entry: Entry) -> None:
                 tailed.alerts[alert.id] = alert
             else:
                 tailed.alerts.pop(alert.id, None)
+        case Started():  # what stood ended with the run before; what still stands is told anew
+            tailed.alerts.clear()
         case _:
             pass
 

@@ -10,10 +10,12 @@ import structlog
 from server_box import Box
 
 from edgeqc.core.refusals import KINDS
-from edgeqc.journal import JournalReader
-from edgeqc.records import Event
+from edgeqc.journal import JournalReader, JournalWriter
+from edgeqc.records import AlertChange, Event, Ne107, Started
 from edgeqc.server.doorkeeper import Doorkeeper
+from edgeqc.server.picture import Observer
 from edgeqc.server.process import Desk
+from edgeqc.server.shift import Shift
 from edgeqc.settings import OpcuaServerSettings
 
 HOME = {"bind": "127.0.0.1", "peers": ["127.0.0.1"], "port": 0}
@@ -70,3 +72,32 @@ def test_a_name_stays_locked_whatever_other_names_are_guessed() -> None:
     for number in range(300):
         assert doorkeeper.get_user(None, f"name{number}", "guess") is None
     assert doorkeeper.get_user(None, "scada", "0perator") is None
+
+
+def started(process: str) -> Started:
+    return Started(process=process, run_id="1", version="0", config_digest="0")
+
+
+def test_alerts_of_a_run_end_with_the_next_ones_start(tmp_path: Path) -> None:
+    with desk_at(tmp_path) as (box, desk):
+        box.journal.append(started("station-top"))
+        box.alert("top.camera.lost", active=True)
+        box.alert("top.plc.lost", active=True)
+        assert set(desk.look().alerts) == {"top.camera.lost", "top.plc.lost"}
+        box.journal.append(started("station-top"))
+        box.alert("top.plc.lost", active=True)  # the next run tells what it finds
+        picture = desk.look()
+        assert (set(picture.alerts), picture.state) == ({"top.plc.lost"}, Ne107.FAILURE)
+        box.alert("top.plc.lost", active=False)
+        assert (desk.look().alerts, desk.look().state) == ({}, Ne107.NORMAL)
+
+
+def test_alerts_of_what_is_not_configured_any_more_do_not_stand(tmp_path: Path) -> None:
+    with box_at(tmp_path) as box:
+        for writer in ("station-gone", "supervisor"):
+            with closing(JournalWriter(box.state_dir / "journal" / writer, box.settings.journal)) as journal:
+                journal.append(
+                    AlertChange(id=writer, active=True, priority="high", ne107=Ne107.FAILURE, text="t", action="a")
+                )
+        with closing(Observer(box.settings, box.board, box.state_dir)) as observer:
+            assert set(observer.look(Shift(box.state_dir, box.run_dir)).alerts) == {"supervisor"}
