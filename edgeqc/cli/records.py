@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _COLUMNS: Final = ("ts", "station", "part_id", "verdict", "cause", "score", "latency_ms", "image")
 _UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _AGO: Final = re.compile(r"(\d{1,6})([smhdw])")
+_MOST_NS: Final = 2**63 - 1
+"""What a column of the archive holds; no record is from before 1677 or from after 2262."""
 
 When = Annotated[str | None, typer.Option(help="2026-11-22T08:00 (local time unless it says), or 90m, 8h, 7d ago.")]
 
@@ -92,7 +94,7 @@ def _cell(value: object) -> str:
 
 
 def moment_ns(text: str | None, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> int | None:
-    """UTC ns of a moment as people write it."""
+    """UTC ns of a moment as people write it; what lies outside 1677 to 2262 is the end of that time."""
     if text is None:
         return None
     ago = _AGO.fullmatch(text)
@@ -105,7 +107,7 @@ def moment_ns(text: str | None, now: Callable[[], datetime] = lambda: datetime.n
     except (ValueError, OverflowError) as error:
         raise typer.BadParameter(f"{text}: write 2026-11-22T08:00, or 90m, 8h, 7d") from error
     whole = moment - datetime(1970, 1, 1, tzinfo=UTC)
-    return (whole // timedelta(microseconds=1)) * 1000
+    return max(-_MOST_NS, min((whole // timedelta(microseconds=1)) * 1000, _MOST_NS))
 
 
 def _with_progress(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -29,6 +29,7 @@ from edgeqc.cli.journal import in_order
 from edgeqc.cli.records import moment_ns
 from edgeqc.journal import JournalReader, JournalWriter
 from edgeqc.journal.codec import RECORD_BYTES
+from edgeqc.office import tables
 from edgeqc.records import Event
 from edgeqc.settings import JournalSettings
 from edgeqc.sim.broker import SimBroker, mosquitto_path
@@ -623,6 +624,14 @@ def test_moment_may_be_a_date_with_its_zone():
 def test_moment_that_is_none_is_a_usage_error():
     with pytest.raises(typer.BadParameter, match="write 2026"):
         moment_ns("yesterday")
+
+
+@pytest.mark.parametrize("text", ["0001-06-01", "1500-01-01", "2300-01-01T00:00Z", "9999-12-30", "9999w"])
+def test_a_moment_no_record_can_have_selects_all_or_nothing(edgeqc, text):
+    tables.open_archive(Path(tables.FILE_NAME)).close()
+    for command in (["records", "--until", text], ["alarm", "history"], ["alarm", "figures"], ["audit"]):
+        code, _, err = edgeqc(*command, "--since", text, "--state", ".")
+        assert (code, "Traceback" in err) == (0, False), err
 
 
 def test_missing_rights_name_what_is_missing_and_how_to_mend_it(tmp_path):
