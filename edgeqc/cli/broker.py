@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import ssl
 import time
@@ -16,10 +15,13 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edgeqc.errors import PeerError, PeerTimeoutError
+from edgeqc.office import payloads
 from edgeqc.settings import MqttSettings
 
 ANSWER_S: Final = 5.0
 _PEER: Final = "mqtt"
+_SOURCE: Final = "test-mqtt"
+"""Of the message; no process of a daemon has this name. It keeps no count: its numbers are microseconds."""
 _REFUSED: Final = 0x80
 
 
@@ -80,13 +82,16 @@ def _exchange(session: _Session, report: BrokerReport, node: str) -> None:
     session.client.subscribe(report.topic, qos=1)
     report.readable = session.wait("subscribed", "the broker does not answer a subscription")
     token = uuid.uuid4().hex
-    body = {"schema": "edgeqc.event/1", "ts": _now(), "node": node, "seq": 0, "event": "self_test", "token": token}
+    wall_ns = time.time_ns()
+    body = payloads.event(
+        "self_test", {"token": token}, node=node, source=_SOURCE, sequence=wall_ns // 1000, wall_ns=wall_ns
+    )
     properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call] # paho has no types here
     properties.ContentType = "application/json"
     properties.MessageExpiryInterval = 60
     session.token = token.encode()
     began = time.monotonic()
-    session.client.publish(report.topic, json.dumps(body), qos=1, properties=properties)
+    session.client.publish(report.topic, payloads.encode(body), qos=1, properties=properties)
     code = session.wait("published", f"no acknowledgement for {report.topic}")
     if code >= _REFUSED:
         raise PeerError(
@@ -150,8 +155,3 @@ def _context(settings: MqttSettings) -> ssl.SSLContext:
     if tls.certificate is not None:
         context.load_cert_chain(tls.certificate, tls.private_key)
     return context
-
-
-def _now() -> str:
-    seconds = time.time()
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(seconds % 1 * 1e6):06d}Z"

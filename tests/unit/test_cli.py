@@ -32,7 +32,7 @@ from edgeqc.journal.codec import RECORD_BYTES
 from edgeqc.office import tables
 from edgeqc.records import Event
 from edgeqc.settings import JournalSettings
-from edgeqc.sim.broker import SimBroker, mosquitto_path
+from edgeqc.sim.broker import Listener, SimBroker, mosquitto_path
 from edgeqc.sim.plc import SimPlc
 from edgeqc.sim.stage import Stage
 from edgeqc.sim.tags import SimTags, tag_settings
@@ -450,8 +450,11 @@ def need_mosquitto():
 
 def test_broker_session_publishes_and_reads_back(edgeqc):
     need_mosquitto()
-    with SimBroker() as broker:
+    with SimBroker() as broker, Listener("127.0.0.1", broker.port, "#") as listener:
         code, out, _ = edgeqc("test", "mqtt", line(mqtt={"host": "127.0.0.1", "port": broker.port}), "--json")
+        (message,) = listener.wait(1, "/event", timeout_s=10)
+    jsonschema.validate(message.json, json.loads((ROOT / "config/schema/event.json").read_text()))
+    assert message.json["name"] == "self_test"
     report = json.loads(out)
     assert code == 0
     assert (report["schema"], report["topic"], report["readable"]) == ("edgeqc.test.mqtt/1", "edgeqc/box/event", True)
