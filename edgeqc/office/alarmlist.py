@@ -11,7 +11,8 @@ from typing import Any, Final
 from edgeqc.core.alarm import AlarmState
 from edgeqc.errors import EdgeqcError
 from edgeqc.office import payloads, tables
-from edgeqc.office.alarms import FLOOD_BEGINS, FLOOD_NS, state_of
+from edgeqc.office.alarmrows import state_of
+from edgeqc.office.alarms import FLOOD_BEGINS, FLOOD_NS
 from edgeqc.records import NS_PER_S
 
 CHATTER_RAISES: Final = 3

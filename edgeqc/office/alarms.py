@@ -6,7 +6,6 @@ archive's thread only, inside its transactions.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 from collections import deque
 from collections.abc import Callable
@@ -14,8 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from edgeqc.core.alarm import EVENT_OF, Alarm, AlarmEvent, AlarmState, IllegalMoveError, Verb
+from edgeqc.office.alarmrows import enter, state_of
 from edgeqc.office.payloads import AlertState
-from edgeqc.records import NS_PER_S, AlertChange, Ne107
+from edgeqc.records import NS_PER_S, AlertChange
 
 CONFIRM_NS: Final = 30 * NS_PER_S
 """An alarm of a process that was restarted stands so long for the process to tell it again; then it is over."""
@@ -291,42 +291,9 @@ class AlarmBook:
         return count > FLOOD_BEGINS or (self.flooded and count >= FLOOD_ENDS)
 
     def _enter(self, state: AlertState) -> AlertState:
-        change = state.change
-        self._database.execute(
-            _INSERT,
-            (
-                state.source,
-                state.sequence,
-                state.wall_ns,
-                change.id,
-                change.active,
-                change.priority,
-                change.ne107.value,
-                change.text,
-                change.action,
-                change.value,
-                change.limit,
-                change.unit,
-                state.since_ns,
-                state.count,
-                state.alarm.below.value,
-                state.alarm.cover.value if state.alarm.cover is not None else "",
-                state.event,
-                state.acked_by,
-                state.acked_ns,
-                state.cover_by,
-                state.until_ns,
-                state.note,
-                state.first_up,
-                json.dumps(change.contribution),
-                change.latched,
-                change.suppressed,
-                state.confirm_ns,
-                state.teller,
-            ),
-        )
-        self._states.pop(change.id, None)  # the newest stands last, as in the table
-        self._states[change.id] = state
+        enter(self._database, state)
+        self._states.pop(state.change.id, None)  # the newest stands last, as in the table
+        self._states[state.change.id] = state
         return state
 
 
@@ -335,74 +302,6 @@ def _is_over(confirm_ns: int, wall_ns: int) -> bool:
     return not wall_ns < confirm_ns <= wall_ns + CONFIRM_NS
 
 
-def state_of(row: sqlite3.Row) -> AlertState:
-    """The alarm that a row of `alerts` keeps."""
-    return AlertState(
-        source=row["source"],
-        sequence=row["sequence"],
-        wall_ns=row["wall_ns"],
-        change=AlertChange(
-            id=row["alert_id"],
-            active=bool(row["active"]),
-            priority=row["priority"],
-            ne107=Ne107(row["ne107"]),
-            text=row["text"],
-            action=row["action"],
-            value=row["value"],
-            limit=row["limit_value"],
-            unit=row["unit"],
-            contribution=tuple((str(tag), float(share)) for tag, share in json.loads(row["contribution"])),
-            latched=bool(row["latched"]),
-            suppressed=bool(row["suppressed"]),
-        ),
-        since_ns=row["since_ns"],
-        count=row["count"],
-        alarm=Alarm(AlarmState(row["below"]), AlarmState(row["cover"]) if row["cover"] else None),
-        event=row["event"],
-        acked_by=row["acked_by"],
-        acked_ns=row["acked_ns"],
-        cover_by=row["cover_by"],
-        until_ns=row["until_ns"],
-        note=row["note"],
-        first_up=bool(row["first_up"]),
-        confirm_ns=row["confirm_ns"],
-        teller=row["teller"],
-    )
-
-
 def told(state: AlertState) -> dict[str, Any]:
     """What a command's answer says of an alarm."""
     return {"id": state.change.id, "state": state.alarm.state.value, "text": state.change.text}
-
-
-_COLUMNS: Final = (
-    "source",
-    "sequence",
-    "wall_ns",
-    "alert_id",
-    "active",
-    "priority",
-    "ne107",
-    "text",
-    "action",
-    "value",
-    "limit_value",
-    "unit",
-    "since_ns",
-    "count",
-    "below",
-    "cover",
-    "event",
-    "acked_by",
-    "acked_ns",
-    "cover_by",
-    "until_ns",
-    "note",
-    "first_up",
-    "contribution",
-    "latched",
-    "suppressed",
-    "confirm_ns",
-    "teller",
-)
-_INSERT: Final = f"INSERT INTO alerts({', '.join(_COLUMNS)}) VALUES({', '.join('?' * len(_COLUMNS))})"

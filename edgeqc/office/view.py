@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgeqc.journal import Cursor
 from edgeqc.office import tables
-from edgeqc.office.alarms import state_of
+from edgeqc.office.alarmrows import state_of
 from edgeqc.office.payloads import AlertState, RecipeState
 
 
