@@ -164,16 +164,20 @@ class AlarmBook:
         self._unconfirmed.pop(change.id, None)
         return self._enter(state)
 
-    def started(self, writer: str, wall_ns: int) -> None:
+    def started(self, writer: str, wall_ns: int, *, read_wall_ns: int) -> None:
         """A process began: what stood of it stands until it is told again, or CONFIRM_NS are over.
 
-        With the supervisor all began, and what is not in the configuration any more did not.
+        With the supervisor all began, and what is not in the configuration any more did not. `read_wall_ns`: when this
+        is read, at which some of what came after it may be known.
         """
-        self._doubt(lambda state: state.source == writer or (writer == SUPERVISOR and state.wall_ns < wall_ns), wall_ns)
+        everything = writer == SUPERVISOR
+        self._doubt(
+            lambda state: state.source == writer or (everything and _is_before(state, wall_ns, read_wall_ns)), wall_ns
+        )
 
-    def office_ended(self, wall_ns: int) -> None:
+    def office_ended(self, wall_ns: int, *, read_wall_ns: int) -> None:
         """What it raised itself up to then the next office tells again, or not. It writes no journal to say that it began."""
-        self._doubt(lambda state: state.source == OFFICE and state.wall_ns < wall_ns, wall_ns)
+        self._doubt(lambda state: state.source == OFFICE and _is_before(state, wall_ns, read_wall_ns), wall_ns)
 
     def _doubt(self, doubtful: Callable[[AlertState], bool], wall_ns: int) -> None:
         for key, state in self._states.items():
@@ -189,7 +193,7 @@ class AlarmBook:
         """Is there anything for `expire` to do?"""
         return (
             any(_is_over(until_ns, wall_ns) for until_ns in self._unconfirmed.values())
-            or any(0 < state.until_ns <= wall_ns for state in self._states.values())
+            or any(_leaves_shelf(state, wall_ns) for state in self._states.values())
             or self._flood_at(wall_ns) is not self.flooded
         )
 
@@ -201,7 +205,7 @@ class AlarmBook:
             over = replace(state.change, active=False)
             number = sequence + len(changed)
             changed.append(self.take(over, source=state.source, sequence=number, wall_ns=wall_ns, teller="office"))
-        for state in [state for state in self._states.values() if 0 < state.until_ns <= wall_ns]:
+        for state in [state for state in self._states.values() if _leaves_shelf(state, wall_ns)]:
             alarm = state.alarm.after(AlarmEvent.UNSHELVE)
             changed.append(
                 self._enter(
@@ -295,6 +299,16 @@ class AlarmBook:
         self._states.pop(state.change.id, None)  # the newest stands last, as in the table
         self._states[state.change.id] = state
         return state
+
+
+def _is_before(state: AlertState, wall_ns: int, read_wall_ns: int) -> bool:
+    """Was it told before that time? What is of the future was told before the clock was set back."""
+    return not wall_ns <= state.wall_ns <= read_wall_ns
+
+
+def _leaves_shelf(state: AlertState, wall_ns: int) -> bool:
+    """Nothing is set aside for longer than LONGEST_SHELF_NS: what would be was shelved before the clock was set back."""
+    return state.until_ns > 0 and not wall_ns < state.until_ns <= wall_ns + LONGEST_SHELF_NS
 
 
 def _is_over(confirm_ns: int, wall_ns: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import asdict
@@ -175,7 +176,7 @@ class Intake:
         self._parts.started(entry.writer, outcome)
         self._runs.started(entry.writer, started)
         outcome.started = True
-        self.alarms.started(entry.writer, entry.wall_ns)
+        self.alarms.started(entry.writer, entry.wall_ns, read_wall_ns=time.time_ns())
         self._enter_event(entry, "started", asdict(started), outcome)
 
     def _enter_event(self, entry: Entry, name: str, facts: dict[str, Any], outcome: Outcome) -> None:
@@ -185,7 +186,7 @@ class Intake:
         if name in AUDITED:
             outcome.audited.append(entry)
         if name == "process_ended" and facts.get("process") == OFFICE:
-            self.alarms.office_ended(entry.wall_ns)
+            self.alarms.office_ended(entry.wall_ns, read_wall_ns=time.time_ns())
         payload = payloads.event(
             name, facts, node=self._node, source=entry.writer, sequence=entry.sequence, wall_ns=entry.wall_ns
         )

@@ -592,13 +592,53 @@ def test_a_clock_that_is_set_back_holds_up_neither_a_floods_end_nor_an_unconfirm
             change = dataclasses.replace(alert(active=True), id=f"high.{number}")
             book.take(change, source="station-top", sequence=number, wall_ns=WALL_NS)
         book.expire(sequence=100, wall_ns=WALL_NS)
-        book.started("station-top", WALL_NS)
+        book.started("station-top", WALL_NS, read_wall_ns=WALL_NS)
         assert book.flooded
         assert not book.due(WALL_NS + 1)
         assert book.due(WALL_NS - hour_ns)
         ended = book.expire(sequence=200, wall_ns=WALL_NS - hour_ns)
         assert not book.flooded
         assert len([state for state in ended if not state.change.active]) == alarms.FLOOD_BEGINS + 1
+
+
+def test_a_box_that_boots_in_the_past_ends_what_an_earlier_run_had_raised(desk, monkeypatch):
+    monkeypatch.setattr(alarms, "CONFIRM_NS", 0)
+    year_ns = 365 * 86_400 * 10**9
+    told = (
+        ("station-gone", WALL_NS + year_ns, dataclasses.replace(alert(active=True), id="gone.camera.lost")),
+        ("supervisor", WALL_NS, dataclasses.replace(started(2), process="supervisor")),
+        ("station-top", WALL_NS + 1, alert(active=True)),  # raised by the run that has begun: it stands
+        ("office", WALL_NS + year_ns, dataclasses.replace(alert(active=True), id="office.outbox.full")),
+        ("supervisor", WALL_NS, Event(name="process_ended", facts={"process": "office", "exit_code": -9})),
+    )
+    entries = [
+        Entry(writer=writer, sequence=number, wall_ns=wall_ns, mono_ns=1, body=body)
+        for number, (writer, wall_ns, body) in enumerate(told)
+    ]
+    with desk.archive() as (archive, tail):
+        desk.settle(archive, tail)
+        batch = Tailed(folder=desk.journal.folder, entries=entries, cursor=Cursor(segment=1, offset=512), images={})
+        assert archive.offer(batch)
+        until(lambda: archive.idle and archive.view.alerts())
+        until(lambda: sum(state.change.active for state in archive.view.alerts()) == 1)
+        assert [state.change.id for state in archive.view.alerts() if state.change.active] == ["top.camera.lost"]
+
+
+def test_an_alarm_leaves_the_shelf_where_the_clock_was_far_ahead_when_it_was_shelved(tmp_path):
+    hour_ns = 3600 * 10**9
+    with closing(tables.open_archive(tmp_path / tables.FILE_NAME)) as database:
+        book = alarms.AlarmBook(database)
+        ahead_ns = WALL_NS + 1000 * 24 * hour_ns
+        book.take(alert(active=True), source="station-top", sequence=1, wall_ns=ahead_ns)
+        shelve = AlarmCommand(verb=Verb.SHELVE, id="top.camera.lost", by="anna", why="known", for_ns=hour_ns)
+        book.obey(shelve, sequence=2, wall_ns=ahead_ns)
+        assert not book.due(ahead_ns + 1)
+        assert book.due(WALL_NS)
+        (state,) = book.expire(sequence=3, wall_ns=WALL_NS)
+        assert (state.alarm.state, state.until_ns) == (AlarmState.ACTIVE_UNACKED, 0)
+        shelve = dataclasses.replace(shelve, for_ns=alarms.LONGEST_SHELF_NS)
+        book.obey(shelve, sequence=4, wall_ns=WALL_NS)
+        assert not book.due(WALL_NS)
 
 
 def test_an_acknowledged_alert_that_a_new_run_tells_again_stays_acknowledged(desk):
