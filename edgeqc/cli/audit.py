@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -26,23 +27,23 @@ def audit(
     Exit code 1 where a line was changed, lost, added or swapped since it was written.
     """
     from edgeqc.cli.state import state_of  # noqa: PLC0415 - heavy
-    from edgeqc.office.audit import FILE_NAME, DamagedTrailError, read  # noqa: PLC0415 - heavy
+    from edgeqc.office import audit as trail  # noqa: PLC0415 - heavy
 
-    path = state_of(file, state) / FILE_NAME
+    path = state_of(file, state) / trail.FILE_NAME
     try:
-        lines, unfinished = read(path)
-    except DamagedTrailError as exc:
+        extent = trail.verify(path)
+    except trail.DamagedTrailError as exc:
         talk(str(exc), style="red")
         raise typer.Exit(Exit.FAILED) from exc
-    seal = lines[-1].seal if lines else ""
     if verify:
         if as_json:
-            emit("edgeqc.audit-verified/1", {"lines": len(lines), "seal": seal, "unfinished_bytes": unfinished})
+            told = {"lines": extent.lines, "seal": extent.seal, "unfinished_bytes": extent.unfinished_bytes}
+            emit("edgeqc.audit-verified/1", told)
         else:
-            talk(f"{path}: {len(lines)} changes, as they were written; seal {seal[:16] or '-'}")
+            talk(f"{path}: {extent.lines} changes, as they were written; seal {extent.seal[:16] or '-'}")
         return
     since_ns = moment_ns(since) or 0
-    chosen = [line for line in lines if line.fields["at"] >= since_ns]
+    chosen = (line for line in islice(trail.read(path), extent.lines) if line.fields["at"] >= since_ns)
     if as_json:
         for line in chosen:
             emit("edgeqc.audit/1", {**line.fields, "seal": line.seal})

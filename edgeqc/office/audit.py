@@ -11,8 +11,10 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 import time
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +30,13 @@ AUDITED: Final = frozenset(
 _HEAD_SUFFIX: Final = ".head"
 _BEGIN: Final = "0" * 64
 _SEAL: Final = len(_BEGIN)
+KNOWN: Final = 4096
+"""Changes that are known when they come again. After a crash those of one transaction do; after the archive was set aside all
+that the journals still hold: of those, changes before the newest 4096 are entered twice, at one changeover a minute after 3 days."""
+_LONGEST: Final = 1 << 20
+"""Bytes of a line. A journal's record has 512; what is longer is no line of ours."""
+_Key = tuple[str, int, int]
+"""Whose change: its journal, its number in it and its UTC ns."""
 _WHO: Final = ("by", "user", "peer")
 """Facts that name who did it; else it was the peer of the process that told of it (a station's PLC)."""
 
@@ -46,28 +55,47 @@ class Line:
     """SHA-256 in hex over this line and, by the seal before it, all lines before it."""
     fields: dict[str, Any]
     """`n`, `at` (UTC ns), `who`, `what`, `source`, `sequence` and `facts`."""
+    end: int
+    """Bytes of the file up to its end."""
 
 
-def read(path: Path) -> tuple[list[Line], int]:
-    """All lines, verified, and the bytes of a write behind them that never ended: what a crash may leave.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extent:
+    """How far a trail reaches that is as it was written."""
+
+    lines: int
+    seal: str
+    """Of the last line; empty where there is none."""
+    unfinished_bytes: int
+    """Of a write behind the lines that never ended: what a crash may leave."""
+
+
+def read(path: Path) -> Iterator[Line]:
+    """Each line once it is verified; only at the end is it known whether the trail reaches as far as it must.
 
     Raises:
         DamagedTrailError: a line was changed, lost, added or swapped, or the file is shorter than it was.
         OSError: it cannot be read.
     """
     number, seal = _head(path)
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raw = b""
-    lines, end = _lines(raw)
-    if len(lines) < number:
-        raise DamagedTrailError(
-            f"{path}: line {len(lines) + 1} of {number} is not what was written, or not where it was"
-        )
-    if number and lines[number - 1].seal != seal:
-        raise DamagedTrailError(f"{path}: line {number} does not have the seal that was kept beside it")
-    return lines, len(raw) - end
+    count = 0
+    for line in _lines(path):
+        if line.number == number and line.seal != seal:
+            raise DamagedTrailError(f"{path}: line {number} does not have the seal that was kept beside it")
+        count = line.number
+        yield line
+    if count < number:
+        raise DamagedTrailError(f"{path}: line {count + 1} of {number} is not what was written, or not where it was")
+
+
+def verify(path: Path, look: Callable[[Line], object] = lambda _line: None) -> Extent:
+    """Read it to the end; each line is given to `look` and forgotten. Raises what `read` does."""
+    size = path.stat().st_size if path.exists() else 0
+    lines, seal, end = 0, "", 0
+    for line in read(path):
+        look(line)
+        lines, seal, end = line.number, line.seal, line.end
+    return Extent(lines=lines, seal=seal, unfinished_bytes=max(0, size - end))  # it may have grown since
 
 
 class AuditTrail:
@@ -78,7 +106,8 @@ class AuditTrail:
         self.path = path
         self._seal = _BEGIN
         self._number = 0
-        self._known: set[tuple[str, int, int]] = set()
+        self._known: OrderedDict[_Key, None] = OrderedDict()
+        """The newest KNOWN changes, oldest first."""
         self._open = False
 
     def open(self) -> str | None:
@@ -87,18 +116,19 @@ class AuditTrail:
         OSError where the disk does not do it; try again.
         """
         damage = None
+        self._known.clear()
         try:
-            lines, torn = read(self.path)
+            extent = verify(self.path, self._remember_line)
         except DamagedTrailError as exc:
             damage = str(exc)
             self._set_aside()
-            lines, torn = [], 0
-        if torn:
+            self._known.clear()
+            extent = Extent(lines=0, seal="", unfinished_bytes=0)
+        if extent.unfinished_bytes:
             with self.path.open("rb+") as file:
-                file.truncate(self.path.stat().st_size - torn)
-        self._number = len(lines)
-        self._seal = lines[-1].seal if lines else _BEGIN
-        self._known = {(line.fields["source"], line.fields["sequence"], line.fields["at"]) for line in lines}
+                file.truncate(self.path.stat().st_size - extent.unfinished_bytes)
+        self._number = extent.lines
+        self._seal = extent.seal or _BEGIN
         self._open = True
         if damage is not None:
             self.write([_own("audit_began", {"why": damage[:300]})])
@@ -111,7 +141,7 @@ class AuditTrail:
         """
         if not self._open:
             self.open()
-        new = [entry for entry in entries if (entry.writer, entry.sequence, entry.wall_ns) not in self._known]
+        new = [entry for entry in entries if _key(entry) not in self._known]
         if not new:
             return
         seal, number, text = self._seal, self._number, b""
@@ -129,14 +159,28 @@ class AuditTrail:
             os.close(descriptor)
         _keep_head(self.path, number, seal)
         self._seal, self._number = seal, number
-        self._known.update((entry.writer, entry.sequence, entry.wall_ns) for entry in new)
+        for entry in new:
+            self._remember(_key(entry))
         self._open = True
+
+    def _remember_line(self, line: Line) -> None:
+        fields = line.fields
+        self._remember((sys.intern(fields["source"]), fields["sequence"], fields["at"]))
+
+    def _remember(self, key: _Key) -> None:
+        self._known[key] = None
+        if len(self._known) > KNOWN:
+            self._known.popitem(last=False)
 
     def _set_aside(self) -> None:
         stamp = f"damaged-{time.time_ns()}"
         for path in (self.path, _head_path(self.path)):
             with contextlib.suppress(FileNotFoundError):
                 path.rename(path.with_name(f"{path.name}.{stamp}"))
+
+
+def _key(entry: Entry) -> _Key:
+    return entry.writer, entry.sequence, entry.wall_ns
 
 
 def _own(name: str, facts: dict[str, str | int | float | bool]) -> Entry:
@@ -166,18 +210,21 @@ def _sealed(before: str, body: bytes) -> str:
     return hashlib.sha256(before.encode() + body).hexdigest()
 
 
-def _lines(raw: bytes) -> tuple[list[Line], int]:
-    """The lines up to the first that is not what was written, and where that begins."""
-    found: list[Line] = []
-    seal, at = _BEGIN, 0
-    while (end := raw.find(b"\n", at)) >= 0:
-        body = raw[at + _SEAL + 1 : end]
-        seal = _sealed(seal, body)
-        if raw[at : at + _SEAL + 1] != seal.encode() + b" ":
-            break
-        found.append(Line(number=len(found) + 1, seal=seal, fields=json.loads(body)))
-        at = end + 1
-    return found, at
+def _lines(path: Path) -> Iterator[Line]:
+    """The lines up to the first that is not what was written."""
+    seal, number, end = _BEGIN, 0, 0
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return
+    with file:
+        while (raw := file.readline(_LONGEST)).endswith(b"\n"):
+            body = raw[_SEAL + 1 : -1]
+            seal = _sealed(seal, body)
+            if raw[: _SEAL + 1] != seal.encode() + b" ":
+                return
+            number, end = number + 1, end + len(raw)
+            yield Line(number=number, seal=seal, fields=json.loads(body), end=end)
 
 
 def _head_path(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 from edgeqc.cli import application
 from edgeqc.journal import Entry
 from edgeqc.loading import changes
-from edgeqc.office.audit import FILE_NAME, AuditTrail, DamagedTrailError, read
+from edgeqc.office.audit import FILE_NAME, KNOWN, AuditTrail, DamagedTrailError, Extent, read, verify
 from edgeqc.records import Event
 from edgeqc.settings import Settings
 
@@ -44,12 +45,12 @@ def path(tmp_path: Path) -> Path:
 
 
 def sequences(path: Path) -> list[int]:
-    return [line.fields["sequence"] for line in read(path)[0]]
+    return [line.fields["sequence"] for line in read(path)]
 
 
 def test_a_line_says_who_what_and_when(path: Path) -> None:
-    lines, unfinished = read(path)
-    assert unfinished == 0
+    lines = list(read(path))
+    assert verify(path) == Extent(lines=5, seal=lines[-1].seal, unfinished_bytes=0)
     assert [line.fields["n"] for line in lines] == [1, 2, 3, 4, 5]
     assert [line.fields["who"] for line in lines] == ["station-top"] * 3 + ["anna", "shift"]
     assert lines[0].fields["facts"] == {"recipe": "R1", "before": "R0"}
@@ -84,6 +85,7 @@ def test_a_write_that_is_cut_anywhere_costs_no_line_before_it_and_comes_again(pa
 def test_garbage_behind_the_last_finished_write_is_no_damage(path: Path) -> None:
     whole = path.read_bytes()
     path.write_bytes(whole + b"\0" * 100 + b"\n" + b"\0" * 7)
+    assert verify(path).unfinished_bytes == 108
     trail = AuditTrail(path)
     assert trail.open() is None
     assert path.read_bytes() == whole
@@ -94,7 +96,7 @@ def test_each_byte_that_is_changed_is_found(path: Path) -> None:
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(DamagedTrailError):
-            read(path)
+            verify(path)
     path.write_bytes(whole)
     assert sequences(path) == [1, 2, 3, 4, 5]
 
@@ -104,10 +106,10 @@ def test_lines_that_are_lost_or_swapped_are_found(path: Path) -> None:
     for wrong in (lines[:-1], lines[1:], [lines[1], lines[0], *lines[2:]], [*lines[:2], *lines[3:]], []):
         path.write_bytes(b"".join(wrong))
         with pytest.raises(DamagedTrailError):
-            read(path)
+            verify(path)
     path.unlink()
     with pytest.raises(DamagedTrailError):
-        read(path)
+        verify(path)
 
 
 def test_a_damaged_trail_is_set_aside_and_a_new_one_says_so(path: Path) -> None:
@@ -116,9 +118,26 @@ def test_a_damaged_trail_is_set_aside_and_a_new_one_says_so(path: Path) -> None:
     trail = AuditTrail(path)
     assert "line 4" in str(trail.open())
     trail.write([entry(6)])
-    lines, _ = read(path)
+    lines = list(read(path))
     assert [line.fields["what"] for line in lines] == ["audit_began", "recipe_changed"]
     assert [each.read_bytes() for each in path.parent.glob(f"{FILE_NAME}.damaged-*")] == [damaged]
+
+
+def test_a_long_trail_needs_no_more_memory_than_its_newest_changes(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    changes = 2 * KNOWN
+    AuditTrail(path).write([entry(number, recipe=f"R{number}") for number in range(changes)])
+    size = path.stat().st_size
+    tracemalloc.start()
+    try:
+        trail = AuditTrail(path)
+        assert trail.open() is None
+        trail.write([entry(number, recipe=f"R{number}") for number in range(changes - 64, changes)])  # come again
+        assert path.stat().st_size == size
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (kept < 400 * KNOWN, peak < 600 * KNOWN) == (True, True), (kept, peak)
 
 
 def test_the_command_shows_it_and_verifies_it(path: Path) -> None:

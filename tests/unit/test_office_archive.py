@@ -879,7 +879,7 @@ def test_a_command_that_the_disk_takes_only_later_is_in_the_audit_trail_once(des
 
         monkeypatch.setattr(Books, "commit", full_at_first)
         assert ask(archive, Verb.ACK, "top.camera.lost")["status"] == "ok"
-    lines, _ = audit.read(desk.state_dir / audit.FILE_NAME)
+    lines = list(audit.read(desk.state_dir / audit.FILE_NAME))
     assert [line.fields["what"] for line in lines] == ["alarm_command"]
     (row,) = desk.rows("SELECT * FROM events WHERE name='alarm_command'")
     assert (row["sequence"], row["wall_ns"]) == (lines[0].fields["sequence"], lines[0].fields["at"])
