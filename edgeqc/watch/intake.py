@@ -48,6 +48,10 @@ class Taken(NamedTuple):
     source_ns: Times
     """The peer's UTC as it came; 0 where it gave none."""
 
+    def picked(self, which: Flags) -> Taken:
+        """Some of them."""
+        return Taken(self.samples.picked(which), self.source_ns[which])
+
 
 @dataclass(slots=True, kw_only=True)
 class SourceIntake:
@@ -122,6 +126,8 @@ class TagIntake:
         bands = [getattr(tag, "deadband", 0.0) for source in sources for tag in source.tags]
         self._deadband = np.array(bands)
         self._has_deadband = bool(self._deadband.any())
+        self._read = np.full(count, np.nan)
+        """What came last of each tag, inside its dead band too."""
         stuck = [getattr(tag, "stuck_s", None) for source in sources for tag in source.tags]
         self._stuck_ns = np.array([int(span * NS_PER_S) if span else 0 for span in stuck], np.int64)
         self._derived = Derived(table, sources)
@@ -150,11 +156,15 @@ class TagIntake:
         source.updates += count
         self.updates += count
         taken = Taken(Samples(batch.places + np.int32(first), at_ns, batch.values, batch.qualities), batch.source_ns)
-        faults = batch.faults
+        faults, moved = batch.faults, self._moved(taken.samples, batch.received_ns)
         if self._has_deadband:
-            moved = self._outside_dead_band(taken.samples)
-            taken, faults, old = Taken(taken.samples.picked(moved), taken.source_ns[moved]), faults[moved], old[moved]
-        self._enter(taken, faults, old, batch.received_ns)
+            outside = self._outside_dead_band(taken.samples)
+            self._keep_fresh(taken.picked(~outside & ~old), batch.received_ns)
+            if not outside.any():
+                self._wake()
+                return
+            taken, faults, moved, old = taken.picked(outside), faults[outside], moved[outside], old[outside]
+        self._enter(taken, faults, moved, old, batch.received_ns)
 
     def alive(self, source: str, at_ns: int) -> None:
         """Keep the source's sign of life."""
@@ -296,6 +306,13 @@ class TagIntake:
             source.gapped_ns = now_ns
             self._gap(source.places, now_ns - OLD_NS)
 
+    def _moved(self, samples: Samples, received_ns: int) -> Flags:
+        """Which samples say that their sensor is not stuck: however little it moves, inside a dead band too."""
+        moved: Flags = ~(samples.values == self._read[samples.places])
+        self._read[samples.places] = samples.values
+        self._changed_ns[samples.places[moved]] = received_ns
+        return moved
+
     def _outside_dead_band(self, samples: Samples) -> Flags:
         band = self._deadband[samples.places]
         still: Flags = (
@@ -305,16 +322,29 @@ class TagIntake:
         )
         return ~still
 
+    def _keep_fresh(self, still: Taken, received_ns: int) -> None:
+        """What was read again inside its dead band goes on to have its last value, which was received now.
+
+        Its moment stays: whoever is handed the samples gets none of these, and must not get a late one that is shown nowhere.
+        """
+        places = still.samples.places
+        for place, at_ns, stamp_ns in zip(
+            places.tolist(), still.samples.at_ns.tolist(), still.source_ns.tolist(), strict=True
+        ):
+            if at_ns >= self._at_ns[place]:
+                self._table.write(
+                    place, float(self._values[place]), int(self.qualities[place]), stamp_ns / NS_PER_S, received_ns
+                )
+
     def _enter(
         self,
         taken: Taken,
         faults: Marks,
+        moved: Flags,
         old: Flags,
         received_ns: int,
     ) -> None:
         samples = taken.samples
-        moved = ~(samples.values == self._values[samples.places])
-        self._changed_ns[samples.places[moved]] = received_ns
         stuck = ~moved & (self.faults[samples.places] == TagFault.STUCK) & (samples.marks == Quality.GOOD)
         if stuck.any():
             samples.marks[stuck] = Quality.UNCERTAIN
@@ -347,7 +377,8 @@ class TagIntake:
     def _show(self, samples: Samples, source_ns: Times, faults: Marks, received_ns: int) -> None:
         """Put what is the newest of each tag into the table."""
         # the last one of each tag, which is the newest but for late ones
-        last = np.array(list(dict(zip(samples.places.tolist(), range(len(samples.places)), strict=True)).values()))
+        newest = dict(zip(samples.places.tolist(), range(len(samples.places)), strict=True))
+        last = np.array(list(newest.values()), np.intp)
         # a late sample says nothing of now; that a tag is bad does
         last = last[(samples.at_ns[last] >= self._at_ns[samples.places[last]]) | (samples.marks[last] == Quality.BAD)]
         places, values, qualities = samples.places[last], samples.values[last], samples.marks[last]
@@ -370,7 +401,7 @@ class TagIntake:
         span = slice(places.start, places.stop)
         self.qualities[span] = Quality.BAD
         self.faults[span] = TagFault.NONE
-        self._values[span] = np.nan
+        self._values[span] = self._read[span] = np.nan
         self._changed_ns[span] = 0
         count = len(places)
         lost = Samples(

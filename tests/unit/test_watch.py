@@ -451,6 +451,63 @@ def test_a_dead_band_lets_only_real_changes_through(tmp_path: Path, monkeypatch:
     bench.table.close()
 
 
+def test_tags_that_all_lie_still_in_their_dead_bands_are_fresh_and_no_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    woken: list[int] = []
+    bench = Bench(tmp_path / "tags", monkeypatch, deadband=0.5).settled()
+    monkeypatch.setattr(bench.intake, "_wake", lambda: woken.append(bench.now_ns))
+    bench.intake.drain()
+    for step in range(100):
+        bench.now_ns += STEP_NS
+        bench.send(dict.fromkeys(range(len(NAMES)), 1.0 + 0.01 * (step % 40)))
+    assert bench.intake.drain() == []
+    value = bench.table.read(0, bench.now_ns)
+    assert (value.value, value.quality, value.received_ns) == (1.0, Quality.GOOD, bench.now_ns)
+    assert value.source_ts == pytest.approx((bench.now_ns + UTC_NS - NS_PER_MS) / NS_PER_S, abs=1e-3)
+    assert bench.intake.complete_to_ns() == bench.now_ns - 50 * NS_PER_MS
+    assert woken[-1] == bench.now_ns  # rows are due though no sample came
+    assert bench.wait(10 * NS_PER_S, sending=False) == []
+    bench.table.close()
+
+
+@pytest.mark.parametrize(("step", "stuck"), [(0.01, set()), (0.0, {"tags.press.stuck"})])
+def test_what_moves_inside_its_dead_band_is_not_stuck(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: float, stuck: set[str]
+):
+    bench = Bench(tmp_path / "tags", monkeypatch, deadband=0.5, stuck_s=20.0).settled()
+    for number in range(240):
+        bench.now_ns += STEP_NS
+        bench.send(dict.fromkeys(range(len(NAMES)), 1.0 + step * (number % 40)))
+        bench.look()
+    assert bench.raised() == stuck
+    assert qualities(bench) == {Quality.UNCERTAIN if stuck else Quality.GOOD}
+    bench.table.close()
+
+
+def test_a_sensor_that_got_stuck_inside_its_dead_band_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bench = Bench(tmp_path / "tags", monkeypatch, deadband=0.5, stuck_s=20.0).settled()
+    for number in range(160):
+        bench.now_ns += STEP_NS
+        bench.send(dict.fromkeys(range(len(NAMES)), 1.2))
+        bench.look()
+        assert qualities(bench) == {Quality.UNCERTAIN if number > 20 * 4 else Quality.GOOD}, number
+    bench.send(dict.fromkeys(range(len(NAMES)), 1.21))
+    assert qualities(bench) == {Quality.GOOD}
+    bench.table.close()
+
+
+def test_a_late_sample_inside_a_dead_band_is_not_what_was_received_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bench = Bench(tmp_path / "tags", monkeypatch, deadband=0.5).settled()
+    shown = bench.table.read(0, bench.now_ns)
+    bench.now_ns += STEP_NS
+    bench.send({0: 1.1}, age_ns=NS_PER_S)
+    assert bench.table.read(0, bench.now_ns) == shown
+    bench.table.close()
+
+
 DERIVED = {
     "name": "calc",
     "type": "derived",
