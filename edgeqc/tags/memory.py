@@ -30,6 +30,8 @@ class Memory:
         self.started = ""
         """When the server said it started."""
         self._nodes = nodes
+        self._on_disk = False
+        """Was there a file, when it was loaded or since."""
 
     @classmethod
     def load(cls, state_dir: Path, source: str, tags: Sequence[tuple[str, str]]) -> Self:
@@ -43,7 +45,9 @@ class Memory:
         digest = hashlib.sha256(json.dumps(list(tags)).encode()).hexdigest()[:16]
         memory = cls(memory_path(state_dir, source), digest)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            kept: dict[str, Any] = json.loads(memory.path.read_bytes())
+            raw = memory.path.read_bytes()
+            memory._on_disk = True
+            kept: dict[str, Any] = json.loads(raw)
             if kept["nodes"] == digest:
                 memory.namespaces = [str(uri) for uri in kept["namespaces"]]
                 memory.kinds = {str(name): str(kind) for name, kind in kept["kinds"].items()}
@@ -62,11 +66,12 @@ class Memory:
         part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         part.write_text(json.dumps(kept, indent=1) + "\n")
         part.replace(self.path)
+        self._on_disk = True
 
     @property
     def forgotten(self) -> bool:
-        """Has someone removed the file since it was written (`edgeqc tags accept`)?"""
-        return not self.path.exists()
+        """Has someone removed the file since it was there (`edgeqc tags accept`)? One that could not be made is not removed."""
+        return self._on_disk and not self.path.exists()
 
 
 def memory_path(state_dir: Path, source: str) -> Path:

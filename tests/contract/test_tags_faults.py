@@ -275,6 +275,16 @@ async def test_a_server_that_comes_back_with_other_namespaces_and_types(tmp_path
     plant.stop()
 
 
+async def test_a_server_of_which_nothing_can_be_kept_stays_connected(plant: Plant, tmp_path: Path):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "tags").write_text("a folder cannot be made here")
+    async with Watch(tmp_path, plant.port) as watch:
+        await watch.good()
+        await asyncio.sleep(2.5)  # it is looked once a second whether somebody has removed the file
+        assert watch.quality() is Quality.GOOD
+        assert watch.table.source(0).losses == 0
+
+
 async def test_tags_named_by_uri_do_not_care_for_numbers(tmp_path: Path):
     plant = Plant().start("urn:plant:other")
     async with Watch(tmp_path, plant.port, node="nsu=" + PLANT + ";s={name}") as watch:
