@@ -75,6 +75,7 @@ class Machines:
                 self._tell(_unwatched_alert(machine, reason))
         for group in self._groups:
             self._recall(group)
+            self._tell_standing(group)
             self._log.info(
                 "machine_watched",
                 machines=[machine.settings.name for machine in group.machines],
@@ -125,7 +126,10 @@ class Machines:
                 "package": group.digest,
                 "wall_s": time.time(),
                 "fleet": group.fleet.kept(),
-                "machines": {machine.settings.name: machine.trip.kept() for machine in group.machines},
+                "machines": {
+                    machine.settings.name: {**machine.trip.kept(), "off": machine.told_off}
+                    for machine in group.machines
+                },
             }
             path = self._folder / f"{group.key}.json"
             try:
@@ -150,6 +154,7 @@ class Machines:
                 memory = kept["machines"].get(machine.settings.name)
                 if memory is not None:
                     machine.trip.restore(memory, time.monotonic_ns())
+                    machine.told_off = bool(memory.get("off", False))
             age_s = time.time() - float(kept["wall_s"])
             if kept["package"] == group.digest and 0 <= age_s <= OLD_S:
                 group.fleet.restore(kept["fleet"], time.monotonic_ns())
@@ -157,6 +162,12 @@ class Machines:
             return
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
             self._log.warning("machine_state_not_usable", file=str(path), reason=str(exc)[:255])
+
+    def _tell_standing(self, group: _Group) -> None:
+        """Tell again what stands, before the first row: a slow package's comes later than the office waits for it."""
+        for machine in group.machines:
+            if machine.trip.on and self._tell(_deviation_alert(machine, None, suppressed=machine.told_off)):
+                machine.told = True
 
     def _follow(self, machine: _Machine, fleet: Fleet, seen: Seen, at_ns: int) -> None:
         machine.trip.update(seen.excess, at_ns)
@@ -202,6 +213,7 @@ class _Machine:
         self.told: bool | None = None
         """As last told; None: nothing was told by this run, and whoever looks may still know an older alarm."""
         self.told_off = False
+        """Was it last told as suppressed, by this run or the one before."""
         self.band = DeadBand(share=settings.alarm.dead_band)
         self.blind = Latch(on_ns=BLIND_ON_NS, off_ns=BLIND_OFF_NS)
         self.without = Latch(on_ns=0, off_ns=BLIND_OFF_NS)
@@ -272,18 +284,21 @@ def _rule(settings: MachineSettings, package: TagPackage) -> TripRule:
     )
 
 
-def _deviation_alert(machine: _Machine, seen: Seen, *, suppressed: bool) -> AlertChange:
+def _deviation_alert(machine: _Machine, seen: Seen | None, *, suppressed: bool) -> AlertChange:
+    """As it is told; `seen` None: nothing was seen by this run yet."""
     settings, on = machine.settings, machine.trip.on
     action = (settings.action or _ACTION) if on else ""
     room = max(_WORDS - len(action) - len(settings.name), 60)
-    cause = explain(machine.package, seen, room=room) if on and seen.deviation is not None else None
+    cause = (
+        explain(machine.package, seen, room=room) if on and seen is not None and seen.deviation is not None else None
+    )
     if suppressed:
         text = f"{settings.name} is in a state that is not judged"
     elif cause is not None:
         text = f"{settings.name} is not as usual: {cause.sentence}"
     else:
         text = f"{settings.name} is not as usual" if on else f"{settings.name} is as usual again"
-    value = None if not np.isfinite(seen.score) else round(seen.score, 3)
+    value = round(seen.score, 3) if seen is not None and np.isfinite(seen.score) else None
     return AlertChange(
         id=f"machine.{settings.name}.deviation",
         active=on,
@@ -292,7 +307,7 @@ def _deviation_alert(machine: _Machine, seen: Seen, *, suppressed: bool) -> Aler
         text=text,
         action=action,
         value=value,
-        limit=round(machine.trip.limit * seen.limit, 3),
+        limit=round(machine.trip.limit * seen.limit, 3) if seen is not None else None,
         unit="x usual" if value is not None else "",
         contribution=cause.contribution if cause is not None else (),
         latched=settings.acknowledge,

@@ -48,9 +48,9 @@ def package(tmp_path_factory) -> Path:
 class Bench:
     """Machines, a clock, and a journal that can be full."""
 
-    def __init__(self, package: Path, state_dir: Path, **settings) -> None:
+    def __init__(self, package: Path, state_dir: Path, *, full: bool = False, **settings) -> None:
         self.told: list[AlertChange] = []
-        self.full = False
+        self.full = full
         self.at = 1000
         self.state = LineState.RUNNING
         configured = MachineSettings.model_validate({"name": "pump", "model": package, **settings})
@@ -170,8 +170,8 @@ def test_an_alarm_that_stood_before_a_restart_still_stands(package, tmp_path):
 
 
 @pytest.mark.parametrize("away_s", [0, 3600])
-def test_an_alarm_that_stood_is_told_at_once_though_nothing_can_be_judged_yet(package, tmp_path, away_s):
-    """The office ends what a restarted process does not tell again within 30 s."""
+def test_an_alarm_that_stood_is_told_before_the_first_row(package, tmp_path, away_s):
+    """The office ends what a restarted process does not tell again within 30 s; the row of a slow package comes later."""
     first = Bench(package, tmp_path)
     first.feed(drawn(200, seed=2))
     first.feed(faulty(60))
@@ -181,8 +181,39 @@ def test_an_alarm_that_stood_is_told_at_once_though_nothing_can_be_judged_yet(pa
     kept.write_text(json.dumps({**memory, "wall_s": memory["wall_s"] - away_s}))
     second = Bench(package, tmp_path)
     second.at = first.at
+    assert [change.active for change in deviations(second.told)] == [True]
+    assert encode(deviations(second.told)[0], sequence=1, wall_ns=1, mono_ns=1)
     unknown = np.full((5, len(TAGS)), np.nan)  # its server is away, or it has to settle anew
-    assert [change.active for change in deviations(second.feed(unknown))] == [True]
+    assert deviations(second.feed(unknown)) == []
+
+
+def test_an_alarm_that_stood_is_told_with_the_first_row_where_the_journal_was_full_before(package, tmp_path):
+    first = Bench(package, tmp_path)
+    first.feed(drawn(200, seed=2))
+    first.feed(faulty(60))
+    first.machines.close()
+    second = Bench(package, tmp_path, full=True)
+    second.at, second.full = first.at, False
+    assert second.told == []
+    assert [change.active for change in deviations(second.feed(np.full((5, len(TAGS)), np.nan)))] == [True]
+
+
+def test_an_alarm_that_stood_suppressed_is_told_as_such(package, tmp_path):
+    first = Bench(package, tmp_path, state="pump-state")
+    first.feed(drawn(200, seed=2))
+    first.feed(faulty(60))
+    first.state = LineState.STOPPED
+    first.feed(faulty(5))
+    assert first.machines.alarms == 1
+    first.machines.close()
+    second = Bench(package, tmp_path, state="pump-state")
+    second.at, second.state = first.at, LineState.STOPPED
+    assert [(change.active, change.suppressed) for change in deviations(second.told)] == [(True, True)]
+    assert deviations(second.feed(faulty(5))) == []
+    second.state = LineState.RUNNING
+    told = deviations(second.feed(faulty(120)))
+    assert told
+    assert not any(change.suppressed or not change.active for change in told)
 
 
 def test_a_damaged_memory_is_set_aside_and_the_machine_begins_anew(package, tmp_path):
