@@ -67,6 +67,9 @@ class HistoryWriter:
         self._path: Path | None = None
         self._size = 0
         self._opened_s = 0.0
+        self._own: dict[Path, int] = {}
+        """What this run has written, and as which of its files."""
+        self._opened = 0
         self._thread = threading.Thread(target=self._run, name="history", daemon=True)
 
     def start(self) -> None:
@@ -179,6 +182,8 @@ class HistoryWriter:
             os.close(file)
             path.unlink(missing_ok=True)
             raise
+        self._opened += 1
+        self._own[path] = self._opened
         self._file, self._path, self._size, self._opened_s = file, path, len(self._header), time.time()
 
     def _close_segment(self) -> None:
@@ -197,19 +202,25 @@ class HistoryWriter:
         files = segments(self._folder)
         sizes = {path: path.stat().st_size for path in files}
         total = sum(sizes.values())
-        while files and files[0] != self._path:
-            too_old = (
-                not self._stepped
-                and time.time() - int(files[0].name.removesuffix(SUFFIX)) / NS_PER_S > self._most_age_s + _SEGMENT_S
-            )
+        for path in self._oldest_first(files):
+            too_old = not self._stepped and time.time() - _began_ns(path) / NS_PER_S > self._most_age_s + _SEGMENT_S
             too_much = total + self._segment_bytes - self._size > self._most_bytes
-            if not (too_old or too_much or self._free() < self._keep_free):
-                return
-            oldest = files.pop(0)
-            oldest.unlink(missing_ok=True)
-            total -= sizes[oldest]
+            if too_old or too_much or self._free() < self._keep_free:
+                path.unlink(missing_ok=True)
+                self._own.pop(path, None)
+                total -= sizes[path]
         if self._free() < self._keep_free:
             raise OSError(f"less than {self._keep_free // _MB} MB are free on the disk (history.keep_free_mb)")
+
+    def _oldest_first(self, files: Sequence[Path]) -> list[Path]:
+        """All but the one that is written, in the order in which they go.
+
+        A name says when a file was begun by the clock of then: one from the future was before the clock was set back.
+        What this run has written is the newest whatever it is called.
+        """
+        now_ns = time.time_ns()
+        others = [path for path in files if path != self._path]
+        return sorted(others, key=lambda path: (path in self._own, _began_ns(path) <= now_ns, self._own.get(path, 0)))
 
     def _free(self) -> int:
         return shutil.disk_usage(self._folder).free
@@ -222,6 +233,10 @@ class HistoryWriter:
             else:
                 log.info("history_written_again", lost=self.lost)
         self.trouble = trouble
+
+
+def _began_ns(path: Path) -> int:
+    return int(path.name.removesuffix(SUFFIX))
 
 
 def segments(folder: Path) -> list[Path]:

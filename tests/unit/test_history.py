@@ -158,6 +158,68 @@ def test_a_clock_that_is_set_deletes_nothing(tmp_path: Path, monkeypatch: pytest
     assert [value for _, value, _ in read(tmp_path)] == [1.0, 2.0, 3.0]
 
 
+def fill(history: HistoryWriter, seed: int, times: int) -> list[float]:
+    """More than one file a few times; the value that each block ends with."""
+    noise = np.random.default_rng(seed)
+    ends: list[float] = []
+    for _ in range(times):
+        values = noise.random(5000)
+        ends.append(float(values[-1]))
+        add(history, Samples(np.zeros(5000, np.int32), np.arange(5000) * S, values, np.full(5000, Mark.GOOD, np.uint8)))
+    return ends
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_what_was_named_in_the_future_goes_before_what_is_written_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarted: bool
+):
+    """The clock was a year ahead when the ring was filled, then it was set right, with or without a restart."""
+    ahead_s = 365 * 86_400
+    wall_s, wall_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: wall_s() + ahead_s)
+    monkeypatch.setattr(time, "time_ns", lambda: wall_ns() + ahead_s * S)
+    history = recorder(tmp_path, mb=1)
+    before = fill(history, 1, 40)
+    if restarted:
+        history.close()
+    monkeypatch.setattr(time, "time", wall_s)
+    monkeypatch.setattr(time, "time_ns", wall_ns)
+    if restarted:
+        history = recorder(tmp_path, mb=1)
+    after = fill(history, 2, 15)
+    history.close()
+    left = {value for _, value, _ in read(tmp_path)}
+    assert left.issuperset(after)
+    assert not left.issuperset(before)
+    assert sum(path.stat().st_size for path in segments(tmp_path)) <= 1 << 20
+
+
+def test_a_clock_set_back_a_little_costs_the_oldest_and_not_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    history = recorder(tmp_path, mb=1)
+    before = fill(history, 1, 20)
+    wall_s, wall_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: wall_s() - 1800)
+    monkeypatch.setattr(time, "time_ns", lambda: wall_ns() - 1800 * S)
+    after = fill(history, 2, 20)
+    history.close()
+    left = {value for _, value, _ in read(tmp_path)}
+    kept = [end in left for end in before + after]
+    assert kept == sorted(kept)
+    assert not kept[0]
+    assert kept[20]
+
+
+def test_what_is_older_than_its_days_goes_though_there_are_files_from_the_future(tmp_path: Path):
+    tmp_path.joinpath(f"{time.time_ns() + 86_400 * S:020d}.tags").write_bytes(b"x")
+    old = tmp_path / f"{time.time_ns() - 3 * 86_400 * S:020d}.tags"
+    old.write_bytes(b"x")
+    history = recorder(tmp_path, days=1)
+    add(history, samples((0, S, 1.0)))
+    assert not old.exists()
+    assert len(segments(tmp_path)) == 2
+    history.close()
+
+
 def test_a_full_disk_loses_history_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     history = recorder(tmp_path)
     add(history, samples((0, S, 1.0)))
