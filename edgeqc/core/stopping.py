@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
@@ -35,14 +34,13 @@ class StopRule:
     """Watches one lane's verdicts in order.
 
     A request ends by itself when as many parts in a row were judged again, or the rejects are under their bound: the PLC
-    latches it, and who starts the line again has looked. One of the gate's stands until `reset`. Any thread: the gate asks, too.
+    latches it, and who starts the line again has looked. One of the gate's stands until `reset`.
     """
 
     def __init__(self, limits: StopLimits) -> None:
         """Nothing is asked for."""
         self.reason: StopReason | None = None
         self.in_a_row = 0
-        self._lock = threading.Lock()
         self._judged_in_a_row = 0
         self._limits = limits
         self._judged: deque[bool] = deque(maxlen=max(1, limits.reject_parts))
@@ -54,20 +52,6 @@ class StopRule:
 
     def verdict(self, verdict: Verdict, cause: Cause, *, late: bool = False) -> bool:
         """A part's verdict as it was announced; True where it makes the request, or ends it."""
-        with self._lock:
-            return self._took(verdict, cause, late=late)
-
-    def ask(self, reason: StopReason) -> bool:
-        """Ask for the stop; False where it is asked for already. The gate's reason takes the place of one that ends by itself."""
-        with self._lock:
-            return self._asked(reason)
-
-    def reset(self) -> None:
-        """Somebody has looked: begin anew."""
-        with self._lock:
-            self._begin_anew()
-
-    def _took(self, verdict: Verdict, cause: Cause, *, late: bool) -> bool:
         blind = late or cause not in JUDGED
         self.in_a_row = self.in_a_row + 1 if blind else 0
         self._judged_in_a_row = 0 if blind else self._judged_in_a_row + 1
@@ -75,13 +59,13 @@ class StopRule:
             self._judged.append(verdict is Verdict.REJECT)
         limits = self._limits
         if self._over():
-            self._begin_anew()
+            self.reset()
             return True
         if 0 < limits.fail_safe_in_a_row <= self.in_a_row:
-            return self._asked(StopReason.FAIL_SAFE)
+            return self.ask(StopReason.FAIL_SAFE)
         full = len(self._judged) == self._judged.maxlen
         if limits.reject_ratio > 0 and full and self.ratio > limits.reject_ratio:
-            return self._asked(StopReason.REJECTS)
+            return self.ask(StopReason.REJECTS)
         return False
 
     def _over(self) -> bool:
@@ -90,13 +74,15 @@ class StopRule:
             return self._judged_in_a_row >= self._limits.fail_safe_in_a_row
         return self.reason is StopReason.REJECTS and self.ratio <= self._limits.reject_ratio
 
-    def _asked(self, reason: StopReason) -> bool:
+    def ask(self, reason: StopReason) -> bool:
+        """Ask for the stop; False where it is asked for already. The gate's reason takes the place of one that ends by itself."""
         if self.reason is not None and (self.reason is StopReason.GATE or reason is not StopReason.GATE):
             return False
         self.reason = reason
         return True
 
-    def _begin_anew(self) -> None:
+    def reset(self) -> None:
+        """Somebody has looked: begin anew."""
         self.reason = None
         self.in_a_row = 0
         self._judged.clear()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from edgeqc.cameras.keeper import CameraKeeper
-from edgeqc.core.stopping import StopReason, StopRule
+from edgeqc.core.stopping import StopReason
 from edgeqc.cores import end_with_parent, pin, pin_background, real_time, shared_cores, station_cores
 from edgeqc.errors import EdgeqcError, EngineError, PackageError
 from edgeqc.inference.judge import map_shape
@@ -44,6 +44,7 @@ from edgeqc.station.guard import Guard
 from edgeqc.station.intake import Intake
 from edgeqc.station.lender import Lender
 from edgeqc.station.line import Line, Peers
+from edgeqc.station.linestop import LineStop
 from edgeqc.station.news import News
 from edgeqc.station.outcome import Outcome
 from edgeqc.station.plckeeper import PlcEvents, PlcKeeper
@@ -138,7 +139,7 @@ class Station:
             depth=rules.depth(station),
             views=len(self._cameras),
         )
-        self._stop_rule = StopRule(rules.stop_limits(station))
+        self._stop_rule = LineStop(rules.stop_limits(station))
         self._gate: GateWatch | None = None
         self._outcome = Outcome(
             station=station.name,

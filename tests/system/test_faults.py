@@ -107,7 +107,9 @@ def test_a_free_running_camera_is_its_own_trigger(bench: Make) -> None:
 def test_an_opcua_plc_gets_the_same_verdicts_and_its_killed_process_is_started_again(bench: Make) -> None:
     line = bench(plc="opcua")
     line.part_is(20)
-    lost = len(line.logged("peer_lost", peer="plc"))  # a starved box, on which the simulated server was late for an answer
+    lost = len(
+        line.logged("peer_lost", peer="plc")
+    )  # a starved box, on which the simulated server was late for an answer
     until(lambda: bool(line.row.get("plc_up")))
     (peer,) = psutil.Process(line.pid("station-top")).children()
     killed_ns = time.monotonic_ns()
