@@ -18,7 +18,8 @@ class Camera(Protocol):
     """One connection to one camera, used once: after it is lost, close it and open another.
 
     `open_camera` (edgeqc.cameras) makes it, streaming, with slots of the station's own memory.
-    `next_frame`, `release` and `trigger` are called by the line thread only, `close` by any one thread after that.
+    `next_frame` and `release` are called by one thread, `trigger` by one, which may be another; `close` by any one thread
+    when all of these have returned, and none of them after it.
     """
 
     zero_copy: bool

@@ -34,10 +34,12 @@ def _ignored(up: bool, reason: str) -> None:
 class CameraKeeper:
     """The line thread's camera: the same calls as edgeqc.ports.Camera, over as many connections as it takes.
 
-    `next_frame`, `release` and `lost` belong to the line thread, `trigger` to whoever sees the triggers. Connections are opened and closed by
-    threads of the keeper's own, each in the bank of slots that the one before it did not use: a bank is used again
-    once its connection is closed, the line has released all its slots and no lease on them stands. `starved` asks whoever
-    lent them to take them back: an image may be lost, the camera not.
+    `next_frame` and `release` belong to the line thread (or to the one that fetches this camera's frames), `trigger` to
+    whoever sees the triggers, `lost` to both. Connections are opened and closed by threads of the keeper's own, each in
+    the bank of slots that the one before it did not use: a bank is used again once its connection is closed, the line has
+    released all its slots and no lease on them stands. `starved` asks whoever lent them to take them back: an image may be
+    lost, the camera not. A connection is closed when the calls on it have ended: one that is inside a library is
+    not freed under it, and one that never ends costs its bank, as one that never closes does.
     """
 
     def __init__(
@@ -63,13 +65,13 @@ class CameraKeeper:
         self.turned_ns = 0
         """When the keeper's thread last came round (monotonic): a library that hangs in opening, or in closing both banks, stops it."""
         self._lock = threading.Lock()
-        self._current: Camera | None = None
+        self._current: _Connection | None = None
         self._bank = 1
+        """Of the connection that was opened last."""
         self._opened_ns = 0
-        self._last_frame_ns = 0
         self._held: set[int] = set()
-        self._connections: list[Camera] = []
-        """The current one and those being closed."""
+        self._connections: list[_Connection] = []
+        """The current one and those that are not closed yet."""
         self._past: dict[str, int] = {}
         self._zero_copy = True
         """Of the connections that are closed; as _past."""
@@ -77,14 +79,16 @@ class CameraKeeper:
         """What on_change was told last."""
         self._starving_ns = 0
         """Since when no bank is free; 0: one is."""
-        self._delivered = False
-        """Has the current connection brought a frame."""
         self._trusted = True
-        """Had the one before; if not, a new connection is no news until it does."""
+        """Had the connection before brought a frame; if not, a new one is no news until it does."""
+        self._given_up = False
+        """Was the connection lost since the keeper's thread last looked."""
         self._usable = threading.Event()
         self._wanted = threading.Event()
+        """There may be a connection to open or to close; cleared by the keeper's thread alone."""
         self._stopping = threading.Event()
-        self._retired: queue.SimpleQueue[tuple[int, Camera]] = queue.SimpleQueue()
+        self._retired: queue.SimpleQueue[_Connection] = queue.SimpleQueue()
+        """Given up, with no call on them any more: to be closed."""
         self._closers: dict[int, threading.Thread] = {}
         self._thread = threading.Thread(target=self._run, name=f"keeper-{settings.name}", daemon=True)
 
@@ -97,7 +101,7 @@ class CameraKeeper:
     def zero_copy(self) -> bool:
         """True while every frame of every connection was in the slot that the camera's library wrote."""
         with self._lock:
-            return self._zero_copy and all(camera.zero_copy for camera in self._connections)
+            return self._zero_copy and all(one.camera.zero_copy for one in self._connections)
 
     @property
     def starved(self) -> bool:
@@ -114,70 +118,74 @@ class CameraKeeper:
     def next_frame(self, until_ns: int) -> Frame | None:
         """Wait for the next frame, whichever connection it comes by; None at `until_ns`. Never raises PeerError."""
         while True:
-            camera = self._current
-            if camera is None:
+            with self._lock:
+                if (connection := self._current) is not None:
+                    connection.users += 1
+            if connection is None:
                 left_s = (until_ns - time.monotonic_ns()) / NS_PER_S
                 if left_s <= 0 or not self._usable.wait(left_s):
                     return None
                 continue
-            silent_ns = self._last_frame_ns + self._silence_ns
+            silent_ns = connection.last_frame_ns + self._silence_ns
+            frame = None
             try:
-                frame = camera.next_frame(min(until_ns, silent_ns) if self._silence_ns else until_ns)
+                frame = connection.camera.next_frame(min(until_ns, silent_ns) if self._silence_ns else until_ns)
             except PeerError as exc:
-                self.lost(exc.reason)
+                self._give_up(connection, exc.reason)
                 continue
+            finally:
+                self._leave(connection, frame)
             if frame is not None:
-                self._last_frame_ns = frame.received_ns
-                if not self._delivered:
-                    self._delivered = True
-                    self._tell(up=True, reason="")
-                with self._lock:
-                    self._held.add(frame.slot)
+                connection.last_frame_ns = frame.received_ns
+                if not connection.delivered:
+                    self._tell_delivery(connection)
                 return frame
             now_ns = time.monotonic_ns()
             if self._silence_ns and now_ns >= silent_ns:
-                self.lost(f"no frame for {self._silence_ns / NS_PER_MS:g} ms")
+                self._give_up(connection, f"no frame for {self._silence_ns / NS_PER_MS:g} ms")
             if now_ns >= until_ns:
                 return None
 
     def trigger(self) -> None:
         """Send the software trigger. Bounded to 100 ms. PeerError where there is no camera; it is then reopened."""
-        camera = self._current
-        if camera is None:
+        with self._lock:
+            if (connection := self._current) is not None:
+                connection.users += 1
+        if connection is None:
             raise PeerError(self._settings.name, self.reason)
         try:
-            camera.trigger()
+            connection.camera.trigger()
         except PeerError as exc:
-            self.lost(exc.reason)
+            self._give_up(connection, exc.reason)
             raise
+        finally:
+            self._leave(connection)
 
     def release(self, slot: int) -> None:
         """Hand a slot back: to the connection that owns its bank, or just noted where that one is gone."""
         with self._lock:
             self._held.discard(slot)
-            camera = self._current if slot // self._slots.bank == self._bank else None
-        if camera is not None:
-            camera.release(slot)
+            connection = self._current
+            if connection is None or slot // self._slots.bank != connection.bank:
+                return
+            connection.users += 1
+        try:
+            connection.camera.release(slot)
+        finally:
+            self._leave(connection)
 
     def lost(self, reason: str) -> None:
         """Give the connection up (the line's own silence rule calls this): another one is opened at once."""
-        with self._lock:
-            camera, self._current = self._current, None
-            if camera is None:
-                return
-            self._usable.clear()
-            self.reason = reason
-            self._trusted, self._delivered = self._delivered, False
-            self._retired.put((self._bank, camera))
-        self._wanted.set()
-        self._tell(up=False, reason=reason)
+        connection = self._current
+        if connection is not None:
+            self._give_up(connection, reason)
 
     def counters(self) -> dict[str, int]:
         """What the library counted over all connections."""
         with self._lock:
-            total = dict(self._past)
-            for camera in self._connections:
-                _add(total, camera.counters())
+            total, connections = dict(self._past), tuple(self._connections)
+        for one in connections:  # not under the lock: the line thread takes it for each frame
+            _add(total, one.camera.counters())
         return total
 
     def stop(self, timeout_s: float) -> None:
@@ -185,9 +193,9 @@ class CameraKeeper:
         until_ns = time.monotonic_ns() + int(timeout_s * NS_PER_S)
         self._stopping.set()
         with self._lock:
-            camera, self._current = self._current, None
-            if camera is not None:
-                self._retired.put((self._bank, camera))
+            connection, self._current = self._current, None
+            if connection is not None:
+                self._retire(connection)
         self._usable.clear()
         self.reason = "stopped"
         self._wanted.set()
@@ -197,15 +205,60 @@ class CameraKeeper:
         for thread in tuple(self._closers.values()):  # the keeper's thread has started the last of them
             thread.join(max(0.0, (until_ns - time.monotonic_ns()) / NS_PER_S))
 
+    def _leave(self, connection: _Connection, frame: Frame | None = None) -> None:
+        """End a call on it; the last one on a connection that was given up hands it to whoever closes it."""
+        with self._lock:
+            if frame is not None:
+                self._held.add(frame.slot)
+            connection.users -= 1
+            if connection.retired and not connection.users:
+                self._retired.put(connection)
+                self._wanted.set()
+
+    def _tell_delivery(self, connection: _Connection) -> None:
+        connection.delivered = True
+        if connection is self._current:
+            self._tell(up=True, reason="")
+
+    def _give_up(self, connection: _Connection, reason: str) -> None:
+        """Have the next one opened, if it is still this one that is used."""
+        with self._lock:
+            if connection is not self._current:
+                return
+            self._current = None
+            self._usable.clear()
+            self.reason = reason
+            self._trusted = connection.delivered
+            self._given_up = True
+            self._retire(connection)
+        self._wanted.set()
+        self._tell(up=False, reason=reason)
+
+    def _retire(self, connection: _Connection) -> None:
+        """Have it closed, at once or by the last call on it. Under the lock, once."""
+        connection.retired = True
+        if not connection.users:
+            self._retired.put(connection)
+            self._wanted.set()
+
     def _run(self) -> None:
         delay_s = 0.0
         while True:
             if not self._wanted.wait(_TURN_S):
                 self.turned_ns = time.monotonic_ns()
                 continue
-            if self._close_retired() and time.monotonic_ns() - self._opened_ns > NS_PER_S:
+            self._close_retired()
+            with self._lock:
+                given_up, self._given_up = self._given_up, False
+                stopping, used = self._stopping.is_set(), any(one.users for one in self._connections)
+                if self._current is not None or (stopping and used):
+                    if self._retired.empty():
+                        self._wanted.clear()  # whoever gives a connection up, or is the last to leave one, sets it
+                    continue
+            if given_up and time.monotonic_ns() - self._opened_ns > NS_PER_S:
                 delay_s = 0.0  # that connection lived: the first try comes at once
-            if self._stopping.is_set():
+            if stopping:
+                self._close_retired()  # the last one left meanwhile
                 return
             bank = self._free_bank()
             self._starving_ns = 0 if bank is not None else self._starving_ns or time.monotonic_ns()
@@ -226,15 +279,16 @@ class CameraKeeper:
         except Exception as exc:  # noqa: BLE001 - the thread's root: a camera that confuses us is tried again
             self._not_opened(f"{type(exc).__name__}: {exc}")
             return
+        now_ns = time.monotonic_ns()
+        connection = _Connection(camera, bank, now_ns)
         with self._lock:
-            self._connections.append(camera)
+            self._connections.append(connection)
             if self._stopping.is_set():
-                self._retired.put((bank, camera))
+                self._retire(connection)
                 return
             self.reopened += int(self._opened_ns > 0)
-            self._opened_ns = self._last_frame_ns = time.monotonic_ns()
-            self._bank, self._current, self.reason = bank, camera, ""
-            self._wanted.clear()
+            self._opened_ns = now_ns
+            self._bank, self._current, self.reason = bank, connection, ""
             self._usable.set()
         if self._trusted:
             self._tell(up=True, reason="")
@@ -253,33 +307,46 @@ class CameraKeeper:
 
     def _free_bank(self) -> int | None:
         for bank in (1 - self._bank, self._bank):
-            closer = self._closers.get(bank)
-            if closer is not None and closer.is_alive():
-                continue
             slots = range(bank * self._slots.bank, (bank + 1) * self._slots.bank)
             with self._lock:
-                held = not self._held.isdisjoint(slots)
-            if not held and all(self._slots.returned(slot) for slot in slots):
+                taken = any(one.bank == bank for one in self._connections) or not self._held.isdisjoint(slots)
+            if not taken and all(self._slots.returned(slot) for slot in slots):
                 return bank
         return None
 
-    def _close_retired(self) -> bool:
-        """Start closing what was given up; was there anything."""
-        some = False
+    def _close_retired(self) -> None:
+        """Start closing what was given up and is not used any more."""
         while not self._retired.empty():
-            bank, camera = self._retired.get()
-            closer = threading.Thread(target=self._close, args=(camera,), name="camera-closer", daemon=True)
-            self._closers[bank] = closer
+            connection = self._retired.get()
+            closer = threading.Thread(target=self._close, args=(connection,), name="camera-closer", daemon=True)
+            self._closers[connection.bank] = closer
             closer.start()
-            some = True
-        return some
 
-    def _close(self, camera: Camera) -> None:
-        camera.close()
-        with self._lock:
-            self._connections.remove(camera)
-            self._zero_copy = self._zero_copy and camera.zero_copy
-            _add(self._past, camera.counters())
+    def _close(self, connection: _Connection) -> None:
+        camera = connection.camera
+        try:
+            camera.close()
+        finally:
+            with self._lock:
+                self._connections.remove(connection)
+                self._zero_copy = self._zero_copy and camera.zero_copy
+                _add(self._past, camera.counters())
+
+
+class _Connection:
+    """One camera, from its opening to its closing."""
+
+    __slots__ = ("bank", "camera", "delivered", "last_frame_ns", "retired", "users")
+
+    def __init__(self, camera: Camera, bank: int, opened_ns: int) -> None:
+        self.camera, self.bank = camera, bank
+        self.users = 0
+        """Calls on it that are under way. Under the keeper's lock, as `retired`."""
+        self.retired = False
+        """No new calls; closed when `users` is 0."""
+        self.last_frame_ns = opened_ns
+        self.delivered = False
+        """Has it brought a frame."""
 
 
 def _add(total: dict[str, int], more: dict[str, int]) -> None:

@@ -398,7 +398,7 @@ def test_a_flood_by_one_client_leaves_the_others_theirs(server: HandshakeServer)
         try:
             for sequence in range(1, 20):
                 link.write_result(result(sequence), within(1000))
-                assert plc.seen
+                assert plc.saw(sequence, Status.PASS | Status.RESULT_VALID | Status.READY)
         finally:
             stop.set()
             thread.join()
