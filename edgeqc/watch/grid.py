@@ -13,7 +13,8 @@ from edgeqc.core.linestate import Condition, LineState, StateMachine
 from edgeqc.records import NS_PER_MS, NS_PER_S, Event, Quality
 from edgeqc.settings import ConditionSettings, GridSettings, StateSource, TagSourceSettings
 from edgeqc.shm.tagtable import TagTable
-from edgeqc.watch.intake import TagIntake, Taken
+from edgeqc.watch.intake import TagIntake
+from edgeqc.watch.newest import Taken
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -12,11 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
 from edgeqc.core.align import Mark, Marks, Samples, Times
 from edgeqc.core.peerclock import PeerClock
@@ -24,6 +23,7 @@ from edgeqc.records import NS_PER_S, Quality, TagBatch, TagFault, TagRemark
 from edgeqc.settings import DerivedTagSource, StateSource, TagSourceSettings
 from edgeqc.shm.tagtable import TagTable
 from edgeqc.watch.derived import Derived
+from edgeqc.watch.newest import Flags, Newest, Taken
 
 ROOM_SAMPLES: Final = 200_000
 """Handed over and not yet taken: 20 s of 1000 tags at 10 Hz, 6 MB. From here on the sources wait."""
@@ -35,22 +35,6 @@ AHEAD_NS: Final = NS_PER_S
 """A stamp this far in the future is wrong; the moment of arrival stands in for it."""
 SKEW_WINDOW_NS: Final = 30 * NS_PER_S
 """Samples that are all at least OLD_NS old for this long are no backlog: their clock is behind the server's."""
-
-
-Flags = NDArray[np.bool_]
-
-
-class Taken(NamedTuple):
-    """Samples on the daemon's own time, and when their peer said they were."""
-
-    samples: Samples
-    """`at_ns` is monotonic."""
-    source_ns: Times
-    """The peer's UTC as it came; 0 where it gave none."""
-
-    def picked(self, which: Flags) -> Taken:
-        """Some of them."""
-        return Taken(self.samples.picked(which), self.source_ns[which])
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,26 +94,16 @@ class TagIntake:
             SourceIntake(index=index, settings=source, places=table.ranges[index])
             for index, source in enumerate(sources)
         ]
-        count = len(table.names)
-        self.qualities = np.zeros(count, np.uint8)
-        """Of each tag now: `Quality`."""
-        self.faults = np.zeros(count, np.uint8)
-        """Of each tag now: `TagFault`."""
         self._table = table
         self._wake = wake
         self._by_name = {source.settings.name: source for source in self.sources}
-        self._values = np.full(count, np.nan)
-        self._at_ns = np.zeros(count, np.int64)
-        self._seen = np.zeros(count, np.bool_)
+        self._newest = Newest(table, sources)
+        self.qualities = self._newest.qualities
+        """Of each tag now: `Quality`."""
+        self.faults = self._newest.faults
+        """Of each tag now: `TagFault`."""
+        self._seen = np.zeros(len(table.names), np.bool_)
         """Tags that gave a sample on this connection."""
-        self._changed_ns = np.zeros(count, np.int64)
-        bands = [getattr(tag, "deadband", 0.0) for source in sources for tag in source.tags]
-        self._deadband = np.array(bands)
-        self._has_deadband = bool(self._deadband.any())
-        self._read = np.full(count, np.nan)
-        """What came last of each tag, inside its dead band too."""
-        stuck = [getattr(tag, "stuck_s", None) for source in sources for tag in source.tags]
-        self._stuck_ns = np.array([int(span * NS_PER_S) if span else 0 for span in stuck], np.int64)
         self._derived = Derived(table, sources)
         self._queue: deque[Taken] = deque()
         self._queued = 0
@@ -156,10 +130,10 @@ class TagIntake:
         source.updates += count
         self.updates += count
         taken = Taken(Samples(batch.places + np.int32(first), at_ns, batch.values, batch.qualities), batch.source_ns)
-        faults, moved = batch.faults, self._moved(taken.samples, batch.received_ns)
-        if self._has_deadband:
-            outside = self._outside_dead_band(taken.samples)
-            self._keep_fresh(taken.picked(~outside & ~old), batch.received_ns)
+        faults, moved = batch.faults, self._newest.moved(taken.samples, batch.received_ns)
+        if self._newest.has_dead_bands:
+            outside = self._newest.outside_dead_band(taken.samples)
+            self._newest.keep_fresh(taken.picked(~outside & ~old), batch.received_ns)
             if not outside.any():
                 self._wake()
                 return
@@ -227,23 +201,17 @@ class TagIntake:
 
     def look(self, now_ns: int) -> None:
         """Find tags that are stuck. On the sources' loop, about once a second."""
-        due = (
-            (self._stuck_ns > 0)
-            & (self._changed_ns > 0)
-            & (now_ns - self._changed_ns > self._stuck_ns)
-            & (self.qualities == Quality.GOOD)
-        )
-        places = np.flatnonzero(due).astype(np.int32)
+        places = self._newest.stuck(now_ns)
         if not len(places):
             return
         faults = np.full(len(places), TagFault.STUCK, np.uint8)
         samples = Samples(
             places,
             np.full(len(places), now_ns, np.int64),
-            self._values[places],
+            self._newest.values[places],
             np.full(len(places), Quality.UNCERTAIN, np.uint8),
         )
-        self._show(samples, np.zeros(len(places), np.int64), faults, now_ns)
+        self._newest.show(samples, np.zeros(len(places), np.int64), faults, now_ns)
         self._hand_over(Taken(samples, np.zeros(len(places), np.int64)))
 
     def tell_state(self, place: int, value: float, quality: Quality, now_ns: int) -> None:
@@ -306,36 +274,6 @@ class TagIntake:
             source.gapped_ns = now_ns
             self._gap(source.places, now_ns - OLD_NS)
 
-    def _moved(self, samples: Samples, received_ns: int) -> Flags:
-        """Which samples say that their sensor is not stuck: however little it moves, inside a dead band too."""
-        moved: Flags = ~(samples.values == self._read[samples.places])
-        self._read[samples.places] = samples.values
-        self._changed_ns[samples.places[moved]] = received_ns
-        return moved
-
-    def _outside_dead_band(self, samples: Samples) -> Flags:
-        band = self._deadband[samples.places]
-        still: Flags = (
-            (band > 0)
-            & (np.abs(samples.values - self._values[samples.places]) < band)
-            & (samples.marks == self.qualities[samples.places])
-        )
-        return ~still
-
-    def _keep_fresh(self, still: Taken, received_ns: int) -> None:
-        """What was read again inside its dead band goes on to have its last value, which was received now.
-
-        Its moment stays: whoever is handed the samples gets none of these, and must not get a late one that is shown nowhere.
-        """
-        places = still.samples.places
-        for place, at_ns, stamp_ns in zip(
-            places.tolist(), still.samples.at_ns.tolist(), still.source_ns.tolist(), strict=True
-        ):
-            if at_ns >= self._at_ns[place]:
-                self._table.write(
-                    place, float(self._values[place]), int(self.qualities[place]), stamp_ns / NS_PER_S, received_ns
-                )
-
     def _enter(
         self,
         taken: Taken,
@@ -353,7 +291,7 @@ class TagIntake:
         shown = samples
         if old.any():
             shown = samples._replace(marks=np.where(old, np.uint8(Quality.BAD), samples.marks))
-        self._show(shown, taken.source_ns, faults, received_ns)
+        self._newest.show(shown, taken.source_ns, faults, received_ns)
         self._hand_over(taken)
         if made is not None:
             self._write_made(made, received_ns)
@@ -372,37 +310,11 @@ class TagIntake:
             np.where(made.marks == Mark.GAP, Mark.BAD, made.marks).astype(np.uint8),
         )
         faults = np.where(seen.marks == Mark.BAD, TagFault.STATUS, TagFault.NONE).astype(np.uint8)
-        self._show(seen, np.zeros(len(made.places), np.int64), faults, received_ns)
-
-    def _show(self, samples: Samples, source_ns: Times, faults: Marks, received_ns: int) -> None:
-        """Put what is the newest of each tag into the table."""
-        # the last one of each tag, which is the newest but for late ones
-        newest = dict(zip(samples.places.tolist(), range(len(samples.places)), strict=True))
-        last = np.array(list(newest.values()), np.intp)
-        # a late sample says nothing of now; that a tag is bad does
-        last = last[(samples.at_ns[last] >= self._at_ns[samples.places[last]]) | (samples.marks[last] == Quality.BAD)]
-        places, values, qualities = samples.places[last], samples.values[last], samples.marks[last]
-        self._values[places] = values
-        self._at_ns[places] = samples.at_ns[last]
-        self.qualities[places] = qualities
-        self.faults[places] = faults[last]
-        stamps_s = source_ns[last] / NS_PER_S
-        for place, value, quality, source_ts in zip(
-            places.tolist(), values.tolist(), qualities.tolist(), stamps_s.tolist(), strict=True
-        ):
-            self._table.write(place, value, quality, source_ts, received_ns)
+        self._newest.show(seen, np.zeros(len(made.places), np.int64), faults, received_ns)
 
     def _gap(self, places: range, now_ns: int) -> None:
-        """Nothing is known of these tags any more; their last values stay in the table, as BAD."""
-        for place in places:
-            if self.qualities[place] != Quality.BAD:
-                last = self._table.read(place, 0)
-                self._table.write(place, last.value, Quality.BAD, last.source_ts, last.received_ns)
-        span = slice(places.start, places.stop)
-        self.qualities[span] = Quality.BAD
-        self.faults[span] = TagFault.NONE
-        self._values[span] = self._read[span] = np.nan
-        self._changed_ns[span] = 0
+        """Nothing is known of these tags any more."""
+        self._newest.forget(places)
         count = len(places)
         lost = Samples(
             np.arange(places.start, places.stop, dtype=np.int32),
