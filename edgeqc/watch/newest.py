@@ -60,14 +60,18 @@ class Newest:
         return moved
 
     def outside_dead_band(self, samples: Samples) -> Flags:
-        """Which samples are samples: those that differ from what is shown by their tag's dead band, or in quality."""
+        """Which samples are samples: those of tags that left what is shown by their dead band, or differ in quality.
+
+        All of such a tag: one that left it and came back between two batches must not be shown where it was between.
+        """
         band = self._deadband[samples.places]
         still: Flags = (
             (band > 0)
             & (np.abs(samples.values - self.values[samples.places]) < band)
             & (samples.marks == self.qualities[samples.places])
         )
-        return ~still
+        outside: Flags = np.isin(samples.places, samples.places[~still])
+        return outside
 
     def keep_fresh(self, still: Taken, received_ns: int) -> None:
         """What was read again inside its dead band goes on to have its last value, which was received now.

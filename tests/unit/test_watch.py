@@ -451,6 +451,32 @@ def test_a_dead_band_lets_only_real_changes_through(tmp_path: Path, monkeypatch:
     bench.table.close()
 
 
+def test_a_tag_that_left_its_dead_band_and_came_back_in_one_message_is_shown_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bench = Bench(tmp_path / "tags", monkeypatch, deadband=0.5).settled()
+    bench.intake.drain()
+    ago_ns = np.array([30, 20, 10]) * NS_PER_MS
+    bench.now_ns += STEP_NS
+    bench.intake.take(
+        TagBatch(
+            source="press",
+            places=np.array([0, 1, 0], np.int32),
+            values=np.array([9.0, 1.1, 1.2]),
+            qualities=np.full(3, Quality.GOOD, np.uint8),
+            faults=np.zeros(3, np.uint8),
+            source_ns=bench.now_ns + UTC_NS - ago_ns,
+            received_ns=bench.now_ns,
+            sent_ns=bench.now_ns + UTC_NS,
+            complete_to_ns=0,
+        )
+    )
+    assert bench.table.read(0, bench.now_ns).value == 1.2
+    (taken,) = bench.intake.drain()
+    assert taken.samples.values.tolist() == [9.0, 1.2]
+    bench.table.close()
+
+
 def test_tags_that_all_lie_still_in_their_dead_bands_are_fresh_and_no_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
