@@ -14,7 +14,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,13 +23,14 @@ from typing import Final
 from edgeqc import __version__
 from edgeqc.core.restart import RestartBudget, hung
 from edgeqc.errors import AlreadyRunningError, EdgeqcError, JournalError
+from edgeqc.jobs import Job, jobs
 from edgeqc.journal import JournalWriter
 from edgeqc.journal.codec import Body
 from edgeqc.loading import changes, digest, dump, paths
 from edgeqc.logs import Log, configure
-from edgeqc.records import NS_PER_MS, NS_PER_S, AlertChange, Event, Ne107, Started
+from edgeqc.records import NS_PER_S, AlertChange, Event, Ne107, Started
 from edgeqc.rights import missing_rights
-from edgeqc.settings import NoPlcSettings, Settings, StationSettings
+from edgeqc.settings import Settings
 from edgeqc.shm.board import Board, Row, State
 from edgeqc.shm.tagtable import FILE_NAME as TAG_TABLE
 
@@ -49,70 +50,8 @@ _START_NS: Final = 60 * NS_PER_S
 """Loading a large engine on a busy box; then a process that is not ready, and has not beaten since, counts as hung."""
 _STOP_SLACK_NS: Final = 5 * NS_PER_S
 """For a process that ends by itself: an engine that failed has a device to let go."""
-_PEER_NS: Final = 60 * NS_PER_S
-"""For who opens peers: OPC UA may take 14 s, and Aravis was seen to sit 5 s in a call to a dead camera."""
 _EXTEND: Final = f"EXTEND_TIMEOUT_USEC={2 * _START_NS // 1000}"
 """For systemd's TimeoutStartSec: while all that start show life, many recipes are no reason to begin anew."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One process of the daemon."""
-
-    name: str
-    """Row of the status board, journal and log name."""
-    argv: tuple[str, ...]
-    """What stands behind `edgeqc` in `ps`."""
-    limits_ns: Mapping[str, int]
-    """A loop that has not beaten for so long is hung: the process is killed and started again."""
-    stop_s: float
-    """How long it may take to stop in order."""
-    turn: int = 1
-    """In which it is stopped: 0 stations, so that outputs are safe; 1 who only reads; 2 the office, which still sees what
-    all of them wrote. Those of one turn are stopped together."""
-    serves_others: bool = False
-    """Its clients are strangers: the daemon is ready, and a line runs, without it."""
-
-
-def jobs(settings: Settings) -> list[Job]:
-    """The table of processes, in the order in which they are started; `Job.turn` is that in which they are stopped."""
-    table = [
-        Job(
-            name=f"station-{station.name}",
-            argv=("station", station.name),
-            limits_ns=_station_limits(station),
-            stop_s=4,
-            turn=0,
-        )
-        for station in settings.stations
-    ]
-    if settings.tags:
-        table.append(Job(name="watch", argv=("watch",), limits_ns={"main": 10 * NS_PER_S}, stop_s=3))
-    for protocol, chosen in (("modbus", settings.server.modbus), ("opcua", settings.server.opcua)):
-        if chosen is not None:
-            table.append(
-                Job(
-                    name=f"server-{protocol}",
-                    argv=("server", protocol),
-                    limits_ns={"main": 10 * NS_PER_S},
-                    stop_s=3,
-                    serves_others=True,
-                )
-            )
-    table.append(Job(name="office", argv=("office",), limits_ns={"main": 20 * NS_PER_S}, stop_s=5, turn=2))
-    return table
-
-
-def _station_limits(station: StationSettings) -> dict[str, int]:
-    most_ns = 2 * NS_PER_S + int(station.budget_ms * NS_PER_MS)  # a verdict's write may take until its deadline
-    limits_ns = {"line": most_ns, "guard": most_ns, "cameras": _PEER_NS}
-    if not isinstance(station.plc, NoPlcSettings):
-        limits_ns["plc"] = _PEER_NS
-    if station.polls_plc:
-        limits_ns["triggers"] = most_ns
-    if station.tracked_gate is not None:
-        limits_ns["gate"] = _PEER_NS
-    return limits_ns
 
 
 def run(settings: Settings, *, config_path: Path) -> int:

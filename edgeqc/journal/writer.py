@@ -10,13 +10,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from edgeqc.errors import JournalError
 from edgeqc.journal import segment
 from edgeqc.journal.codec import RECORD_BYTES, Body, DamagedRecordError, Entry, decode, encode
+from edgeqc.journal.ondisk import OnDisk
 from edgeqc.journal.reader import archived_segment
 from edgeqc.records import NS_PER_S, PartRecord
 from edgeqc.settings import JournalSettings
@@ -26,7 +26,6 @@ _RETRY_S: Final = 1.0
 """A full disk is tried again this often."""
 _REFUSALS_MOST: Final = 5
 """In a row, a second apart; then the journal goes on without the segment."""
-_CHUNK_BYTES: Final = 1 << 16
 _KEPT_SEGMENTS: Final = 2
 """Archived segments that stay for `edgeqc journal` to show."""
 _UNSYNCED_PARTS: Final = 1000
@@ -37,36 +36,6 @@ _FULL: Final = "disk_full"
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _POPULATE_WRITE: Final = 23
 """MADV_POPULATE_WRITE, Linux 5.14 and later; Python has no name for it."""
-
-
-@dataclass(slots=True)
-class OnDisk:
-    """A segment's descriptor, and what the disk says of it. Used by the sync thread."""
-
-    descriptor: int
-    refused: int = 0
-    """Times in a row that the disk has not taken it."""
-
-    def bring(self, end: int) -> OSError | None:
-        """Bring what lies before `end`, where nothing changes any more, to the disk; what failed, if anything did."""
-        try:
-            if self.refused:
-                self._write_anew(end)
-            os.fdatasync(self.descriptor)
-        except OSError as exc:
-            self.refused += 1
-            return exc
-        self.refused = 0
-        return None
-
-    def _write_anew(self, end: int) -> None:
-        """Linux tells of a write that failed once, to the next fdatasync, and takes its pages for written from then on.
-
-        By system calls: they let other threads have the interpreter, and a page that is lost is an error, not SIGBUS.
-        """
-        for place in range(0, end, _CHUNK_BYTES):
-            data = os.pread(self.descriptor, min(_CHUNK_BYTES, end - place), place)
-            os.pwrite(self.descriptor, data, place)
 
 
 class JournalWriter:

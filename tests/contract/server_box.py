@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from edgeqc.jobs import jobs
 from edgeqc.journal import JournalWriter
 from edgeqc.loading import dump
 from edgeqc.records import (
@@ -27,7 +28,6 @@ from edgeqc.records import (
 )
 from edgeqc.settings import Settings
 from edgeqc.shm.board import Board, State
-from edgeqc.supervisor import jobs
 
 START_S = 20.0
 """A server process imports asyncua and builds its address space; seconds on a loaded box."""

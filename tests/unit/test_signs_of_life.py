@@ -18,6 +18,7 @@ from edgeqc.cameras import keeper as camera_keeper
 from edgeqc.cameras.keeper import CameraKeeper
 from edgeqc.core.restart import hung
 from edgeqc.errors import PeerError
+from edgeqc.jobs import jobs
 from edgeqc.plc.gate import GateInputs
 from edgeqc.records import NS_PER_S
 from edgeqc.settings import ReplayCameraSettings
@@ -30,7 +31,6 @@ from edgeqc.station.gate import GateWatch
 from edgeqc.station.plckeeper import PlcEvents, PlcKeeper
 from edgeqc.station.plcwatch import PlcWatch
 from edgeqc.station.viewpoints import Viewpoints
-from edgeqc.supervisor import jobs
 
 EVENTS = PlcEvents(link=lambda _up, _reason: None, program=lambda _alive: None, turn=lambda *_: None)
 STILL_S = 0.3
