@@ -163,7 +163,7 @@ def look_at_plc(station: StationSettings, *, state_dir: Path, write: bool) -> Pl
             while (asked_ns := time.monotonic_ns()) < until_ns:
                 link.write_result(nothing, asked_ns + PLC_CALL_NS)
                 written.append((time.monotonic_ns() - asked_ns) / NS_PER_MS)
-                time.sleep(station.heartbeat_ms / 1000)
+                time.sleep(station.heartbeat_ms / 1000)  # as often as the daemon writes while no part is there
     gate = {} if station.tracked_gate is None else look_at_gate(station, state_dir=state_dir, write=write)
     return PlcReport(
         station=station.name,

@@ -449,6 +449,16 @@ def test_a_damaged_archive_is_set_aside_and_read_again_from_the_journal(desk, da
     assert len(list(desk.state_dir.glob("archive.db.damaged-*"))) == 1
 
 
+def ruin(file: Path) -> None:
+    """Leave nothing whole of an archive but its first page."""
+    with closing(sqlite3.connect(file)) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with file.open("r+b") as stream:
+        size = stream.seek(0, 2) - 4096
+        stream.seek(4096)
+        stream.write(b"\x5a" * size)
+
+
 def test_damage_found_while_running_begins_a_new_archive(desk):
     for sequence in range(1, 401):
         desk.journal.append(part(sequence))
@@ -456,12 +466,7 @@ def test_damage_found_while_running_begins_a_new_archive(desk):
     with desk.archive() as (archive, tail):
         desk.settle(archive, tail)
         before = archive.view
-        with closing(sqlite3.connect(desk.state_dir / tables.FILE_NAME)) as database:
-            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        with (desk.state_dir / tables.FILE_NAME).open("r+b") as file:
-            size = file.seek(0, 2) - 4096
-            file.seek(4096)
-            file.write(b"\x5a" * size)
+        ruin(desk.state_dir / tables.FILE_NAME)
         desk.journal.append(part(401))
         desk.journal.append(delivery(401))
         until(lambda: (tail.turn(), archive.view not in {before, None})[1])
@@ -774,12 +779,7 @@ def test_a_flood_ends_though_the_archive_was_set_aside_in_it(desk, monkeypatch):
         desk.settle(archive, tail)
         assert not desk.messages("alert/low.1")
         before = archive.view
-        with closing(sqlite3.connect(desk.state_dir / tables.FILE_NAME)) as database:
-            database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        with (desk.state_dir / tables.FILE_NAME).open("r+b") as file:
-            size = file.seek(0, 2) - 4096
-            file.seek(4096)
-            file.write(b"\x5a" * size)
+        ruin(desk.state_dir / tables.FILE_NAME)
         desk.journal.append(part(1))
         until(lambda: (tail.turn(), archive.view not in {before, None})[1])
         until(lambda: (tail.turn(), desk.flood == [True, False])[1])
