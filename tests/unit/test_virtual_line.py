@@ -9,7 +9,8 @@ import pytest
 from edgeqc.records import Verdict
 from edgeqc.sim.virtual.campaign import run_seed, runs
 from edgeqc.sim.virtual.kernel import Kernel
-from edgeqc.sim.virtual.oracle import Oracle, Piece, Violation
+from edgeqc.sim.virtual.oracle import Oracle, Violation
+from edgeqc.sim.virtual.pieces import Piece
 from edgeqc.sim.virtual.swarm import RATES, draw
 
 TRIGGERS = 20_000

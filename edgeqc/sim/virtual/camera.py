@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgeqc.records import NS_PER_MS, FrameStatus
 from edgeqc.sim.virtual.kernel import Signal
 from edgeqc.sim.virtual.lots import Lots
-from edgeqc.sim.virtual.oracle import Shot
+from edgeqc.sim.virtual.pieces import Shot
 
 if TYPE_CHECKING:
     from edgeqc.sim.virtual.plant import Plant

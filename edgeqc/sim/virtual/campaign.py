@@ -112,7 +112,7 @@ def run_seed(seed: int, triggers: int) -> Report:
 
         def check() -> None:
             station = supervisor.station
-            under_way = 0 if station is None or station.dead else len(station.lane) + station.announcing
+            under_way = 0 if station is None or station.dead else len(station.lane) + station.outcome.announcing
             if oracle.triggers != oracle.passed + oracle.rejected + under_way + oracle.lost_in_crash:
                 oracle.counts(under_way)
 
@@ -137,14 +137,12 @@ def _at_the_end(plant: Plant, supervisor: _Supervisor) -> None:
     """The last parts came without a fault: the line must have recovered, and owe nobody anything."""
     oracle, station = plant.oracle, supervisor.station
     plant.office.drain()
-    if station is None or station.dead or station.link is None:
+    if station is None or station.dead or station.keeper.link is None:
         oracle.fail("I13 recovery", "the station is not running, or has no link to the PLC")
         return
     if len(station.lane) or any(camera.slots_out for camera in plant.cameras):
         oracle.fail("I17 resources", f"{len(station.lane)} parts and some slots are still out")
-    for piece in oracle.went_by:
-        if not all(sequence in oracle.gate_told for sequence in piece.sequences):
-            oracle.fail("I6 gate", f"piece {piece.number} ({piece.sequences}) went by without a pass, and nobody told")
+    oracle.gate.at_the_end()
     for piece in oracle.pieces.values():
         if piece.counted and piece.decision is None and piece.number < plant.swarm.triggers:
             oracle.fail("I1 decision", f"the PLC never decided on piece {piece.number}")

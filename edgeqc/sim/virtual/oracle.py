@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 from typing import Final
 
 from edgeqc.core.exposure import Claim, Match
 from edgeqc.core.invariant import balance, signals
 from edgeqc.core.stopping import StopReason
-from edgeqc.records import JUDGED, NS_PER_MS, RESULT_CODE, Cause, FrameStatus, PlcResult, Verdict
+from edgeqc.records import JUDGED, NS_PER_MS, RESULT_CODE, Cause, PlcResult, Verdict
+from edgeqc.sim.virtual.gateoracle import GateOracle
 from edgeqc.sim.virtual.kernel import Kernel
+from edgeqc.sim.virtual.pieces import Piece, Shot
 
-_GATE_FAULTS: Final = frozenset(
-    {
-        "read_lost",
-        "triggers_stuck",
-        "camera_slow",
-        "disk_slow",
-        "write_lost",
-        "write_late",
-        "write_unacknowledged",
-        "plc_refuses",
-        "plc_frozen",
-        "plc_restarted",
-        "encoder_set",
-    }
-)
-"""For which a part is heard of too late to be placed, or lost on its way. That the gate could not look it says itself."""
 _ENDS_STATION: Final = frozenset(
     {"killed", "power_cut", "crash_loop", "engine_hung", "line_stuck", "triggers_stuck", "guard_stuck"}
 )
@@ -51,51 +36,6 @@ class Violation(AssertionError):  # noqa: N818 - it is what is found
         return Violation, (self.name, self.at_ns, self.facts)
 
 
-@dataclass(slots=True, kw_only=True)
-class Piece:
-    """A part as it really is, and what became of it."""
-
-    number: int
-    part_id: str
-    at_ns: int
-    defective: bool
-    recipe: int
-    quiet: bool
-    """Nothing breaks any more since long before it came."""
-    shown_id: str = ""
-    """The id that the PLC showed with its trigger."""
-    counted: bool = True
-    """Did the PLC raise a trigger for it?"""
-    decision: Verdict | None = None
-    """Of the PLC's program."""
-    counts: int = 0
-    """How often the PLC counted it."""
-    sequences: list[int] = field(default_factory=list)
-    """Station numbers that it was given."""
-    gate_position: int = 0
-    binned: bool | None = None
-    """True: it is in the reject bin; None: not at the gate yet."""
-    stuck: bool = False
-    """The ejector was told to, and did not move."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shot:
-    """A frame as the camera's library hands it out."""
-
-    camera: int
-    frame_id: int
-    content: int
-    """Number of the piece that it shows, BELT for none: what only the oracle may know."""
-    status: FrameStatus
-    exposed_ns: int
-    first_ns: int
-    received_ns: int
-    sequence: int
-    """Of the part for which it was exposed; 0 for none. Only the oracle may know."""
-    life: int
-
-
 class Oracle:
     """Raises `Violation`. The trace is a hash over everything that was decided and seen."""
 
@@ -112,12 +52,6 @@ class Oracle:
         """Parts that were under way when the station died."""
         self.owner: dict[int, Piece | None] = {}
         """Whose sequence number that is; None for one that was missed."""
-        self.gate_told: set[int] = set()
-        """Sequences that the gate told of, and that therefore are no silent escapes."""
-        self.went_by: list[Piece] = []
-        """Pieces that had to be ejected and were not."""
-        self.disturbed_ns = -(1 << 62)
-        """When something last kept the gate from following parts."""
         self.calm_ns = 0
         """So long it may take from such a fault until parts are heard of in time again."""
         self.recovery_ns = self.restart_ns = 1 << 62
@@ -126,11 +60,9 @@ class Oracle:
         """A part that comes later must not be rejected for a fault so far."""
         self._guard_fault_ns = -(1 << 62)
         """When something last kept the guard from its looks."""
-        self._gate_ends: dict[int, int] = {}
-        """Of each sequence the conveyor's position from which on a look at the gate tells what has become of it."""
-        self._looked = 0
-        """The conveyor's position at the gate's last look."""
         self.delivered_pass: set[int] = set()
+        """Sequences whose PASS the PLC confirmed."""
+        self.gate = GateOracle(self)
         self._trace = hashlib.sha256()
         self._sink_trace = hashlib.sha256()
         self._kernel = kernel
@@ -150,6 +82,11 @@ class Oracle:
         """Sequences of parts that came under an id of a part before them."""
         self._taken: dict[int, Shot] = {}
         """Of each camera the frame that the station took last."""
+
+    @property
+    def now_ns(self) -> int:
+        """Virtual time."""
+        return self._kernel.now_ns
 
     def fail(self, name: str, facts: str) -> None:
         """An invariant does not hold."""
@@ -178,8 +115,7 @@ class Oracle:
     def fault(self, name: str) -> None:
         """A fault was injected."""
         self.faults[name] = self.faults.get(name, 0) + 1
-        if name in _GATE_FAULTS:
-            self.disturbed()
+        self.gate.fault(name)
         takes_ns = self.restart_ns if name in _ENDS_STATION else self.recovery_ns
         self._broken_until_ns = max(self._broken_until_ns, self._kernel.now_ns + takes_ns)
         if name in _GUARD_FAULTS:
@@ -344,24 +280,6 @@ class Oracle:
                 "I2 deadline", f"PASS of {block.sequence} begun {self._kernel.now_ns - piece.at_ns} ns after it came"
             )
 
-    def told(self, event: str, sequence: int, *, failure: bool) -> None:
-        """The gate told something."""
-        self.note("gate", event, sequence)
-        if failure:
-            self.gate_told.add(sequence)
-            piece = self.owner.get(sequence)
-            tracked = piece is not None and piece.counts == 1 and not piece.stuck and not self._disturbed(piece.at_ns)
-            if tracked or not self.faults:
-                self.fail("I13 gate", f"{event} of {sequence}, and nothing is broken")
-
-    def _disturbed(self, came_ns: int) -> bool:
-        """Was anything wrong, since shortly before this part came, that the gate has to be told of?"""
-        return self.disturbed_ns >= came_ns - self.calm_ns
-
-    def disturbed(self) -> None:
-        """The gate cannot look, just now, or just begins to."""
-        self.disturbed_ns = self._kernel.now_ns
-
     def accounted(self, life: int, counter: int, sequence: int, *, restarts: int) -> None:
         """After each reading: as many numbers were given as the PLC counted."""
         if self._account is not None and self._account[0] == (life, restarts):
@@ -405,35 +323,3 @@ class Oracle:
         seen = any(sequence in self.delivered_pass and sequence not in self._hidden for sequence in piece.sequences)
         if not told and seen:
             self.fail("I1 unseen", f"piece {piece.number} passed, the PLC confirmed it, and its program never saw it")
-
-    def on_its_way(self, sequence: int, gate_ends: int) -> None:
-        """The gate follows this part from now on: see `_gate_ends`."""
-        self._gate_ends[sequence] = gate_ends
-
-    def looked(self, position: int) -> None:
-        """The gate read its inputs with the conveyor here."""
-        self._looked = position
-
-    def gate_left(self) -> None:
-        """The station died. The PLC sees its heartbeat stand still: what the gate had ahead of it is the PLC's own affair."""
-        self.gate_told.update(sequence for sequence, ends in self._gate_ends.items() if ends > self._looked)
-        self._gate_ends.clear()
-
-    def miscounted(self) -> None:
-        """Ejections were counted that were none: one that failed just now looks like one that did not."""
-        self.went_by = [piece for piece in self.went_by if not (piece.stuck and self._ahead(piece))]
-
-    def _ahead(self, piece: Piece) -> bool:
-        return any(self._gate_ends.get(sequence, 0) > self._looked for sequence in piece.sequences)
-
-    def binned(self, piece: Piece, ejected: bool, *, stuck: bool) -> None:
-        """The piece went through the gate, or into the bin. `stuck`: the ejector did not do what it was told."""
-        piece.stuck = stuck
-        piece.binned = ejected
-        self.note("gate", piece.number, ejected)
-        passed = any(sequence in self.delivered_pass for sequence in piece.sequences)
-        if ejected and passed:
-            self.fail("I6 gate", f"piece {piece.number} passed and was ejected")
-        if ejected or passed or not piece.sequences:
-            return
-        self.went_by.append(piece)  # told of by the end: without a link to the PLC the gate sees it later

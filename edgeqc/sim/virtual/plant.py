@@ -11,7 +11,8 @@ from edgeqc.sim.virtual.camera import Camera
 from edgeqc.sim.virtual.kernel import Kernel
 from edgeqc.sim.virtual.lots import Lots
 from edgeqc.sim.virtual.office import Office
-from edgeqc.sim.virtual.oracle import Oracle, Piece
+from edgeqc.sim.virtual.oracle import Oracle
+from edgeqc.sim.virtual.pieces import Piece
 from edgeqc.sim.virtual.plc import Plc
 from edgeqc.sim.virtual.swarm import TAIL, Swarm
 
@@ -145,10 +146,10 @@ class Plant:
         if told and not stuck:
             self.plc.confirmations += 1
         unasked = self.lots.falls("ejection_unasked")
-        self.oracle.binned(piece, told and not stuck, stuck=stuck)
+        self.oracle.gate.binned(piece, told and not stuck, stuck=stuck)
         if unasked:
             self.plc.confirmations += 1
-            self.oracle.miscounted()
+            self.oracle.gate.miscounted()
 
 
 class Disk:

@@ -12,7 +12,7 @@ from edgeqc.core.track import OFF
 from edgeqc.records import NS_PER_MS, PlcResult, Verdict
 from edgeqc.sim.virtual.kernel import Signal
 from edgeqc.sim.virtual.lots import Lots
-from edgeqc.sim.virtual.oracle import Piece
+from edgeqc.sim.virtual.pieces import Piece
 
 if TYPE_CHECKING:
     from edgeqc.sim.virtual.plant import Plant
@@ -107,7 +107,7 @@ class Plc:
             self.life += 1
             self.restarts += 1
             if -self.confirmations % MODBUS_CYCLE < MODBUS_CYCLE // 2:
-                plant.oracle.miscounted()  # by its counter it looks like one that counted on over the wrap
+                plant.oracle.gate.miscounted()  # by its counter it looks like one that counted on over the wrap
             self.confirmations = 0
             for awaited in self._awaited.values():
                 plant.oracle.decided(awaited, Verdict.REJECT)  # a program that begins anew lets nothing through

@@ -27,7 +27,7 @@ class Tracker:
     ) -> None:
         """`link` gives the connection to the PLC, None where there is none; `beat` says that the thread is alive."""
         self._plant, self._stop, self._link, self._beat = plant, stop, link, beat
-        plant.oracle.disturbed()
+        plant.oracle.gate.disturbed()
         takt_ns = plant.swarm.takt_ns
         self._by_encoder = plant.swarm.tracking == "encoder"
         unit = PULSES_PER_TAKT if self._by_encoder else takt_ns
@@ -43,7 +43,7 @@ class Tracker:
 
     def part(self, sequence: int, part_id: str, came_ns: int | None) -> None:
         """A part was triggered then; None: nobody knows when."""
-        self._plant.oracle.on_its_way(sequence, self._plant.position() + _TOLD)
+        self._plant.oracle.gate.on_its_way(sequence, self._plant.position() + _TOLD)
         self._tell(self._conveyor.part(sequence, part_id, came_ns, now_ns=self._plant.kernel.now_ns))
 
     def passed(self, sequence: int) -> None:
@@ -60,22 +60,22 @@ class Tracker:
             link = self._link()
             if link is None or plc.frozen or link != plc.life:
                 conveyor.interrupted()
-                self._plant.oracle.disturbed()
+                self._plant.oracle.gate.disturbed()
                 continue
             if self._by_encoder:
                 events = conveyor.encoder(plc.encoder(), kernel.now_ns, confirmations=plc.confirmations)
             else:
                 running = self._plant.running
                 events = conveyor.clock(kernel.now_ns, running=running, confirmations=plc.confirmations)
-            self._plant.oracle.looked(self._plant.position())
+            self._plant.oracle.gate.looked(self._plant.position())
             self._tell(events)
             plc.gate, plc.gate_ns = conveyor.output, kernel.now_ns
 
     def _tell(self, events: list[GateEvent]) -> None:
-        oracle = self._plant.oracle
+        oracle = self._plant.oracle.gate
         for event in events:
             oracle.told(event.fact, event.sequence, failure=event.fact in FAILURES)
             if event.fact in FAILURES:
                 self._stop.ask(StopReason.GATE)
-            elif event.fact is GateFact.EJECT and event.sequence in oracle.delivered_pass:
-                oracle.fail("I6 gate", f"{event.sequence} passed, and the gate opened for it")
+            elif event.fact is GateFact.EJECT:
+                oracle.ejects(event.sequence)
