@@ -25,6 +25,8 @@ GOOD: Final = "good"
 """What every one of them is called from here on."""
 TRAIN: Final = "train"
 """The split that nets learn from."""
+TEST: Final = "test"
+"""The split whose figures a training ends with."""
 SUFFIXES: Final = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm"})
 
 

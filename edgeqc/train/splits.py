@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeqc.errors import EdgeqcError
-from edgeqc.train.dataset import TRAIN, Picture, read_dataset
+from edgeqc.train.dataset import TEST, TRAIN, Picture, read_dataset
 
 TEST_RATIO = 0.25
 SPLIT_FILE = "split.csv"
@@ -25,8 +25,7 @@ def write_split(file: Path, pictures: Sequence[Picture]) -> None:
         writer.writerow(["path", "label", "mask", "group", "split", "part"])
         for one in pictures:
             mask = one.mask.resolve() if one.mask is not None else ""
-            split = "test" if one.split == "test" else TRAIN
-            writer.writerow([one.path.resolve(), one.label, mask, one.group, split, one.part])
+            writer.writerow([one.path.resolve(), one.label, mask, one.group, one.split, one.part])
 
 
 def with_drawn_split(pictures: list[Picture], engine: Path) -> list[Picture]:
@@ -40,14 +39,27 @@ def with_drawn_split(pictures: list[Picture], engine: Path) -> list[Picture]:
 
 
 def with_split(pictures: list[Picture], seed: int) -> list[Picture]:
-    """As the user split them; where nobody did, a quarter of the groups is the test. EdgeqcError on a half-made split."""
+    """As the user split them; where nobody did, a quarter of the groups is the test. EdgeqcError on a half-made split.
+
+    What the user calls neither train nor test is no business of the training's: see `divided`.
+    """
     said = Counter(picture.split for picture in pictures)
     if not said[""]:
         return pictures
     if len(said) > 1:
         raise EdgeqcError(f"{said['']} of {len(pictures)} pictures have no split (train or test): name all or none")
     folds = folds_of(pictures, round(1 / TEST_RATIO), seed)
-    return [replace(picture, split="test" if folds[picture.group] == 0 else "train") for picture in pictures]
+    return [replace(picture, split=TEST if folds[picture.group] == 0 else TRAIN) for picture in pictures]
+
+
+def divided(pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture], list[Picture]]:
+    """Those to learn from, those to test on, and those left aside: of other splits, which the user keeps for something else.
+
+    A net has seen parts of those that share a group with what it learned from: `calibrate` leaves them out.
+    """
+    learned = [picture for picture in pictures if picture.split == TRAIN]
+    tested = [picture for picture in pictures if picture.split == TEST]
+    return learned, tested, [picture for picture in pictures if picture.split not in {TRAIN, TEST}]
 
 
 def folds_of(pictures: list[Picture], folds: int, seed: int) -> dict[str, int]:

@@ -28,7 +28,7 @@ from edgeqc.train.package import Origin, Scores, write_package
 from edgeqc.train.progress import Told
 from edgeqc.train.samples import Task
 from edgeqc.train.scoring import Scored, Scorer
-from edgeqc.train.splits import SPLIT_FILE, with_split, write_split
+from edgeqc.train.splits import SPLIT_FILE, divided, with_split, write_split
 from edgeqc.train.trainer import Job, Trainer
 
 LEAST_GOODS: Final = 20
@@ -57,12 +57,16 @@ def train_vision(job: Job, console: Console) -> Package:
     """The whole way. Nothing of an earlier package at `out` is touched before the new one is complete."""
     began = time.monotonic()
     examined = look_through(job, console)
-    pictures = examined.pictures
-    learned = [picture for picture in pictures if picture.split != "test"]
-    tested = [picture for picture in pictures if picture.split == "test"]
+    learned, tested, aside = divided(examined.pictures)
+    if aside:
+        splits = ", ".join(sorted({picture.split for picture in aside}))
+        console.print(
+            f"{len(aside)} pictures are left aside, neither to learn from nor to test on: of the split {splits}",
+            soft_wrap=True,
+        )
     one_class = job.one_class or not any(picture.is_defect for picture in learned)
     _enough(learned, tested, one_class=one_class)
-    task = task_of_pictures(job, examined, one_class=one_class)
+    task = task_of_pictures(job, examined, () if one_class else classes_of(learned))
     _promise(console, learned, job.rule, one_class=one_class)
     trainer = Trainer(job, task, console, one_class=one_class)
     trainer.prepare(learned)
@@ -98,10 +102,10 @@ def train_vision(job: Job, console: Console) -> Package:
         key=job.key,
     )
     groups = {picture.path: picture.group for picture in read_dataset(job.data, group_by=job.group_by)}
-    write_split(job.work / SPLIT_FILE, [replace(picture, group=groups[picture.path]) for picture in pictures])
+    write_split(job.work / SPLIT_FILE, [replace(picture, group=groups[picture.path]) for picture in learned + tested])
     _suspicious(job, scored, calibration.threshold, console)
     if job.cross_validate:
-        _cross_validate(job, task, pictures, console, one_class=one_class)
+        _cross_validate(job, task, learned + tested, console, one_class=one_class)
     return package
 
 
@@ -130,8 +134,8 @@ def package_name(text: str) -> str:
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._") or "parts"
 
 
-def task_of_pictures(job: Job, examined: Examined, *, one_class: bool) -> Task:
-    """How frames become inputs, from the pictures' sizes."""
+def task_of_pictures(job: Job, examined: Examined, classes: tuple[str, ...]) -> Task:
+    """How frames become inputs, from the pictures' sizes. No `classes`: what is unusual is all that is told."""
     sizes = np.array(examined.sizes)
     height, width = (int(value) for value in sizes.max(axis=0))
     alike = len(set(examined.sizes)) == 1
@@ -146,7 +150,7 @@ def task_of_pictures(job: Job, examined: Examined, *, one_class: bool) -> Task:
         input_shape=(_up(height * scale, LITE0.deepest), _up(width * scale, LITE0.deepest)),
         frame_shape=frame,
         region=region,
-        classes=classes_of(examined.pictures) if not one_class else ("anomaly",),
+        classes=classes or ("anomaly",),
     )
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edgeqc.jobs import Job, jobs
+from edgeqc.loading import restore
 from edgeqc.shm.board import Board, Row, State
 from edgeqc.sim.line import STATION, SimLine
 from edgeqc.sim.report import archived, build
@@ -165,17 +167,32 @@ class Bench:
 
 
 def set_going(line: SimLine) -> Bench:
-    """Wait until the daemon is ready, then let the parts come."""
+    """Wait until the daemon is ready, then let the parts come. Whatever is watched for hanging gives signs of life."""
     line.wait_ready(COMES_S)
     assert line.plc is not None
     line.plc.go()
-    return Bench(line)
+    bench = Bench(line)
+    for job in jobs(restore((line.run_dir / "settings.json").read_bytes())):
+        _gives_signs_of_life(bench.board[job.name], job)
+    return bench
 
 
-def until(condition: Callable[[], bool], timeout_s: float = COMES_S) -> None:
+def _gives_signs_of_life(row: Row, job: Job) -> None:
+    """Each loop that the supervisor has a limit for comes round again: one that never did would end a process that works."""
+    since_ns = time.monotonic_ns()
+    silent = set(job.limits_ns)
+
+    def all_came_round() -> bool:
+        silent.difference_update(loop for loop, at_ns in row.beats().items() if at_ns > since_ns)
+        return not silent
+
+    until(all_came_round, what=f"{job.name}: one of {sorted(silent)} gives no sign of life")
+
+
+def until(condition: Callable[[], bool], timeout_s: float = COMES_S, what: str = "it did not come") -> None:
     end = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end, f"it did not come within {timeout_s} s"
+        assert time.monotonic() < end, f"{what} within {timeout_s} s"
         time.sleep(0.01)
 
 

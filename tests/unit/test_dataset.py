@@ -12,7 +12,7 @@ import pytest
 from edgeqc.errors import EdgeqcError
 from edgeqc.train.dataset import Picture, Shape, read_dataset
 from edgeqc.train.examine import examine, mask_of
-from edgeqc.train.splits import folds_of, with_split
+from edgeqc.train.splits import divided, folds_of, with_split, write_split
 
 
 def _image(seed=0, shape=(64, 80)):
@@ -332,3 +332,15 @@ def test_half_a_split_is_refused(tmp_path):
     rows = [["a.png", "good", "", "", "train"], ["b.png", "good", "", "", ""]]
     with pytest.raises(EdgeqcError, match="name all or none"):
         with_split(read_dataset(_index(tmp_path, rows)), seed=1)
+
+
+def test_a_split_of_another_name_is_neither_learned_from_nor_tested_on(tmp_path):
+    rows = [[f"{split}.png", "good", "", "", split] for split in ("train", "test", "val", "monday")]
+    learned, tested, aside = divided(with_split(read_dataset(_index(tmp_path, rows)), seed=1))
+    assert [[one.split for one in some] for some in (learned, tested, aside)] == [
+        ["train"],
+        ["test"],
+        ["val", "monday"],
+    ]
+    write_split(tmp_path / "split.csv", learned + tested)
+    assert [one.split for one in read_dataset(tmp_path / "split.csv")] == ["train", "test"]
