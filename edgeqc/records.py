@@ -295,6 +295,8 @@ class PlcTrigger:
     part_id: str
     read_ns: int
     """Monotonic time at which the answer was in hand."""
+    exact: bool = False
+    """`read_ns` is when the counter came to be as it is: the PLC wrote it here, and no look before says how old it is."""
     recipe: int = 0
     """Number of the recipe that the part is to be judged by; 0 where the PLC names none."""
     ack: int = 0

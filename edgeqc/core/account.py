@@ -89,8 +89,8 @@ class TriggerAccount:
         self._ids: dict[str, None] = {}
         self._last_id = ""
 
-    def reading(self, counter: int, part_id: str, read_ns: int) -> Arrival:
-        """Account for one reading of counter and part id, taken at `read_ns` (monotonic).
+    def reading(self, counter: int, part_id: str, read_ns: int, *, exact: bool = False) -> Arrival:
+        """Account for one reading of counter and part id, taken at `read_ns` (monotonic); `exact`: the counter came then.
 
         One that was overtaken, as the first of a fresh link can be by the last of the link before, says nothing: its counter
         would look like one that went back.
@@ -98,7 +98,7 @@ class TriggerAccount:
         if read_ns < self._read_ns:
             return NOTHING
         moved = move(self._counter, counter, cycle=self._cycle)
-        gap_ns = read_ns - self._read_ns
+        gap_ns = 0 if exact else read_ns - self._read_ns
         self._counter, self._read_ns = counter, read_ns
         if moved.step in {Step.FIRST, Step.SAME}:
             return NOTHING  # what stands in the block when we come is of another life

@@ -227,10 +227,12 @@ class _Blocks:
             seen = registers.unpack_trigger(bytes(self._trigger))
             new = seen.counter != self._told_counter
             self._told_counter = seen.counter
+            exact = new and self._triggered_ns > 0
             return PlcTrigger(
                 counter=seen.counter,
                 part_id=seen.part_id,
-                read_ns=self._triggered_ns if new and self._triggered_ns else time.monotonic_ns(),
+                read_ns=self._triggered_ns if exact else time.monotonic_ns(),
+                exact=exact,
                 ack=seen.ack,
                 heartbeat=seen.heartbeat,
                 recipe=seen.recipe,

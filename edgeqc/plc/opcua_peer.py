@@ -24,6 +24,7 @@ from typing import Any, Final
 from asyncua import ua
 from asyncua.client.client import Client
 
+from edgeqc.core.handshake import Form
 from edgeqc.cores import real_time
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.logs import configure
@@ -107,8 +108,9 @@ async def _answers(
     client: Client, settings: OpcuaPlcSettings, gate: GateNodes | None, peer: str
 ) -> _Handshake | _GateAnswers:
     """Find the nodes of the handshake, or those of the gate; PeerError."""
+    handshake = _SUITABLE if settings.handshake.form is Form.PULSE else _SUITABLE | {"result_sequence": WIDE}
     path, suitable, named = (
-        ("nodes", _SUITABLE, settings.nodes) if gate is None else ("gate.nodes", _GATE_SUITABLE, gate)
+        ("nodes", handshake, settings.nodes) if gate is None else ("gate.nodes", _GATE_SUITABLE, gate)
     )
     texts = {name: text for name in suitable if (text := getattr(named, name)) is not None}
     nodes = await opcua_variables.find(client, texts, suitable, path=path, peer=peer)
@@ -124,6 +126,9 @@ async def _serve(
     loop = asyncio.get_running_loop()
     while message := await _received(loop, channel):
         request: dict[str, Any] = json.loads(message)
+        if time.monotonic_ns() >= request["until_ns"]:  # nothing is begun that is late already
+            await _say(loop, channel, _failure(PeerTimeoutError(peer, "no time was left for it"), request["n"]))
+            continue
         # a task of its own and no asyncio.timeout: a cancellation that comes just as the answer does stays with the
         # task in Python 3.11, and would end this loop at its next await
         handling = asyncio.ensure_future(handle(request))

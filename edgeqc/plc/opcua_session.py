@@ -27,6 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.plc import certificates
 from edgeqc.plc.opcua_bounds import bound_decoding
+from edgeqc.plc.opcua_tokens import own_token_clock
 from edgeqc.settings import OpcuaEndpoint, OpcuaSecurity
 
 CLOSE_S: Final = 0.5
@@ -40,15 +41,18 @@ _MESSAGE_MOST: Final = 16 << 20
 _CHUNKS_MOST: Final = 256
 
 
-async def connect(endpoint: OpcuaEndpoint, *, peer: str, state_dir: Path, timeout_s: float) -> Client:
+async def connect(
+    endpoint: OpcuaEndpoint, *, peer: str, state_dir: Path, timeout_s: float, probe_s: float = 1.0
+) -> Client:
     """Open a fresh session within `timeout_s`; `timeout_s` also bounds each of its requests. Raises PeerError.
 
-    It never reconnects by itself: after any error `close` it and connect again.
+    A server that does not answer within `probe_s`, asked as often, is given up, whatever else is under way. It never reconnects by itself: after any error `close` it and connect again.
     """
     # asyncua logs each publish at INFO and a lost peer as tracebacks; what matters comes as PeerError
     logging.getLogger("asyncua").setLevel(logging.CRITICAL + 1)
     bound_decoding()
-    client = Client(endpoint.url, timeout=timeout_s, auto_reconnect=False)
+    own_token_clock()
+    client = Client(endpoint.url, timeout=timeout_s, watchdog_intervall=probe_s, auto_reconnect=False)
     client.max_messagesize, client.max_chunkcount = _MESSAGE_MOST, _CHUNKS_MOST
     client.name = client.description = "edgeqc"
     client.session_timeout = _SESSION_MS

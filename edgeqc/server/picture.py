@@ -5,6 +5,7 @@ It is read from the status board and the journals, which nobody has to be asked 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -189,7 +190,10 @@ def _take(tailed: _Tailed, entry: Entry) -> None:
                 )
             )
         case Delivery() as delivery:
-            _settle(tailed.results, delivery)
+            if delivery.delivered or math.isnan(
+                delivery.late_score
+            ):  # else a score behind the fail-safe verdict that is out
+                _settle(tailed.results, delivery)
         case AlertChange() as alert:
             if alert.active:
                 tailed.alerts[alert.id] = alert

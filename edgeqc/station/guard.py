@@ -126,8 +126,9 @@ class Guard:
         now_ns = time.monotonic_ns()
         if self._plc is None or not self._plc.up:
             return
-        if self._parts and now_ns - self._parts[0].trigger.at_ns < self._heartbeat_ns:
-            return  # the verdict that is to come moves the heartbeat; only a slow part leaves it standing for longer
+        verdict_comes = bool(self._parts) and now_ns - self._parts[0].trigger.at_ns < self._heartbeat_ns
+        if verdict_comes and now_ns < self._next_beat_ns + self._heartbeat_ns:
+            return  # it moves the heartbeat; what it does not tell is how the station is: where parts never end, a beat does
         try:
             if (hold_ns := self._plc.due_ns) is not None and now_ns >= hold_ns:
                 self._plc.expire(now_ns)

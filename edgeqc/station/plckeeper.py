@@ -26,6 +26,8 @@ _TURN_S: Final = 1.0
 """How often the keeper's thread shows that it lives while the link does."""
 _JOIN_S: Final = 1.5
 """At the end, for a connection that is being opened: parts under way still have their records to come."""
+WRITE_NS: Final = 50 * NS_PER_MS
+"""For a write that carries no new verdict of a part under way, at the least."""
 _SAFE_WRITE_NS: Final = 500 * NS_PER_MS
 """For the first write on a new connection, which puts the outputs into their safe state."""
 
@@ -52,7 +54,7 @@ class Manners:
     triggers: bool = False
     """The PLC's triggers are the parts. A link is up once its trigger block was read: what is raised from then on is a
     part, though nobody looked between."""
-    write_ns: int = 50 * NS_PER_MS
+    write_ns: int = WRITE_NS
     """For a write that carries no new verdict of a part under way: the turn of one that waited, the end of a hold."""
 
 

@@ -12,7 +12,7 @@ from edgeqc.core.lane import DEPTH
 from edgeqc.core.stopping import StopLimits
 from edgeqc.records import NS_PER_MS
 from edgeqc.settings import CameraSettings, HandshakeSettings, StationSettings, TriggerSource
-from edgeqc.station.plckeeper import Manners
+from edgeqc.station.plckeeper import WRITE_NS, Manners
 
 _HOLD_MOST_MS: Final = 200
 _EXPOSE_WITHIN_RATIO: Final = 0.25
@@ -68,6 +68,7 @@ def manners(station: StationSettings, handshake: HandshakeSettings) -> Manners:
         ),
         plc_heartbeat_ns=None if handshake.plc_heartbeat_ms is None else int(handshake.plc_heartbeat_ms * NS_PER_MS),
         triggers=station.trigger.source is TriggerSource.PLC,
+        write_ns=max(int(station.plc_write_ms * NS_PER_MS), WRITE_NS),
     )
 
 

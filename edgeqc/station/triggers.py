@@ -94,7 +94,7 @@ class TriggerWatch:
         watched = self._watched
         reading = watched.plc.opening() or watched.plc.read_trigger(time.monotonic_ns() + _READ_NS)
         watched.intake.announce(reading.recipe)
-        arrival = self._account.reading(reading.counter, reading.part_id, reading.read_ns)
+        arrival = self._account.reading(reading.counter, reading.part_id, reading.read_ns, exact=reading.exact)
         if arrival.restarted:
             watched.outcome.note(Event(name="plc_counter_restarted", facts={"counter": reading.counter}))
         if arrival.missed:

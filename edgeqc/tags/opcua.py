@@ -46,7 +46,12 @@ class OpcuaTags:
         """One connection, from connect to its end."""
         settings = self._settings
         client = await opcua_session.connect(
-            settings, peer=settings.name, state_dir=self._state_dir, timeout_s=CONNECT_TIMEOUT_S
+            settings,
+            peer=settings.name,
+            state_dir=self._state_dir,
+            timeout_s=CONNECT_TIMEOUT_S,
+            # while it opens the timeout decides whether the server is there, from then on the silence rule
+            probe_s=max(CONNECT_TIMEOUT_S, settings.stale_ms / 1000),
         )
         try:
             memory = Memory.load(self._state_dir, settings.name, [(tag.name, tag.node or "") for tag in settings.tags])

@@ -96,6 +96,7 @@ class Subscription:
             self._fail(f"connection lost: {exc}")
 
         client.connection_lost_callback = on_lost
+        self._published_ns = time.monotonic_ns()  # how long it took to open says nothing
         name = self._settings.name
         pumps = [
             asyncio.create_task(self._pump(client), name=f"tags {name} publish {number}")

@@ -453,6 +453,19 @@ def test_unsuitable_node_is_named_at_connect(name: str, node: str, says: str, pl
 
 
 @pytest.mark.parametrize("shared", ["opcua"], indirect=True)
+@pytest.mark.parametrize("form", ["pulse", "ack", "buffered"])
+def test_a_sequence_that_is_acknowledged_must_be_whole(form: str, plc: SimPlc, tmp_path: Path) -> None:
+    """Of 65 536 an UInt16 holds 0, and the acknowledgement of 0 would release nothing any more."""
+    nodes = plc.settings["nodes"] | {"result_sequence": "ns=2;s=Line.ResultCode"}
+    asked = settings(plc, nodes=nodes, handshake={"form": form})
+    if form == "pulse":
+        open_link(asked, peer="press", state_dir=tmp_path).close()
+        return
+    with pytest.raises(PeerError, match=r"nodes\.result_sequence: .* is UInt16, not Int32, UInt32"):
+        open_link(asked, peer="press", state_dir=tmp_path)
+
+
+@pytest.mark.parametrize("shared", ["opcua"], indirect=True)
 def test_nodes_may_name_their_namespace_by_uri(plc: SimPlc, tmp_path: Path) -> None:
     by_uri = {name: text.replace("ns=2;", "nsu=urn:edgeqc:sim:plc;") for name, text in plc.settings["nodes"].items()}
     assert all(text.startswith("nsu=") for text in by_uri.values())

@@ -20,8 +20,9 @@ from edgeqc.plc import modbus_served, open_link
 from edgeqc.plc.modbus_served import HandshakeServer, ServedLink
 from edgeqc.plc.registers import Status, pack_trigger, unpack_result
 from edgeqc.records import NS_PER_MS, PlcResult, Verdict
-from edgeqc.settings import ModbusServerPlcSettings
+from edgeqc.settings import ModbusServerPlcSettings, StationSettings
 from edgeqc.settings.gate import EncoderGate
+from edgeqc.station import rules
 from edgeqc.station.plckeeper import Manners, PlcEvents, PlcKeeper
 
 TRIGGER, RESULT = 0, 100
@@ -155,6 +156,7 @@ def test_a_trigger_is_seen_with_the_moment_at_which_it_came(server: HandshakeSer
             3,
         )
         assert began_ns <= seen.read_ns <= came_ns
+        assert (seen.exact, link.read_trigger(within()).exact) == (True, False)
         assert link.read_trigger(within()).read_ns > came_ns  # nothing new: the link is alive now
 
 
@@ -185,6 +187,49 @@ def test_ready_waits_for_a_plc_that_has_not_written_its_counter_yet(server: Hand
             assert opening.counter == 41
             plc.trigger(42, "A-2")
             assert keeper.read_trigger(within()).part_id == "A-2"
+        finally:
+            keeper.stop()
+
+
+def test_a_waiting_result_has_as_long_to_be_fetched_as_any_other(server: HandshakeServer) -> None:
+    """The PLC looks each 100 ms, as plc_write_ms: 300 allows it to."""
+    turns: list[tuple[int, bool]] = []
+    lost: list[str] = []
+    events = PlcEvents(
+        link=lambda up, reason: None if up else lost.append(reason),
+        program=lambda _alive: None,
+        turn=lambda sequence, at_ns, _reason: turns.append((sequence, at_ns > 0)),
+    )
+    station = StationSettings.model_validate(
+        {
+            "name": "top",
+            "takt_ms": 1000,
+            "budget_ms": 900,
+            "plc_write_ms": 300,
+            "camera": {"type": "replay", "folder": ".", "width_px": 64, "height_px": 64},
+            "recipe": {"engine": "."},
+            "plc": {
+                "type": "modbus-server",
+                "bind": "127.0.0.1",
+                "peers": ["127.0.0.1"],
+                "handshake": {"form": "buffered"},
+            },
+        }
+    )
+    assert isinstance(station.plc, ModbusServerPlcSettings)
+    manners = rules.manners(station, station.plc.handshake)
+    keeper = PlcKeeper(server.open, peer="press", events=events, manners=manners)
+    with connected(server, every_s=0.1) as (_, plc):
+        plc.trigger(1, "P1")
+        keeper.start()
+        try:
+            until(lambda: keeper.up)
+            assert keeper.show(result(7), within(2000))
+            assert not keeper.show(result(8, Verdict.REJECT), within(2000)), "it waits for the acknowledgement of 7"
+            plc.trigger(1, "P1", ack=7)
+            until(lambda: keeper.read_trigger(within()).ack == 7 and bool(turns))
+            assert turns == [(8, True)]
+            assert not lost
         finally:
             keeper.stop()
 

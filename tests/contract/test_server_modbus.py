@@ -17,7 +17,7 @@ from pymodbus.client import ModbusTcpClient
 from server_box import Box, Served
 
 from edgeqc.core.datatype import decode
-from edgeqc.records import Cause, Verdict
+from edgeqc.records import Cause, Delivery, Verdict
 from edgeqc.server.registers import STATION_REGISTERS, STATIONS_AT, lines
 
 pytestmark = pytest.mark.timeout(90)
@@ -115,6 +115,29 @@ def test_a_result_is_there_for_an_independent_client(served: Served, client: Mod
     out = poll(served, "-t", "4:int", "-B", "-r", str(STATIONS_AT + 40), "-c", "1")
     assert f"[140]: \t{sequence}" in out
     assert "[143]: \t10" in poll(served, "-t", "3", "-r", "143", "-c", "1")  # function code 4 reads the same
+
+
+def test_a_score_that_comes_behind_the_verdict_changes_nothing_of_what_was_delivered(
+    served: Served, client: ModbusTcpClient
+) -> None:
+    sequence = served.box.part(Verdict.REJECT, Cause.DEFECT)
+    until(lambda: value(client, "top.sequence"), sequence)
+    served.box.journal.append(
+        Delivery(
+            sequence=sequence,
+            verdict=Verdict.REJECT,
+            cause=Cause.LATE,
+            delivered=False,
+            delivered_ns=0,
+            late=False,
+            late_score=0.25,
+        )
+    )
+    alerts = value(client, "alerts")
+    served.box.alert("behind", active=True)
+    until(lambda: value(client, "alerts"), alerts + 1)  # so that what came before it has been read
+    served.box.alert("behind", active=False)
+    assert (value(client, "top.delivered"), value(client, "top.code"), value(client, "top.latency_us")) == (1, 10, 5000)
 
 
 def test_the_registers_of_one_request_are_of_one_moment(served: Served, client: ModbusTcpClient) -> None:

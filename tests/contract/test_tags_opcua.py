@@ -7,12 +7,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from asyncua import ua
+from asyncua.client.client import Client
 
 from edgeqc.records import Quality, TagFault, TagRemark
 from edgeqc.settings import OpcuaTagSource
 from edgeqc.sim.tags import SimTags, tag_settings
 from edgeqc.sim.tagsink import TagRecorder
 from edgeqc.tags import open_source
+from edgeqc.tags.subscription import Subscription
 
 PATIENCE_S = 30.0
 
@@ -125,6 +128,32 @@ async def test_a_hung_server_is_stale_and_flows_again_when_it_wakes(server: SimT
         await until(lambda: len(sink.values) == 20, "values after the hang")
         before = sink.samples
         await until(lambda: sink.samples >= before + 200, "ten more samples of each")
+
+
+async def test_a_server_that_is_slow_to_open_is_not_silent(
+    running: SimTags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    opened = Subscription.open
+
+    async def slowly(subscription: Subscription, client: Client, nodes: list[ua.NodeId | str]) -> None:
+        await opened(subscription, client, nodes)
+        await asyncio.sleep(1.5)  # as a small PLC that thinks about a thousand items
+
+    monkeypatch.setattr(Subscription, "open", slowly)
+    async with Feed(settings(running, stale_ms=1000), tmp_path) as sink:
+        await until(lambda: len(sink.values) == 20, "values")
+        assert sink.history == ["back"]
+
+
+async def test_a_pause_that_is_shorter_than_stale_ms_is_no_loss(server: SimTags, tmp_path: Path):
+    async with Feed(settings(server, stale_ms=20_000), tmp_path) as sink:
+        await until(lambda: len(sink.values) == 20, "values")
+        server.freeze()
+        await asyncio.sleep(4)  # asyncua asks each second, and would wait for one
+        server.thaw()
+        before = sink.samples
+        await until(lambda: sink.samples >= before + 200, "ten more samples of each")
+        assert sink.history == ["back"]
 
 
 async def test_a_source_whose_values_never_change_stays_alive(running: SimTags, tmp_path: Path):

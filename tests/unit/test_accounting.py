@@ -57,6 +57,11 @@ def test_a_trigger_seen_after_a_silent_link_is_not_fresh() -> None:
     assert triggers.reading(2, "P2", 12 * MS) == arrival(1)
 
 
+def test_a_trigger_whose_moment_is_known_is_fresh_whenever_it_is_looked_at() -> None:
+    triggers = account()
+    assert triggers.reading(1, "P1", 90 * MS, exact=True) == arrival(0)
+
+
 def test_a_reading_that_was_overtaken_says_nothing() -> None:
     account = TriggerAccount(fresh_ns=10 * MS)
     account.reading(258, "P258", 1 * MS)

@@ -13,13 +13,13 @@ from edgeqc.records import NS_PER_S, Cause, Event, PartRecord, Verdict
 from edgeqc.station.guard import Guard
 
 
-def guard(line: Line, *, ready: bool = True) -> Guard:
+def guard(line: Line, *, ready: bool = True, heartbeat_ns: int = NS_PER_S) -> Guard:
     return Guard(
         outcome=line.outcome,
         plc=line.keeper,
         row=line.row,
         fail_safe_ns=NS_PER_S,
-        heartbeat_ns=NS_PER_S,
+        heartbeat_ns=heartbeat_ns,
         healthy=lambda: True,
         ready=lambda: ready,
         priority=0,
@@ -97,6 +97,27 @@ def test_a_gate_that_nobody_watches_takes_ready_off_and_is_no_fault_of_the_judgi
     told = line.plc.told[-1]
     line.close()
     assert (told.ready, told.fault) == (False, False)
+
+
+def test_where_parts_never_end_the_plc_is_told_all_the_same_how_the_station_is(tmp_path: Path) -> None:
+    line = Line(tmp_path)
+    standing_by = guard(line, ready=False, heartbeat_ns=NS_PER_S // 2)
+    line.row.beat("line")
+    standing_by.start()
+    until_ns = time.monotonic_ns() + 5 * NS_PER_S
+    parts = []
+    while len(line.plc.told) < 3 and time.monotonic_ns() < until_ns:
+        parts.append(part(len(parts) + 1))
+        line.outcome.under_way.admit(parts[-1])
+        standing_by.watch(parts[-1])
+        time.sleep(0.05)  # the next part comes before the one before it has its verdict
+        parts[-1].settled = True
+        line.row.beat("line")
+    told = len(line.plc.told)
+    line.keeper.stop()
+    standing_by.stop()
+    line.close()
+    assert told >= 3
 
 
 def test_a_part_that_is_overdue_when_it_is_opened_is_told_and_recorded_once(tmp_path: Path) -> None:
