@@ -101,7 +101,7 @@ def _of_endpoint(peer: object, which: str) -> list[str]:
         return ["security: none: anyone on the network can forge what it says"]
     if peer.server_certificate is None and peer.trust is None:
         return [
-            f"server_certificate: is missing, nothing is connected to: edgeqc test plc FILE {which} --save-certificate"
+            f"server_certificate: is missing, nothing is connected to: edgeqc test plc FILE {which} --save-certificate FILE.der"
         ]
     return []
 

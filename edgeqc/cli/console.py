@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -23,6 +25,11 @@ def talk(text: str, *, style: str = "") -> None:
 def tell(text: str) -> None:
     """One line of data."""
     sys.stdout.write(f"{text}\n")
+
+
+def command() -> str:
+    """How this very command can be called again from here: `edgeqc`, or where it lies if the shell would not find that."""
+    return "edgeqc" if shutil.which("edgeqc") else os.path.relpath(sys.argv[0])
 
 
 def emit(schema: str, fields: Mapping[str, Any]) -> None:

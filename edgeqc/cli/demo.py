@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from edgeqc.cli.console import talk
+from edgeqc.cli.console import command, talk
 from edgeqc.cli.exits import Exit
 from edgeqc.errors import EdgeqcError, PeerTimeoutError
 
@@ -289,7 +289,7 @@ def _show_report(found: dict[str, Any], plan: Plan) -> None:
             for name in ("latency", "transfer", "engine", "overhead")
         ],
     )
-    talk(f"Archive, images and log: {plan.folder}   Look: edgeqc records --state {plan.folder / 'state'}")
+    talk(f"Archive, images and log: {plan.folder}   Look: {command()} records --state {plan.folder / 'state'}")
 
 
 def _ms(value: float | None) -> str:

@@ -48,7 +48,7 @@ def check_trusted(shown: bytes, folder: Path, peer: str) -> None:
     raise PeerError(
         peer,
         f"the server's certificate is not trusted: {known} in {folder} is it or has issued it; "
-        "`edgeqc test plc --save-certificate` fetches it, compare its fingerprint with the one on the PLC",
+        "`edgeqc test plc FILE --save-certificate FILE.der` fetches it, compare its fingerprint with the one on the PLC",
     )
 
 

@@ -149,9 +149,14 @@ def own_identity(endpoint: OpcuaEndpoint, *, peer: str, state_dir: Path) -> Iden
         pki = state_dir / "pki"
         certificate, private_key = pki / "own.der", pki / "own.key.pem"
         pki.mkdir(parents=True, exist_ok=True)
-        with _locked(pki / ".lock"):  # stations and watch start at the same time
+        lock = pki / ".lock"
+        with _locked(lock):  # stations and watch start at the same time
             if not (certificate.exists() and private_key.exists()):
                 _make_identity(certificate, private_key)
+        if os.geteuid() == 0:  # a command typed by root: the daemon, whose folder it is, must read them
+            owner = state_dir.stat()
+            for path in (pki, lock, certificate, private_key):
+                os.chown(path, owner.st_uid, owner.st_gid)
     shown = certificates.load(certificate, peer)
     days_left = (shown.not_valid_after_utc - dt.datetime.now(dt.UTC)).days
     if days_left < certificates.WARN_DAYS:

@@ -78,7 +78,7 @@ class Accounting:
                 priority="medium",
                 ne107=Ne107.OUT_OF_SPECIFICATION if text else Ne107.NORMAL,
                 text=f"parts, triggers and frames do not add up: {text}" if text else "",
-                action="Look at what was missed or doubled: edgeqc records --events; check sensor, trigger and camera"
+                action="Look at what was missed or doubled: edgeqc journal (part_accounting); check sensor, trigger and camera"
                 if text
                 else "",
             )

@@ -23,7 +23,7 @@ _SAY_AGAIN_NS: Final = 60 * NS_PER_S
 _LOOK_AT_DISK: Final = "Look at the state directory's disk (dmesg); no part can pass once the journal is full"
 _DISK_ACTIONS: Final = {
     "disk_full": "Make room on the state directory's disk; until then no part can pass once the journal is full",
-    "journal_budget_used_up": "Records were deleted before they were archived: see that the office runs (edgeqc doctor)",
+    "journal_budget_used_up": "Records were deleted before they were archived: see that the office runs (systemctl status edgeqc)",
 }
 
 

@@ -315,7 +315,7 @@ class Station:
             self._up[name] = up
             self._row.put("camera_up", all(self._up.values()))
         self._row.put("camera_reopened", self._cameras.reopened)
-        action = "Check power and link of the camera, then: edgeqc test camera FILE"
+        action = "Check power and link of the camera; then, with the daemon stopped: edgeqc test camera FILE"
         self._news.peer(f"camera.{name}" if self._several else "camera", up, reason, action=action)
 
     def _on_plc(self, up: bool, reason: str) -> None:
@@ -323,7 +323,10 @@ class Station:
         if self._plc is not None:
             self._row.put("plc_reconnected", self._plc.reconnected)
         self._news.peer(
-            "plc", up, reason, action="Check the PLC's network and that it runs, then: edgeqc test plc FILE"
+            "plc",
+            up,
+            reason,
+            action="Check the PLC's network and that it runs; then, with the daemon stopped: edgeqc test plc FILE",
         )
 
     def _gate_watch(self, door: PlcDoor, gate: DelayGate | EncoderGate) -> GateWatch:
@@ -346,7 +349,7 @@ class Station:
             self._on_line_stop()
 
     def _on_gate_link(self, up: bool, reason: str) -> None:
-        action = "Check gate.registers or gate.nodes and that the PLC reads and writes them: edgeqc test plc FILE"
+        action = "Check gate.registers or gate.nodes and that the PLC reads and writes them; with the daemon stopped: edgeqc test plc FILE"
         self._news.peer("gate", up, reason, action=action)
 
     def _on_gate_looked(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from cryptography.x509.oid import NameOID
 from edgeqc.errors import PeerError
 from edgeqc.office.expiry import expiring
 from edgeqc.plc.certificates import check_trusted, der
-from edgeqc.settings import Settings
+from edgeqc.plc.opcua_session import own_identity
+from edgeqc.settings import OpcuaTagSource, Settings
 
 KEYS = [ec.generate_private_key(ec.SECP256R1()) for _ in range(3)]
 
@@ -107,3 +109,17 @@ def test_the_certificate_of_our_own_server_is_watched_where_it_is_the_only_one(t
     opcua = {"bind": "127.0.0.1", "peers": ["127.0.0.1"], "users": [{"name": "s", "password": "p"}]}
     settings = _settings(server={"opcua": opcua})
     assert expiring(settings, tmp_path) == "own.der expires in 12 days"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_makes_in_the_daemons_folder_is_the_daemons(tmp_path: Path) -> None:
+    state_dir, daemon = tmp_path / "state", 65_534
+    state_dir.mkdir()
+    os.chown(state_dir, daemon, daemon)
+    press = OpcuaTagSource.model_validate(
+        {"type": "opcua", "name": "press", "url": "opc.tcp://127.0.0.1:1", "tags": [{"name": "force", "node": "i=1"}]}
+    )
+    identity = own_identity(press, peer="press", state_dir=state_dir)
+    pki = state_dir / "pki"
+    assert {path.name for path in pki.iterdir()} == {".lock", identity.certificate.name, identity.private_key.name}
+    assert {path.stat().st_uid for path in (pki, *pki.iterdir())} == {daemon}
