@@ -75,8 +75,10 @@ _READING: Final[dict[str, tuple[Any, ...]]] = {
     "arv_buffer_get_image_width": (_int, _pointer),
     "arv_buffer_get_image_height": (_int, _pointer),
     "arv_buffer_get_image_pixel_format": (c.c_uint32, _pointer),
+    "arv_buffer_set_frame_id": (None, _pointer, _u64),
+    "arv_buffer_set_system_timestamp": (None, _pointer, _u64),
 }
-"""They read a field of a buffer that is ours. Called with the GIL held: giving it up eight times for each frame would
+"""They read or set a field of a buffer that is ours. Called with the GIL held: giving it up eight times for each frame would
 let another thread take it just when the line has a frame to judge."""
 
 

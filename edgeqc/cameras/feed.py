@@ -63,7 +63,8 @@ class Feed:
         self._due_ns = time.monotonic_ns()
         self._frame_id = 0
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._ready: queue.SimpleQueue[tuple[int, FrameStatus] | str] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[tuple[int, FrameStatus, int, int] | str] = queue.SimpleQueue()
+        """Slot, status, and of a live picture its number and when it came; 0 of a recorded one, which comes when it is due."""
         self._triggers: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._out: set[int] = set()
         self._lost = ""
@@ -104,16 +105,15 @@ class Feed:
         if isinstance(picture, str):
             self._lost = picture
             raise PeerError(self._peer, picture)
-        slot, status = picture
+        slot, status, frame_id, came_ns = picture
         self.zero_copy = self._source.in_place
-        received_ns = time.monotonic_ns()
+        received_ns = came_ns or time.monotonic_ns()
         self._due_ns = max(self._due_ns + self._period_ns, received_ns - self._period_ns)
         self._out.add(slot)
-        self._frame_id = self._frame_id % FRAME_IDS + 1
         return Frame(
             slot=slot,
             pixels=self._slots.pixels(slot),
-            frame_id=self._frame_id,
+            frame_id=frame_id or self._next_id(),
             status=status,
             received_ns=received_ns,
             transfer_ns=0,
@@ -135,6 +135,11 @@ class Feed:
         self._free.put(-1)
         self._thread.join(CLOSE_S)
 
+    def _next_id(self) -> int:
+        """The next picture's number: by one thread, the feed's own where pictures are live."""
+        self._frame_id = self._frame_id % FRAME_IDS + 1
+        return self._frame_id
+
     def _asked(self, until_ns: int) -> bool:
         try:
             return self._triggers.get(timeout=max(0.0, (until_ns - time.monotonic_ns()) / NS_PER_S))
@@ -147,6 +152,8 @@ class Feed:
                 if self._source.live and (self._free.empty() or (self._software_trigger and self._triggers.empty())):
                     self._source.advance()
                     self._counted["skipped"] += 1
+                    if not self._software_trigger:
+                        self._next_id()  # a part was there: the gap in the numbers tells
                     continue
                 slot = self._free.get()
                 if slot < 0:
@@ -154,11 +161,13 @@ class Feed:
                 if self._source.live and self._software_trigger:
                     self._triggers.get()
                 self._source.advance()
+                came_ns = time.monotonic_ns()
                 if self._stop.is_set():
                     return  # it hung, and close has given up: the slot is another connection's by now
                 status = self._source.read(self._slots.pixels(slot))
                 self._counted["frames"] += 1
-                self._ready.put((slot, status))
+                live = self._source.live
+                self._ready.put((slot, status, self._next_id() if live else 0, came_ns if live else 0))
         except PeerError as exc:
             self._ready.put(exc.reason)  # not the exception: its traceback holds views on the slots
         except Exception as exc:  # noqa: BLE001 - the thread's root: the line must hear of it

@@ -63,6 +63,9 @@ class GigeCamera:
         self._buffers: dict[int, int] = {}
         """Slot > buffer, for those that are with us and not with Aravis."""
         self._last_id = 0
+        """Of the last good frame."""
+        self._given_id = 0
+        """Of the last frame that was handed out; 0: none yet."""
         self._counted: dict[str, int] = {}
         self._lock = threading.Lock()
         _probe(self._peer, settings.address)
@@ -87,8 +90,8 @@ class GigeCamera:
         while stream is not None:
             left_us = max(0, (until_ns - time.monotonic_ns()) // 1000)
             buffer = library.arv_stream_timeout_pop_buffer(stream, min(left_us, POP_US))
-            if buffer:
-                return self._frame(buffer, time.monotonic_ns(), time.time_ns())
+            if buffer and (frame := self._frame(buffer, time.monotonic_ns(), time.time_ns())) is not None:
+                return frame
             # plain read of a flag that Aravis's heartbeat thread clears: no callback, no Python in that thread
             if not library.arv_gv_device_is_controller(self._device):
                 raise PeerError(self._peer, "control lost: the camera answers no more, or another client took it")
@@ -100,6 +103,9 @@ class GigeCamera:
         """Let Aravis fill the slot again."""
         buffer = self._buffers.pop(slot, None)
         if buffer is not None and self._stream is not None:
+            # Aravis sets them with a frame's first packet: where that is lost they would be of the buffer's last frame
+            self._library.arv_buffer_set_frame_id(buffer, 0)
+            self._library.arv_buffer_set_system_timestamp(buffer, 0)
             self._library.arv_stream_push_buffer(self._stream, buffer)
 
     def counters(self) -> dict[str, int]:
@@ -194,15 +200,23 @@ class GigeCamera:
         _make_receiver_realtime()
         self._call("arv_camera_start_acquisition")
 
-    def _frame(self, buffer: int, received_ns: int, wall_ns: int) -> Frame:
+    def _frame(self, buffer: int, received_ns: int, wall_ns: int) -> Frame | None:
+        """None for one that says nothing of itself, before any that did."""
         library = self._library
         slot = library.arv_buffer_get_user_data(buffer) - 1
         self._buffers[slot] = buffer
+        frame_id = library.arv_buffer_get_frame_id(buffer)
+        if not frame_id and library.arv_buffer_get_status(buffer) != _SUCCESS:
+            # its first packet is lost, and its number with it: a gap before it shows with the next one
+            if not self._given_id:
+                self.release(slot)
+                return None
+            frame_id = self._given_id + 1 if self._given_id != FRAME_IDS else 1
+        self._given_id = frame_id
         size = ctypes.c_size_t()
         if library.arv_buffer_get_data(buffer, ctypes.byref(size)) != self._slots.address(slot):
             self.zero_copy = False
         transfer_ns = wall_ns - library.arv_buffer_get_system_timestamp(buffer)
-        frame_id = library.arv_buffer_get_frame_id(buffer)
         return Frame(
             slot=slot,
             pixels=self._slots.pixels(slot),

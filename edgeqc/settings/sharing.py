@@ -1,4 +1,4 @@
-"""What only one of a box may have: a camera, a port to listen on, what is written in a PLC."""
+"""What only one of a box may have: a core, a camera, a port to listen on, what is written in a PLC."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def shared(stations: Sequence[StationSettings], server: ServerSettings) -> list[
 
 def _claimed_twice(stations: Sequence[StationSettings]) -> Iterator[str]:
     first: dict[tuple[str, str], str] = {}
-    for whose, value, path in (*_cameras(stations), *_nodes(stations)):
+    for whose, value, path in (*_cores(stations), *_cameras(stations), *_nodes(stations)):
         if (before := first.setdefault((whose, value), path)) != path:
             yield f"{path}: {value} is {before} already"
 
@@ -42,6 +42,13 @@ def _registers_twice(stations: Sequence[StationSettings]) -> Iterator[str]:
         if whose == whose_other and one.start < other.stop and other.start < one.stop:
             written = f"{path} ({one.start} to {one.stop - 1})"
             yield f"{later}: {other.start} to {other.stop - 1} of that PLC are written by {written}, too"
+
+
+def _cores(stations: Sequence[StationSettings]) -> Iterator[tuple[str, str, str]]:
+    """What one line thread has to itself."""
+    for index, station in enumerate(stations):
+        if station.cpu is not None:
+            yield "core", f"core {station.cpu}", f"stations[{index}].cpu"
 
 
 def _cameras(stations: Sequence[StationSettings]) -> Iterator[tuple[str, str, str]]:

@@ -113,6 +113,11 @@ class StationSettings(Model):
         faults: list[str] = []
         if self.plc_write_ms >= self.budget_ms:
             faults.append(f"plc_write_ms: {self.plc_write_ms:g} is not under {self.budget_ms:g} (budget_ms)")
+        elif self.trigger.source is TriggerSource.PLC and self.plc_write_ms + self.trigger.poll_ms >= self.budget_ms:
+            faults.append(
+                f"trigger.poll_ms: {self.trigger.poll_ms:g} with plc_write_ms ({self.plc_write_ms:g}) is not under "
+                f"{self.budget_ms:g} (budget_ms): a trigger is seen so late, and no time is left to judge"
+            )
         if self.trigger.source is TriggerSource.PLC and isinstance(self.plc, NoPlcSettings):
             faults.append("trigger.source: plc needs a plc other than type: none")
         takt = f"(takt {self.takt_ms:g} ms)"

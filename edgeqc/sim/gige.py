@@ -98,6 +98,8 @@ class GigeServer:
         self._next_exposure_ns = 0
         self._pulses = stage.pulses
         self._fault = CameraFault.NONE
+        self._broken = 0
+        """Frames since the fault of now began."""
         self._waiting: deque[_Image] = deque(maxlen=64)
         self._sent: deque[_Image] = deque(maxlen=KEPT)
 
@@ -257,6 +259,7 @@ class GigeServer:
             return
         if fault is CameraFault.BACKWARD and self._fault is not fault:
             self._next_id = (self._next_id - 1 - value) % FRAME_IDS + 1
+        self._broken = self._broken + 1 if self._fault is fault else 1
         self._fault = fault
         frame_id = self._next_id
         self._next_id = frame_id % FRAME_IDS + 1
@@ -268,6 +271,8 @@ class GigeServer:
         packet_bytes = (self._get(_PACKET_SIZE) & 0xFFFF) - _OVERHEAD
         middle = len(pixels) // packet_bytes // 2 + 1
         withheld = range(middle, middle + max(1, value)) if fault is CameraFault.SHORT else range(0)
+        if fault is CameraFault.LEADERLESS and self._broken <= (value or self._broken):
+            withheld = range(1)
         now_ns = time.monotonic_ns()
         due_ns = now_ns + value * NS_PER_MS if fault is CameraFault.SLOW else now_ns
         self._waiting.append(_Image(frame_id, due_ns, now_ns, width, height, pixels, packet_bytes, withheld))

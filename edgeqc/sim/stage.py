@@ -46,6 +46,8 @@ class CameraFault(IntEnum):
     """`value` of a thousand packets are lost; a resend brings them."""
     BACKWARD = 6
     """The frame counter jumps back by `value`, once."""
+    LEADERLESS = 7
+    """The first packet of each frame never leaves, resend or not; of `value` frames where that is not 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

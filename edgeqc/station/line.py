@@ -119,7 +119,7 @@ class Line:
         if by_plc and self._peers.plc is not None:
             try:
                 until_ns = time.monotonic_ns() + self._peers.intake.budget.budget_ns // 4
-                reading = self._peers.plc.read_trigger(until_ns)
+                reading = self._peers.plc.read_trigger(until_ns, patient=True)
             except PeerError:
                 self._peers.row.count("plc_errors")
             else:

@@ -147,10 +147,11 @@ class PlcKeeper:
         seen, self._opening = self._opening, None
         return seen
 
-    def read_trigger(self, until_ns: int) -> PlcTrigger:
-        """Read the trigger block, and do what the PLC's acknowledgement in it asks for. One thread at a time.
+    def read_trigger(self, until_ns: int, *, patient: bool = False) -> PlcTrigger:
+        """Read the trigger block, and do what the PLC's acknowledgement in it asks for.
 
-        PeerError at once while there is no link.
+        PeerError at once while there is no link. `patient`: an answer that is not there by `until_ns` is no reason to give
+        the link up, on which a verdict is due.
         """
         link = self._link
         if link is None:
@@ -158,7 +159,8 @@ class PlcKeeper:
         try:
             seen = link.read_trigger(until_ns)
         except PeerError as exc:
-            self._drop(link, exc.reason)
+            if not (patient and isinstance(exc, PeerTimeoutError)):
+                self._drop(link, exc.reason)
             raise
         self._counter = seen.counter
         if self._heartbeat is not None:

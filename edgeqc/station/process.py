@@ -14,7 +14,15 @@ from typing import Final
 
 from edgeqc.cameras.keeper import CameraKeeper
 from edgeqc.core.stopping import StopReason
-from edgeqc.cores import end_with_parent, pin, pin_background, real_time, shared_cores, station_cores
+from edgeqc.cores import (
+    end_with_parent,
+    pin,
+    pin_background,
+    real_time,
+    real_time_throughout,
+    shared_cores,
+    station_cores,
+)
 from edgeqc.errors import EdgeqcError, EngineError, PackageError
 from edgeqc.inference.judge import map_shape
 from edgeqc.inference.trust import trust_of
@@ -59,6 +67,10 @@ _SWITCH_S: Final = 0.0005
 """The default 5 ms is how long one thread may keep the others from the interpreter (measured: p99 17.8 -> 8.4 ms)."""
 
 
+_LOADING_PRIORITY: Final = 1
+"""While engines are loaded and tried, seconds of work: above ordinary processes, below every station that runs."""
+
+
 def main(argv: list[str]) -> int:
     """`edgeqc station NAME --run-dir DIR`; started by the supervisor."""
     parser = argparse.ArgumentParser(prog="edgeqc station")
@@ -99,7 +111,7 @@ class Station:
         available = os.sched_getaffinity(0)
         self._core = station_cores(settings, available).get(station.name)
         self._shared_cores = shared_cores(settings, available)
-        self._has_real_time = real_time(station.priority)
+        self._has_real_time = station.priority > 0 and real_time(_LOADING_PRIORITY)
         pin_background(settings)
         self.journal = JournalWriter(state_dir / "journal" / f"station-{station.name}", settings.journal)
         self._recipes = Recipes(
@@ -110,6 +122,7 @@ class Station:
             gpu=settings.gpu,
             alive=partial(row.beat, "line"),
         )
+        real_time_throughout(station.priority)  # from here on: what is started inherits it
         by_plc = station.trigger.source is TriggerSource.PLC
         self._several = len(station.all_cameras) > 1
         self._up = dict.fromkeys((camera.name for camera in station.all_cameras), False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -313,6 +314,52 @@ def test_a_source_that_wakes_after_it_was_given_up_does_not_write_into_the_slot_
     assert not slots.pixels(0).any()
 
 
+class Live:
+    """A source whose pictures come when the test says, wanted or not."""
+
+    live = in_place = True
+
+    def __init__(self) -> None:
+        self.come: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.advanced = threading.Semaphore(0)
+
+    def advance(self) -> None:
+        if self.come.get() < 0:
+            raise PeerError("cam", "ended")
+        self.advanced.release()
+
+    def read(self, pixels: np.ndarray) -> FrameStatus:
+        return FrameStatus.OK
+
+    def close(self) -> None:
+        pass
+
+
+def test_live_pictures_that_waited_say_since_when_and_those_that_were_skipped_leave_a_gap(slots):
+    source = Live()
+    camera = Feed("cam", source, slots, 0, rate_hz=None, software_trigger=False)
+    try:
+        began_ns = time.monotonic_ns()
+        for _ in range(PER_BANK + 2):  # two more than there are slots
+            source.come.put(1)
+            assert source.advanced.acquire(timeout=5)
+        came_ns = time.monotonic_ns()
+        time.sleep(0.05)  # so late they are fetched
+        frames = [next_of(camera) for _ in range(PER_BANK)]
+        assert [frame.frame_id for frame in frames] == list(range(1, PER_BANK + 1))
+        assert all(began_ns <= frame.received_ns <= came_ns for frame in frames)
+        for frame in frames:
+            camera.release(frame.slot)
+        source.come.put(1)  # it may find the slots still taken
+        source.come.put(1)
+        after = next_of(camera)
+        assert after.frame_id in {PER_BANK + 3, PER_BANK + 4}
+        assert after.received_ns > came_ns
+    finally:
+        source.come.put(-1)
+        camera.close()
+
+
 # recorded images
 
 
@@ -389,6 +436,26 @@ def test_a_triggered_frame_with_missing_packets_is_told_without_waiting_for_the_
     camera.trigger()
     frame = next_of(camera, 1)
     assert frame.status is FrameStatus.INCOMPLETE
+
+
+@pytest.mark.parametrize("resend", ["never", "auto"])
+def test_a_frame_without_its_first_packet_is_the_next_one_and_incomplete(sim, stage, opened, resend):
+    """That packet has its number: Aravis leaves there what the buffer's last frame had."""
+    camera = opened(gige(sim, rate_hz=25, packet_resend=resend, frame_retention_ms=20))
+    for _ in range(2 * PER_BANK):  # each buffer has had a frame
+        last = next_of(camera)
+        camera.release(last.slot)
+    stage.break_camera(CameraFault.LEADERLESS, 2)
+    seen = []
+    while len(seen) < PER_BANK + 4:
+        frame = next_of(camera)
+        seen.append((frame.frame_id - last.frame_id, frame.status))
+        assert 0 <= frame.transfer_ns < NS_PER_S
+        last = frame
+        camera.release(frame.slot)
+    assert {step for step, _ in seen} == {1}
+    assert [status for _, status in seen].count(FrameStatus.INCOMPLETE) == 2
+    assert {status for _, status in seen} == {FrameStatus.OK, FrameStatus.INCOMPLETE}
 
 
 def test_lost_packets_are_resent(sim, stage, opened):

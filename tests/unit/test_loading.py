@@ -629,6 +629,20 @@ def test_what_only_one_may_have_is_refused_for_a_second_one():
     }
 
 
+def test_a_core_is_one_stations():
+    first, second = GOOD.replace("takt_ms: 100", "takt_ms: 100\n    cpu: 2"), GOOD[GOOD.index("  - name") :]
+    second = second.replace("name: top", "name: side").replace("takt_ms: 100", "takt_ms: 100\n    cpu: 2")
+    told = {fault.split(": ", 1)[1] for fault in faults(first + second)}
+    assert "stations[1].cpu: core 2 is stations[0].cpu already" in told
+
+
+def test_a_poll_that_leaves_no_time_to_judge_is_refused():
+    polled = WITH_PLC.replace("poll_ms: 10", "poll_ms: 70")
+    (told,) = faults(polled)
+    assert "stations[0].trigger.poll_ms: 70 with plc_write_ms (10) is not under 80 (budget_ms)" in told
+    load(written(polled.replace("poll_ms: 70", "poll_ms: 69")))
+
+
 def test_two_stations_may_have_what_is_apart():
     apart = SHARING.replace("segment_mb: 8", "segment_mb: 4").replace("bind: 0.0.0.0", "bind: 192.168.2.5")
     apart = apart.replace("result: 92", "result: 84").replace("result_fail: i=5", "result_fail: i=12")

@@ -7,9 +7,10 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 from stationbench import Line, Plc, part, soon
 
-from edgeqc.errors import PeerError
+from edgeqc.errors import PeerError, PeerTimeoutError
 from edgeqc.records import NS_PER_MS, NS_PER_S, RESULT_CODE, Cause, Delivery, PlcResult, PlcTrigger, Verdict
 from edgeqc.station.plckeeper import Manners, PlcEvents, PlcKeeper
 
@@ -38,6 +39,34 @@ def test_nobody_writes_behind_the_safe_block(tmp_path: Path) -> None:
 def _beat(keeper: PlcKeeper) -> None:
     with contextlib.suppress(PeerError):
         keeper.beat(ready=True, fault=False, until_ns=soon())
+
+
+class _Slow(Plc):
+    """Answers each question too late."""
+
+    def read_trigger(self, until_ns: int) -> PlcTrigger:
+        raise PeerTimeoutError("plc", "no answer in time")
+
+
+def test_a_question_that_the_verdict_does_not_hang_on_costs_no_link() -> None:
+    events = PlcEvents(
+        link=lambda _up, _reason: None, program=lambda _alive: None, turn=lambda _n, _at_ns, _reason: None
+    )
+    keeper = PlcKeeper(_Slow, peer="plc", events=events)
+    keeper.start()
+    until = time.monotonic() + 5
+    while not keeper.up:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    try:
+        with pytest.raises(PeerTimeoutError):
+            keeper.read_trigger(soon(), patient=True)
+        assert keeper.up
+        with pytest.raises(PeerTimeoutError):
+            keeper.read_trigger(soon())
+        assert not keeper.up
+    finally:
+        keeper.stop()
 
 
 class _Fickle(Plc):

@@ -88,14 +88,17 @@ class TensorRtEngine:
     def wait(self, slot: EngineSlot, until_ns: int) -> None:
         """Return when the outputs are valid. EngineError when the run failed, EngineLostError when the device hangs.
 
-        A run that is late is waited for, so that its score can be kept; `HUNG_NS` after `until_ns` it counts as hung.
+        A run that is late is waited for, so that its score can be kept; `HUNG_NS` after `until_ns`, and after this call, it counts as hung.
         """
         own = self._own(slot)
         if not own.submitted:
             raise EngineError(f"{self.backend}: wait without submit")
+        hung_ns = (
+            max(until_ns, time.monotonic_ns()) + HUNG_NS
+        )  # a frame that waited may be due long since: its run is not
         pause_s = min(max(own.usual_ns / _PAUSES, _PAUSE_LEAST_NS), _PAUSE_MOST_NS) / 1e9
         while not own.done():
-            if time.monotonic_ns() > until_ns + HUNG_NS:
+            if time.monotonic_ns() > hung_ns:
                 raise EngineLostError(f"{self.backend}: no result {HUNG_NS // 1_000_000} ms after it was due")
             time.sleep(pause_s)  # without the interpreter's lock
         self._complain()

@@ -263,6 +263,18 @@ def test_late_result_is_waited_for(pretended_gpu):
     slot.release()
 
 
+def test_a_run_of_a_frame_that_waited_long_is_no_lost_device(pretended_gpu):
+    engine = pretended_gpu.engine(cnn())
+    slot = engine.acquire()
+    pretended_gpu.driver.hold()
+    engine.submit(slot)
+    release = threading.Timer(0.05, pretended_gpu.driver.let_go)
+    release.start()
+    engine.wait(slot, time.monotonic_ns() - 60_000_000_000)
+    release.join()
+    slot.release()
+
+
 def test_device_that_hangs_is_lost(pretended_gpu, monkeypatch):
     monkeypatch.setattr(engine_module, "HUNG_NS", 20_000_000)
     engine = pretended_gpu.engine(cnn())
