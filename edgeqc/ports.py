@@ -155,7 +155,7 @@ class TagSink(Protocol):
         """Return when more samples can be taken: called before asking the peer for more, so that the rest waits there."""
 
     def take(self, batch: TagBatch) -> None:
-        """Take samples; the arrays are the sink's from now on."""
+        """Take samples; the arrays are the sink's from now on. PeerError: connect anew, so that all is told again."""
 
     def alive(self, source: str, at_ns: int) -> None:
         """The source gave a sign of life at this monotonic time, with values or without."""

@@ -133,6 +133,9 @@ class _Child:
     killed: bool = False
     alerted: bool = False
     """People were told that it keeps ending."""
+    ends: int = 0
+    """How often it ended since it last lived for `must_live_ns`, however slowly."""
+    must_live_ns: int = 0
     budget: RestartBudget = field(default_factory=RestartBudget)
 
 
@@ -247,6 +250,9 @@ class Supervisor:
 
     def _ended(self, child: _Child, code: int, now_ns: int) -> None:
         delay_s = child.budget.ended(now_ns, random.random())  # noqa: S311 - jitter
+        child.ends += 1
+        # one that was killed because a loop hung may hang again only when that loop's limit is over
+        child.must_live_ns = child.budget.window_ns + (max(child.job.limits_ns.values()) if child.killed else 0)
         child.process = None
         child.row.pid = 0
         child.row.state = State.FAILED
@@ -258,7 +264,7 @@ class Supervisor:
         )
         if code == _PACKAGE_REFUSED and not self._told_ready:
             self._exit_code, self._stopping = code, True  # nothing runs in part: the package must be mended first
-        elif child.budget.degraded:
+        elif child.budget.degraded or (child.ends > child.budget.free and not child.alerted):
             child.alerted = True
             self._alert(child.job, active=True, code=code)
 
@@ -290,8 +296,10 @@ class Supervisor:
             _sd_notify("READY=1")
             self._log.info("daemon_ready", processes=len(states))
         for child in self._children:
-            lives = child.row.state is State.READY and now_ns - child.row.started_ns > child.budget.window_ns
-            if child.alerted and lives:
+            if child.row.state is not State.READY or now_ns - child.row.started_ns <= child.must_live_ns:
+                continue
+            child.ends = 0
+            if child.alerted:
                 child.alerted, child.budget = False, RestartBudget()
                 self._alert(child.job, active=False, code=0)
         status = ", ".join(f"{child.job.name} {child.row.state.name.lower()}" for child in self._children)

@@ -63,14 +63,21 @@ def records(
         limit=limit,
     )
     if images is not None:
-        copied = query.export_images(state_dir, _with_progress(rows), images)
+        found = list(rows)
+        copied = query.export_images(state_dir, _with_progress(iter(found)), images)
         talk(f"{copied} images copied to {images}.")
+        _tell_limit(len(found), limit)
     elif as_csv:
-        query.export_csv(rows, sys.stdout)
+        _tell_limit(query.export_csv(rows, sys.stdout), limit)
     elif as_json:
-        query.export_json(rows, sys.stdout)
+        _tell_limit(query.export_json(rows, sys.stdout), limit)
     else:
         _table(list(rows), limit)
+
+
+def _tell_limit(count: int, limit: int) -> None:
+    if count == limit:
+        talk(f"The newest {limit}; --limit -1 shows all.")
 
 
 def _known(option: str, word: str | None, kind: type[StrEnum]) -> None:
@@ -83,8 +90,7 @@ def _table(rows: list[dict[str, Any]], limit: int) -> None:
         talk("No part matches.")
         return
     show(_COLUMNS, [[_cell(row[name]) for name in _COLUMNS] for row in rows])
-    if len(rows) == limit:
-        talk(f"The newest {limit}; --limit -1 shows all.")
+    _tell_limit(len(rows), limit)
 
 
 def _cell(value: object) -> str:

@@ -12,6 +12,8 @@ from typing import Final
 from edgeqc.core.align import Mark
 from edgeqc.records import NS_PER_S
 
+_AGES_NS: Final = NS_PER_S
+"""A rate's input that was silent for so long has kept its value: most servers send changes within that."""
 _POINTS_MOST: Final = 1024
 """Of a rate's window; a faster tag's window is shorter by that."""
 
@@ -76,6 +78,15 @@ class Deriver:
                 made.append(Made(rule=number, at_ns=result[0], value=result[1], mark=result[2]))
         return made
 
+    def age(self, now_ns: int) -> list[Made]:
+        """Give the rates that have changed because nothing came: servers and dead bands tell changes only."""
+        made = []
+        for number, maker in enumerate(self._makers):
+            result = maker.age(now_ns)
+            if result is not None:
+                made.append(Made(rule=number, at_ns=now_ns, value=result[0], mark=result[1]))
+        return made
+
 
 class _Maker:
     """One rule and what it remembers."""
@@ -87,11 +98,15 @@ class _Maker:
         self._total = 0.0
         self._counted = math.nan
         """The input's value up to which `_total` counts: BAD samples in between leave it."""
+        self._told = math.nan
+        """The rate that was told last; NaN: none."""
 
     def feed(self, place: int, at_ns: int, value: float, mark: Mark) -> tuple[int, float, Mark] | None:
         before = self._last.get(place)
         if before is not None and at_ns < before[0]:
-            return None  # what is late cannot change what was told already
+            if mark not in {Mark.BAD, Mark.GAP}:
+                return None  # what is late cannot change what was told already, but for that nothing is known
+            at_ns = before[0]
         self._last[place] = (at_ns, value, mark)
         if any(wanted not in self._last for wanted in self._rule.inputs):
             return None
@@ -100,6 +115,7 @@ class _Maker:
         worst = _worst([each for _, _, each in inputs])
         if worst in {Mark.BAD, Mark.GAP}:
             self._points.clear()  # a rate over a gap would be an invention
+            self._told = math.nan
             return newest_ns, math.nan, worst
         result = self._make([number for _, number, _ in inputs], newest_ns)
         if result is None:
@@ -133,7 +149,24 @@ class _Maker:
         while len(points) > 2 and points[1][0] <= at_ns - self._rule.window_ns:  # noqa: PLR2004 - the two of a slope
             points.popleft()
         began_ns, total = points[0]
-        return (self._total - total) * NS_PER_S / (at_ns - began_ns) if at_ns > began_ns else None
+        if at_ns == began_ns:
+            return None
+        self._told = (self._total - total) * NS_PER_S / (at_ns - began_ns)
+        return self._told
+
+    def age(self, now_ns: int) -> tuple[float, Mark] | None:
+        """The rate as of now where its input has kept its value for a while; None where that is nothing new."""
+        points, since_ns = self._points, now_ns - self._rule.window_ns
+        if not points or now_ns - points[-1][0] < _AGES_NS:
+            return None
+        if len(points) == 1 and points[0][0] > since_ns:
+            return None  # one value, seen for less than a window, is no rate
+        began_ns, total = max((point for point in points if point[0] <= since_ns), default=points[0])
+        rate = (self._total - total) * NS_PER_S / (now_ns - began_ns)
+        if rate == self._told:
+            return None
+        self._told = rate
+        return rate, self._last[self._rule.inputs[0]][2]
 
 
 def _step(before: float, value: float, wraps_at: float) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +75,18 @@ class JournalReader:
     def read(self, limit: int = 500) -> list[Entry]:
         """The next entries in order, at most `limit`; [] when there is nothing new. Never blocks."""
         entries: list[Entry] = []
+        try:
+            self._read_on(entries, limit)
+        except OSError:
+            if not entries:
+                raise
+        return entries  # what was read is behind the cursor already, whatever stood in the way then
+
+    def _read_on(self, entries: list[Entry], limit: int) -> None:
         while len(entries) < limit:
             if not self._opened():
                 break
-            data = os.pread(self._descriptor, RECORD_BYTES * min(_BATCH, limit - len(entries)), self.cursor.offset)
+            data = self._at_cursor(RECORD_BYTES * min(_BATCH, limit - len(entries)))
             taken = self._take(data, entries)
             self.cursor = Cursor(segment=self.cursor.segment, offset=self.cursor.offset + taken)
             if taken == len(data) and data:
@@ -85,10 +95,21 @@ class JournalReader:
             later = self._later_segment()
             if later is None:
                 break
-            rest = os.pread(self._descriptor, RECORD_BYTES, self.cursor.offset)
+            rest = self._at_cursor(RECORD_BYTES)
             if len(rest) < RECORD_BYTES or not rest.strip(b"\0"):  # less than a record: the file was cut there
                 self._move_to(later)
-        return entries
+
+    def _at_cursor(self, size: int) -> bytes:
+        """What is there; records that the disk cannot give any more are passed over, and counted, a page at a time."""
+        while True:
+            try:
+                return os.pread(self._descriptor, size, self.cursor.offset)
+            except OSError as exc:
+                if exc.errno != errno.EIO:
+                    raise
+            beyond = (self.cursor.offset // mmap.PAGESIZE + 1) * mmap.PAGESIZE
+            self.lost += (beyond - self.cursor.offset) // RECORD_BYTES
+            self.cursor = Cursor(segment=self.cursor.segment, offset=beyond)
 
     def close(self) -> None:
         """Close the segment that is open."""

@@ -18,6 +18,10 @@ from edgeqc.records import NS_PER_S
 
 _LIVE_NS: Final = 5 * NS_PER_S
 """A message older than this is no news: it is marked as replayed."""
+NOT_NOW: Final = "Quota exceeded"
+"""MQTT 5's reason code 0x97: brokers that limit the rate acknowledge so what they have dropped (EMQX 5.9)."""
+_REST_NS: Final = NS_PER_S
+"""Nothing is sent for so long after that."""
 _PREFETCH: Final = 256
 _OVERHEAD_BYTES: Final = 256
 """What MQTT adds to topic and payload at most, with our properties."""
@@ -55,6 +59,8 @@ class _Sent:
 
     row: int
     topic: str
+    again: OutboxRow | Message | None = None
+    """What to send once more where the broker cannot take it now."""
 
 
 class Courier:
@@ -109,6 +115,7 @@ class Courier:
         self._restate = False
         self._accepted: set[str] = set()
         self._sent: dict[int, _Sent] = {}
+        self._rest_until_ns = 0
 
     def turn(self, shown: list[Message]) -> None:
         """Settle what was acknowledged, show what is to be shown, send what there is room for."""
@@ -163,6 +170,9 @@ class Courier:
             if sent is None:
                 continue  # QoS 0: paho tells when it is written
             self.acknowledged += 1
+            if refusal == NOT_NOW and sent.again is not None:
+                self._put_back(sent.again)
+                continue
             if refusal is not None:
                 self._refuse(sent.row, sent.topic, refusal, by_broker=True)
                 continue
@@ -172,7 +182,17 @@ class Courier:
         if done:
             self._archive.put(Settled(ids=done))
 
+    def _put_back(self, unsent: OutboxRow | Message) -> None:
+        """The broker has enough for now: this one goes again, before the others, after a rest."""
+        self._rest_until_ns = self._now_ns() + _REST_NS
+        if isinstance(unsent, Message):
+            self._first.appendleft(unsent)
+        else:
+            self._lanes[0 if unsent.urgent else 1].rows.appendleft(unsent)
+
     def _fill(self) -> None:
+        if self._now_ns() < self._rest_until_ns:
+            return
         while len(self._sent) < self._connection.inflight:
             if self._first:
                 message = self._first.popleft()
@@ -211,7 +231,7 @@ class Courier:
         old = row.boot != self._boot or row.mono_ns < self._since_ns or not 0 <= age_ns <= _LIVE_NS
         if not old and row.id > self._backlog:
             expiry_s = None if row.retain else self._live_expiry_s
-            self._send(row.topic, row.payload, qos=1, retain=row.retain, expiry_s=expiry_s, row=row.id)
+            self._send(row.topic, row.payload, qos=1, retain=row.retain, expiry_s=expiry_s, row=row)
             return
         if row.urgent and row.id > self._backlog:
             self._restate = True
@@ -220,7 +240,7 @@ class Courier:
             self._archive.put(Settled(ids=[row.id]))
             return
         self.replayed += 1
-        self._send(row.topic, payloads.replayed(row.payload), qos=1, retain=False, row=row.id)
+        self._send(row.topic, payloads.replayed(row.payload), qos=1, retain=False, row=row)
 
     def _send(
         self,
@@ -230,28 +250,29 @@ class Courier:
         qos: int,
         retain: bool,
         expiry_s: int | None = None,
-        row: int = 0,
+        row: OutboxRow | None = None,
         message: Message | None = None,
     ) -> None:
+        number = 0 if row is None else row.id
         refusal = self._barred(topic)
         if refusal is not None:
-            self._refuse(row, topic, refusal)
+            self._refuse(number, topic, refusal)
             return
         full = message.reply_to if message is not None and message.reply_to else f"{self._prefix}/{topic}"
         correlation = message.correlation if message is not None else None
         if len(full) + len(payload) + _OVERHEAD_BYTES > self._connection.packet_bytes:
-            self._refuse(row, topic, f"larger than the {self._connection.packet_bytes} bytes that the broker takes")
+            self._refuse(number, topic, f"larger than the {self._connection.packet_bytes} bytes that the broker takes")
             return
         try:
             mid = self._connection.publish(
                 full, payload, qos=qos, retain=retain, expiry_s=expiry_s, correlation=correlation
             )
         except PeerError as fault:
-            self._refuse(row, topic, fault.reason)
+            self._refuse(number, topic, fault.reason)
             return
         self.published += 1
         if qos:
-            self._sent[mid] = _Sent(row=row, topic=topic)
+            self._sent[mid] = _Sent(row=number, topic=topic, again=message if row is None else row)
 
     def _refuse(self, row: int, topic: str, reason: str, *, by_broker: bool = False) -> None:
         if row:

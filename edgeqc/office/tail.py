@@ -33,7 +33,8 @@ class Tail:
         self._held: dict[str, Tailed] = {}
         self._looked_ns = 0
         self._lost_before = 0
-        self._failing = False
+        self._failing: set[Path] = set()
+        """Journals that could not be read last time."""
         self._log = structlog.get_logger("edgeqc.tail")
 
     def turn(self) -> bool:
@@ -90,11 +91,11 @@ class Tail:
         try:
             entries = reader.read(_ENTRIES)
         except OSError as exc:
-            if not self._failing:
+            if reader.folder not in self._failing:
                 self._log.error("journal_unreadable", journal=reader.folder.name, reason=str(exc))
-            self._failing = True
+            self._failing.add(reader.folder)
             return None
-        self._failing = False
+        self._failing.discard(reader.folder)
         if not entries and reader.cursor.segment == before.segment:
             return None
         images: dict[int, str] = {}

@@ -63,13 +63,17 @@ class Doorkeeper:
         given = password.encode() if isinstance(password, str) else password or b""
         count, until_s = self._wrong.get(username, (0, 0.0))
         locked = count >= _LOCK_AFTER and time.monotonic() < until_s
+        if count >= _LOCK_AFTER and not locked:
+            count = 0  # the lock is over: one more mistake is one
         user: ServerUser | None = self._users.get(username)
         # compared even where there is no such user: the time taken must not say which names exist
         right = hmac.compare_digest(given, (user.password if user else "\0").encode())
         if user is not None and right and not locked:
             self._wrong.pop(username, None)
             return User(role=UserRole.User, name=user.name)
-        if user is not None:  # names that do not exist need no lock, and must push out nobody's
+        if (
+            user is not None and not locked
+        ):  # a try while it is locked prolongs nothing; names that do not exist need no lock, and must push out nobody's
             self._wrong[username] = (count + 1, time.monotonic() + _LOCK_S)
         self._tell("login_refused", username[:64], "too many wrong passwords" if locked else "wrong name or password")
         return None

@@ -167,8 +167,8 @@ class DerivedTagSource(Model):
 
     @property
     def stale_ms(self) -> float:
-        """A derived tag is as good as its inputs: it never goes stale by itself."""
-        return NEVER_STALE_MS
+        """A derived tag is as good as its inputs, for as long as who makes it is there."""
+        return MADE_STALE_MS
 
     def misfits(self) -> list[str]:
         """What does not go together, each as `sub-path: what, limit`."""
@@ -211,8 +211,8 @@ class StateSource(Model):
 
     @property
     def stale_ms(self) -> float:
-        """It is as good as the tags it is told from, and says `unknown` by itself."""
-        return NEVER_STALE_MS
+        """It says `unknown` by itself, for as long as who tells it is there."""
+        return MADE_STALE_MS
 
     @property
     def tags(self) -> list[TagSettings]:
@@ -249,7 +249,8 @@ class HistorySettings(Model):
     keep_free_mb: int = Field(512, ge=0, description="with less room than this on the disk the recording gives way")
 
 
-NEVER_STALE_MS: Final = 1e12
+MADE_STALE_MS: Final = 2000.0
+"""The watch process gives what it makes of tags a sign of life each half second."""
 
 TagSourceSettings = Annotated[
     OpcuaTagSource | ModbusTagSource | ReplayTagSource | DerivedTagSource | StateSource, Field(discriminator="type")

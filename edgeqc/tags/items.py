@@ -102,7 +102,8 @@ class MonitoredItems:
             DiscardOldest=True,
         )
         tag = settings.tags[place]
-        if filtered and tag.deadband and tag.scale:
+        # a sensor whose movement shows that it is not stuck has to be heard inside its dead band, too
+        if filtered and tag.deadband and tag.scale and tag.stuck_s is None:
             dead_band: Any = ua.DataChangeFilter(
                 Trigger=ua.DataChangeTrigger.StatusValue,
                 DeadbandType=ua.UInt32(ua.DeadbandType.Absolute.value),

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from edgeqc.core.align import Mark, Samples
-from edgeqc.core.derive import Deriver, Rule
+from edgeqc.core.derive import Deriver, Made, Rule
 from edgeqc.records import NS_PER_S
 from edgeqc.settings import DerivedTagSettings, DerivedTagSource, TagSourceSettings
 from edgeqc.shm.tagtable import TagTable
@@ -33,37 +33,51 @@ class Derived:
         """Give what these samples make, in order; None where they make nothing."""
         if not self._tags:
             return None
-        places: list[int] = []
-        moments: list[int] = []
-        values: list[float] = []
-        marks: list[int] = []
+        told: list[_Told] = []
         for number in np.flatnonzero(self._is_input[samples.places]).tolist():
-            waiting = [
-                (
+            self._follow(
+                self._deriver.feed(
                     int(samples.places[number]),
                     int(samples.at_ns[number]),
                     float(samples.values[number]),
                     Mark(int(samples.marks[number])),
-                )
-            ]
-            while waiting:  # a derived tag may be an input of later ones
-                for made in self._deriver.feed(*waiting.pop(0)):
-                    place = self._places[made.rule]
-                    value, mark = _scaled(self._tags[made.rule], made.value, made.mark)
-                    places.append(place)
-                    moments.append(made.at_ns)
-                    values.append(value)
-                    marks.append(mark)
-                    if place in self._deriver.inputs:
-                        waiting.append((place, made.at_ns, value, mark))
-        if not places:
-            return None
-        return Samples(
-            np.array(places, np.int32),
-            np.array(moments, np.int64),
-            np.array(values, np.float64),
-            np.array(marks, np.uint8),
-        )
+                ),
+                told,
+            )
+        return _samples(told)
+
+    def age(self, now_ns: int) -> Samples | None:
+        """The same of time alone: what changes because no sample came."""
+        told: list[_Told] = []
+        self._follow(self._deriver.age(now_ns), told)
+        return _samples(told)
+
+    def _follow(self, made: list[Made], told: list[_Told]) -> None:
+        """Add what was made, and what is made of it: a derived tag may be an input of later ones."""
+        waiting = list(made)
+        while waiting:
+            one = waiting.pop(0)
+            place = self._places[one.rule]
+            value, mark = _scaled(self._tags[one.rule], one.value, one.mark)
+            told.append((place, one.at_ns, value, mark))
+            if place in self._deriver.inputs:
+                waiting += self._deriver.feed(place, one.at_ns, value, mark)
+
+
+_Told = tuple[int, int, float, Mark]
+"""Place, moment, value, mark."""
+
+
+def _samples(told: list[_Told]) -> Samples | None:
+    if not told:
+        return None
+    places, moments, values, marks = zip(*told, strict=True)
+    return Samples(
+        np.array(places, np.int32),
+        np.array(moments, np.int64),
+        np.array(values, np.float64),
+        np.array(marks, np.uint8),
+    )
 
 
 def _rule(tag: DerivedTagSettings, table: TagTable) -> Rule:

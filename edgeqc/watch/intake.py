@@ -19,8 +19,9 @@ import structlog
 
 from edgeqc.core.align import Mark, Marks, Samples, Times
 from edgeqc.core.peerclock import PeerClock
+from edgeqc.errors import PeerError
 from edgeqc.records import NS_PER_S, Quality, TagBatch, TagFault, TagRemark
-from edgeqc.settings import DerivedTagSource, StateSource, TagSourceSettings
+from edgeqc.settings import DerivedTagSource, OpcuaTagSource, StateSource, TagSourceSettings
 from edgeqc.shm.tagtable import TagTable
 from edgeqc.watch.derived import Derived
 from edgeqc.watch.newest import Flags, Newest, Taken
@@ -71,6 +72,8 @@ class SourceIntake:
     ahead_at_ns: int = 0
     backlog: bool = False
     """What it sends is old: it had been kept somewhere."""
+    caught_up_ns: int = 0
+    """When it last began to send what is of now again, and what does not change has not been read anew since; 0: not so."""
     gapped_ns: int = 0
     """When its tags were last said to be unknown because of that."""
     least_lag_ns: int = 0
@@ -118,8 +121,21 @@ class TagIntake:
             await asyncio.sleep(_ROOM_POLL_S)
 
     def take(self, batch: TagBatch) -> None:
-        """Put samples on our time, into the table, and hand them over."""
+        """Put samples on our time, into the table, and hand them over.
+
+        PeerError where an OPC UA server must be connected to anew: what it sent was too old to say anything of now, that is
+        over, and a subscription does not tell again what does not change.
+        """
         source = self._by_name[batch.source]
+        self._take(source, batch)
+        caught_up = source.caught_up_ns and batch.received_ns - source.caught_up_ns >= _REREAD_NS
+        if caught_up and batch.complete_to_ns and isinstance(source.settings, OpcuaTagSource):
+            source.caught_up_ns = 0
+            of_it = slice(source.places.start, source.places.stop)
+            if ((self.qualities[of_it] == Quality.BAD) & (self.faults[of_it] == TagFault.NONE)).any():
+                raise PeerError(batch.source, "what it sends is of now again: what does not change is read anew")
+
+    def _take(self, source: SourceIntake, batch: TagBatch) -> None:
         first = source.places.start
         source.complete_to_ns = max(source.complete_to_ns, batch.complete_to_ns)
         at_ns, old = self._moments(source, batch)
@@ -157,6 +173,7 @@ class TagIntake:
             state.changed_ns = state.down_since_ns = now_ns
             self._gap(state.places, now_ns)
         state.up, state.hung, state.reason, state.backlog = False, hung, reason, False
+        state.caught_up_ns = 0
 
     def back(self, source: str) -> None:
         """Know that the source answers again; its tags are good when their values come."""
@@ -200,7 +217,13 @@ class TagIntake:
         return min(told, default=0)
 
     def look(self, now_ns: int) -> None:
-        """Find tags that are stuck. On the sources' loop, about once a second."""
+        """Find tags that are stuck, let rates move on, give what is made of tags its sign of life. On the sources' loop."""
+        for name in self._derived.sources:
+            if self._by_name[name].up:
+                self.alive(name, now_ns)
+        aged = self._derived.age(now_ns)
+        if aged is not None:
+            self._write_made(aged, now_ns)
         places = self._newest.stuck(now_ns)
         if not len(places):
             return
@@ -213,6 +236,9 @@ class TagIntake:
         )
         self._newest.show(samples, np.zeros(len(places), np.int64), faults, now_ns)
         self._hand_over(Taken(samples, np.zeros(len(places), np.int64)))
+        made = self._derived.feed(samples)
+        if made is not None:
+            self._write_made(made, now_ns)
 
     def tell_state(self, place: int, value: float, quality: Quality, now_ns: int) -> None:
         """Show a state's tag, which whoever aligns makes out of what came from here. Their thread."""
@@ -249,6 +275,9 @@ class TagIntake:
             self._watch_lag(source, now_ns, now_ns - int(at_ns[later].max()))
         # what a server tells first is what it holds now, however long it has held it
         at_ns[first & old] = now_ns
+        at_ns[first] = np.maximum(
+            at_ns[first], source.changed_ns
+        )  # before that it was away, which must not count longer
         if source.behind_ns:
             at_ns[~first] += source.behind_ns
         ahead = at_ns > now_ns + AHEAD_NS
@@ -268,7 +297,9 @@ class TagIntake:
         if now_ns - source.window_ns >= SKEW_WINDOW_NS:
             source.behind_ns = source.least_lag_ns if source.least_lag_ns > OLD_NS else 0
             source.window_ns = 0
-        source.backlog = source.lag_ns > OLD_NS
+        was_behind, source.backlog = source.backlog, source.lag_ns > OLD_NS
+        if was_behind != source.backlog:
+            source.caught_up_ns = 0 if source.backlog else now_ns
         if source.backlog and now_ns - source.gapped_ns >= NS_PER_S:
             # what is known of now? nothing: the old values that come in belong to the past
             source.gapped_ns = now_ns
@@ -287,10 +318,10 @@ class TagIntake:
         if stuck.any():
             samples.marks[stuck] = Quality.UNCERTAIN
             faults[stuck] = TagFault.STUCK
-        made = self._derived.feed(samples)
         shown = samples
         if old.any():
             shown = samples._replace(marks=np.where(old, np.uint8(Quality.BAD), samples.marks))
+        made = self._derived.feed(shown)
         self._newest.show(shown, taken.source_ns, faults, received_ns)
         self._hand_over(taken)
         if made is not None:
@@ -339,3 +370,5 @@ class TagIntake:
 
 
 _ROOM_POLL_S: Final = 0.01
+_REREAD_NS: Final = 2 * NS_PER_S
+"""After a backlog: what changes has told its value by then."""

@@ -10,7 +10,7 @@ import structlog
 
 from edgeqc.errors import JournalError
 from edgeqc.records import NS_PER_S, AlertChange, Quality
-from edgeqc.settings import TagSourceSettings
+from edgeqc.settings import StateSource, TagSourceSettings
 from edgeqc.shm.tagtable import TagTable
 from edgeqc.watch.faults import STANDS_NS, Fault, faults_of, history_disk, overrun
 from edgeqc.watch.intake import SourceIntake, TagIntake
@@ -78,6 +78,8 @@ class TagKeeper:
                 self._rates[source.index] = (source.updates - self._counted[source.index]) * NS_PER_S / elapsed_ns
                 self._counted[source.index] = source.updates
             self._tell_state(source)
+            if source.up and isinstance(source.settings, StateSource):
+                self._intake.alive(source.settings.name, now_ns)
         if counting:
             self._counted_ns = now_ns
         wall_less_mono_ns = time.time_ns() - time.monotonic_ns()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pytest
 import structlog
 from server_box import Box
 
@@ -72,6 +74,20 @@ def test_a_name_stays_locked_whatever_other_names_are_guessed() -> None:
     for number in range(300):
         assert doorkeeper.get_user(None, f"name{number}", "guess") is None
     assert doorkeeper.get_user(None, "scada", "0perator") is None
+
+
+def test_who_tries_again_with_the_right_password_gets_in_when_the_lock_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    settings = OpcuaServerSettings.model_validate({**HOME, "users": [{"name": "scada", "password": "0perator"}]})
+    doorkeeper = Doorkeeper(settings, lambda _name, _who, _reason: None)
+    for _ in range(5):
+        assert doorkeeper.get_user(None, "scada", "old") is None
+    for clock[0] in (1010.0, 1020.0, 1029.0):
+        assert doorkeeper.get_user(None, "scada", "0perator") is None
+    clock[0] = 1031.0
+    assert doorkeeper.get_user(None, "scada", "old") is None, "one mistake is one again"
+    assert doorkeeper.get_user(None, "scada", "0perator") is not None
 
 
 def started(process: str) -> Started:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -218,6 +220,48 @@ def test_a_reader_tails_across_segments_in_order(tmp_path: Path) -> None:
     assert (reader.lost, reader.segments_missed) == (0, 0)
     reader.close()
     writer.close()
+
+
+def test_what_a_disk_cannot_give_back_costs_those_records_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(JournalWriter(tmp_path / "w", SMALL)) as journal:
+        for number in range(40):
+            journal.append(Event(name="tick", facts={"n": number}))
+        bad, real = range(2 * mmap.PAGESIZE, 3 * mmap.PAGESIZE), os.pread
+
+        def pread(descriptor: int, size: int, offset: int) -> bytes:
+            if offset in bad:
+                raise OSError(errno.EIO, "Input/output error")
+            return real(descriptor, min(size, bad.start - offset) if offset < bad.start else size, offset)
+
+        monkeypatch.setattr(os, "pread", pread)
+        reader = JournalReader(journal.folder)
+        found = [entry.sequence for entry in reader.read()]
+        found += [entry.sequence for entry in reader.read()]
+        reader.close()
+    in_page = range(bad.start // RECORD_BYTES, bad.stop // RECORD_BYTES)  # the first record is the second of the file
+    assert found == [number for number in range(1, 41) if number not in in_page]
+    assert reader.lost == len(in_page)
+
+
+def test_records_that_were_read_are_given_though_what_comes_next_cannot_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(JournalWriter(tmp_path / "w", SMALL)) as journal:
+        journal.append(Event(name="tick", facts={}))
+        reader = JournalReader(journal.folder, Cursor(segment=1, offset=RECORD_BYTES))
+
+        def none_left(_reader: JournalReader) -> int | None:
+            raise OSError(errno.ENFILE, "Too many open files in system")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(JournalReader, "_later_segment", none_left)
+            assert [entry.sequence for entry in reader.read()] == [1]
+            with pytest.raises(OSError, match="Too many"):
+                reader.read()
+        assert reader.read() == []
+        reader.close()
 
 
 def test_a_cursor_goes_on_where_it_was(tmp_path: Path) -> None:

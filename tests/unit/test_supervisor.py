@@ -150,6 +150,23 @@ def test_a_box_that_stood_still_has_no_process_killed_for_it(supervisor: Supervi
     assert all(child.killed for child in supervisor._children)
 
 
+@pytest.mark.parametrize(("lives_s", "killed", "told"), [(5, False, True), (12, False, False), (30, True, True)])
+def test_a_process_that_keeps_ending_is_told_of_however_slowly_it_does(
+    supervisor: Supervisor, tmp_path: Path, lives_s: int, killed: bool, told: bool
+) -> None:
+    """It needs seconds to start each time, or a loop of it hangs again when its limit is over."""
+    office = next(child for child in supervisor._children if child.job.name == "office")
+    for number in range(1, 6):
+        began_ns = number * 40 * NS_PER_S
+        office.row.state, office.row.started_ns, office.killed = State.READY, began_ns, killed
+        supervisor._notify(began_ns + lives_s * NS_PER_S)
+        supervisor._ended(office, -9, began_ns + lives_s * NS_PER_S)
+    reader = JournalReader(tmp_path / "state" / "journal" / "supervisor")
+    alerts = [entry.body.active for entry in reader.read() if isinstance(entry.body, AlertChange)]
+    reader.close()
+    assert alerts == [True] * told
+
+
 def test_an_alert_that_a_process_keeps_ending_is_over_when_it_lives_also_if_it_ended_once_more(
     supervisor: Supervisor, tmp_path: Path
 ) -> None:

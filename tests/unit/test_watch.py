@@ -11,7 +11,7 @@ import pytest
 
 from edgeqc.core.align import Mark
 from edgeqc.core.linestate import LineState
-from edgeqc.errors import JournalError
+from edgeqc.errors import JournalError, PeerError
 from edgeqc.records import NS_PER_MS, NS_PER_S, AlertChange, Event, Ne107, Quality, TagBatch, TagFault, TagRemark
 from edgeqc.settings import Settings
 from edgeqc.shm.tagtable import TagTable
@@ -70,6 +70,9 @@ class Bench:
         self.grid = TagGrid(self.table, self.settings.tags, self.settings.grid, self.intake)
         self.keeper = TagKeeper(self.table, self.settings.tags, self.intake, self._append, now_ns=self.now_ns)
         self.moments: list[Moment] = []
+        self.held: dict[int, float] = {}
+        """What the server has."""
+        self.connections = 1
 
     def _append(self, change: AlertChange) -> None:
         if self.full:
@@ -89,19 +92,25 @@ class Bench:
         self.intake.alive("press", self.now_ns)
         peer_ns = self.now_ns + UTC_NS + self.peer_ahead_ns
         count = len(values)
-        self.intake.take(
-            TagBatch(
-                source="press",
-                places=np.array(list(values), np.int32),
-                values=np.array(list(values.values()), np.float64),
-                qualities=np.full(count, quality, np.uint8),
-                faults=np.full(count, fault, np.uint8),
-                source_ns=np.full(count, peer_ns - age_ns + stamps_ahead_ns, np.int64),
-                received_ns=self.now_ns,
-                sent_ns=peer_ns,
-                complete_to_ns=self.now_ns - 50 * NS_PER_MS,
-            )
+        batch = TagBatch(
+            source="press",
+            places=np.array(list(values), np.int32),
+            values=np.array(list(values.values()), np.float64),
+            qualities=np.full(count, quality, np.uint8),
+            faults=np.full(count, fault, np.uint8),
+            source_ns=np.full(count, peer_ns - age_ns + stamps_ahead_ns, np.int64),
+            received_ns=self.now_ns,
+            sent_ns=peer_ns,
+            complete_to_ns=self.now_ns - 50 * NS_PER_MS,
         )
+        self.held |= values
+        try:
+            self.intake.take(batch)
+        except PeerError as exc:  # as the source does: a fresh subscription tells all that the server holds
+            self.connections += 1
+            self.intake.lost("press", exc.reason, hung=False)
+            self.intake.back("press")
+            self.send(self.held, age_ns=NS_PER_MS)
 
     def values(self, quality: Quality = Quality.GOOD, *places: int, fault: TagFault = TagFault.NONE) -> None:
         self.send(dict.fromkeys(places or range(len(NAMES)), 1.0), quality=quality, fault=fault)
@@ -317,6 +326,20 @@ def test_a_clock_that_jumps_is_told_and_followed(bench: Bench, jump_s: int):
     bench.wait(20 * NS_PER_S, sending=True)
     bench.wait(STANDS_NS + OFF_DELAY_NS, sending=True)
     assert bench.raised() == set()
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_after_a_clock_set_back_what_does_not_change_is_read_anew(bench: Bench, constant: bool):
+    bench.settled()
+    bench.peer_ahead_ns = -20 * NS_PER_S
+    changing = range(5 if constant else 6)
+    for number in range(40):
+        bench.now_ns += STEP_NS
+        bench.send(dict.fromkeys(changing, float(number)))
+        bench.look()
+    assert bench.connections == (2 if constant else 1)
+    assert {bench.quality(place) for place in range(6)} == {Quality.GOOD}
+    assert marks(bench.moments[-1]) == {Mark.GOOD}
 
 
 def test_stamps_behind_the_servers_own_clock_are_told_and_allowed_for(bench: Bench):
@@ -568,6 +591,55 @@ def test_derived_tags_are_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert bench.quality(dp) is Quality.BAD
     bench.wait(NS_PER_S)
     assert Mark(bench.moments[-1].row.marks[dp]) is Mark.GAP
+    bench.table.close()
+
+
+def test_a_rate_falls_to_nothing_where_its_input_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Servers and dead bands tell changes only: that nothing comes is what a rate has to hear."""
+    bench = Bench(tmp_path / "tags", monkeypatch, DERIVED)
+    bench.intake.back("press")
+    rate = bench.table.index("dp_rate")
+    bench.send({0: 1.0, 1: 1.0})
+    bench.wait(NS_PER_S // 2)
+    assert bench.quality(rate) is Quality.BAD, "one value, seen for less than its window, has no rate"
+    bench.wait(2 * NS_PER_S)
+    assert (bench.table.read(rate, bench.now_ns).value, bench.quality(rate)) == (0.0, Quality.GOOD)
+    bench.send({0: 2.0})
+    assert bench.table.read(rate, bench.now_ns).value > 3
+    bench.wait(3 * NS_PER_S)
+    assert (bench.table.read(rate, bench.now_ns).value, bench.quality(rate)) == (0.0, Quality.GOOD)
+    assert bench.moments[-1].row.values[rate] == 0.0
+    bench.send({0: 3.0})
+    assert bench.table.read(rate, bench.now_ns).value > 0
+    bench.table.close()
+
+
+def test_what_is_made_of_tags_is_as_bad_as_they_are_when_stuck_or_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    bench = Bench(tmp_path / "tags", monkeypatch, DERIVED, stuck_s=20.0).settled()
+    dp = bench.table.index("dp")
+    bench.send({0: 5.0, 1: 3.0})
+    assert bench.quality(dp) is Quality.GOOD
+    for _ in range(100):  # 25 s
+        bench.now_ns += STEP_NS
+        bench.send({1: float(bench.now_ns % 7)})
+        bench.look()
+    assert (bench.quality(0), bench.quality(dp)) == (Quality.UNCERTAIN, Quality.UNCERTAIN)
+    bench.send({0: 6.0})
+    assert bench.quality(dp) is Quality.GOOD
+    bench.send({0: 7.0}, age_ns=8 * NS_PER_S)
+    assert bench.quality(dp) is Quality.BAD
+    bench.table.close()
+
+
+def test_what_is_made_of_tags_is_bad_when_nobody_makes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The process hangs, or has ended: the tags that it fetched are BAD after their own `stale_ms`, these must be, too."""
+    bench = Bench(tmp_path / "tags", monkeypatch, DERIVED, MACHINE).settled()
+    bench.wait(NS_PER_S, sending=True)
+    made = [bench.table.index(name) for name in ("dp", "press1")]
+    bench.wait(4 * NS_PER_S)  # its inputs say nothing new, and it is there
+    assert [bench.quality(place) for place in made] == [Quality.GOOD, Quality.GOOD]
+    bench.now_ns += 3 * NS_PER_S
+    assert [bench.quality(place) for place in made] == [Quality.BAD, Quality.BAD]
     bench.table.close()
 
 
