@@ -141,6 +141,11 @@ class Courier:
         return not self._first and all(sent.row for sent in self._sent.values())
 
     @property
+    def out(self) -> bool:
+        """Is everything on its way that is not from the outbox?"""
+        return not self._first
+
+    @property
     def head(self) -> int:
         """The outbox row that waits longest for its acknowledgement; 0 = none."""
         return next((sent.row for sent in self._sent.values() if sent.row), 0)

@@ -195,6 +195,7 @@ class Outbox:
             alerts=self._alerts,
             hello=self._state(True, reason),
         )
+        told = False
         try:
             while connection.lost is None and not self._stopping.is_set():
                 self._wake.clear()
@@ -202,13 +203,14 @@ class Outbox:
                 self._take_commands(connection)
                 self._wake.wait(_TICK_S)
             if connection.lost is None:
-                self._farewell(connection, courier)
+                told = self._farewell(connection, courier)
         finally:
             with self._lock:
                 self.connected = False
             self._courier = None
             lost = connection.lost
-            connection.close(goodbye=lost is None)
+            # without a goodbye the broker publishes the will, which says the same
+            connection.close(goodbye=lost is None and told)
         courier.settle()
         self._account(courier, courier.published, courier.replayed)
         if lost is not None:
@@ -250,14 +252,15 @@ class Outbox:
         until_s, reason = self._barred.get(_kind(topic), (0.0, ""))
         return reason if time.monotonic() < until_s else None
 
-    def _farewell(self, connection: MqttConnection, courier: Courier) -> None:
-        """The last message is that we are gone."""
+    def _farewell(self, connection: MqttConnection, courier: Courier) -> bool:
+        """The last message is that we are gone. False where there was no room for it."""
         until_s = time.monotonic() + _FAREWELL_S
         courier.turn([self._state(False, "stop")])
         while connection.lost is None and time.monotonic() < until_s and not courier.shown:
             self._wake.clear()
             courier.turn([])
             self._wake.wait(_FAREWELL_S / 10)
+        return courier.out
 
     def _judge(self, connection: MqttConnection, courier: Courier) -> None:
         """A message on which a broker that otherwise answers hangs up again and again is refused in its name."""

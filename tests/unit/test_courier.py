@@ -44,6 +44,7 @@ def test_a_message_that_the_broker_has_no_room_for_goes_again_after_a_rest() -> 
     assert connection.sent == ["box/info", "box/health"]
     assert courier.refusals == []
     assert not courier.shown
+    assert not courier.out, "the last message could not go either: whoever ends now leaves without a goodbye"
     clock[0] += NS_PER_S
     courier.turn([])
     assert connection.sent == ["box/info", "box/health", "box/info"]
