@@ -638,7 +638,7 @@ MUTANTS = [
     _courier(
         "settled when it is sent",
         "        self.published += 1\n        if qos:",
-        "        self.published += 1\n        if row:\n            self._archive.put(Settled(ids=[row]))\n        if qos:",
+        "        self.published += 1\n        if row:\n            self._archive.put(Settled(ids=[row.id]))\n        if qos:",
         seed=0,
         breaks="I9 lost",
     ),
