@@ -29,6 +29,7 @@ class Bench:
     def __init__(self, line: SimLine) -> None:
         self.line = line
         self.first_part = 1
+        self._began_ns = time.monotonic_ns()
         self._events_before = 0
         self._counters_before: dict[str, int] = {}
         self._summary_before: dict[str, Any] = {}
@@ -146,6 +147,8 @@ class Bench:
         summary = self.plc.summary()
         if self.line.listener is not None and self.line.plan.broker_acl is None:
             self.line.listener.wait(self.row.get("verdicts"), "/verdict", timeout_s=COMES_S)
+        for job in jobs(restore((self.line.run_dir / "settings.json").read_bytes())):
+            _gives_signs_of_life(self.board[job.name], job, self._began_ns)
         counters, backend = self.row.counters(), self.row.backend
         assert self.line.stop_daemon() == 0, self.line.log.read_text()[-3000:]
         rows = archived(self.line.state_dir)
@@ -167,19 +170,15 @@ class Bench:
 
 
 def set_going(line: SimLine) -> Bench:
-    """Wait until the daemon is ready, then let the parts come. Whatever is watched for hanging gives signs of life."""
+    """Wait until the daemon is ready, then let the parts come."""
     line.wait_ready(COMES_S)
     assert line.plc is not None
     line.plc.go()
-    bench = Bench(line)
-    for job in jobs(restore((line.run_dir / "settings.json").read_bytes())):
-        _gives_signs_of_life(bench.board[job.name], job)
-    return bench
+    return Bench(line)
 
 
-def _gives_signs_of_life(row: Row, job: Job) -> None:
-    """Each loop that the supervisor has a limit for comes round again: one that never did would end a process that works."""
-    since_ns = time.monotonic_ns()
+def _gives_signs_of_life(row: Row, job: Job, since_ns: int) -> None:
+    """Each loop that the supervisor has a limit for comes round: one that never did would end a process that works."""
     silent = set(job.limits_ns)
 
     def all_came_round() -> bool:
