@@ -98,7 +98,8 @@ def demo(  # noqa: PLR0917 - each is a switch of the command
     result contradicts its verdict, or a message is missing.
     """
     from edgeqc.core.handshake import Form  # noqa: PLC0415 - heavy
-    from edgeqc.sim.line import SEED, TRUSTED, Plan, drawn_parts, indexed_parts  # noqa: PLC0415 - heavy
+    from edgeqc.sim.images import SEED, drawn_parts, indexed_parts  # noqa: PLC0415 - heavy
+    from edgeqc.sim.line import TRUSTED, Plan  # noqa: PLC0415 - heavy
 
     if cameras > 1 and (images is not None or trigger is TriggerKind.CAMERA):
         raise typer.BadParameter("several go with drawn parts and --trigger plc only", param_hint="--cameras")

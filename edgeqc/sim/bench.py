@@ -23,7 +23,8 @@ from typing import Any, Final
 
 from edgeqc.cli.console import show, talk
 from edgeqc.sim.gate import Benched, Gate
-from edgeqc.sim.line import STATION, PartImages, Plan, SimLine, drawn_parts
+from edgeqc.sim.images import PartImages, drawn_parts
+from edgeqc.sim.line import STATION, Plan, SimLine
 from edgeqc.sim.report import archived, build
 
 RATE_HZ: Final = 25.0

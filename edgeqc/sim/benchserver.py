@@ -23,7 +23,8 @@ from edgeqc.cli.console import talk
 from edgeqc.cores import pin
 from edgeqc.records import NS_PER_MS, NS_PER_S
 from edgeqc.sim.gate import Benched, Gate
-from edgeqc.sim.line import STATION, PartImages, Plan, SimLine, drawn_parts
+from edgeqc.sim.images import PartImages, drawn_parts
+from edgeqc.sim.line import STATION, Plan, SimLine
 from edgeqc.sim.report import archived, build
 
 POLLS_HZ: Final = 1000

@@ -29,9 +29,8 @@ from edgeqc.errors import EdgeqcError
 from edgeqc.shm.board import Board, State
 from edgeqc.sim.broker import Listener, SimBroker
 from edgeqc.sim.camera import SimCamera
-from edgeqc.sim.images import load_grey, load_indexed, pad_onto
+from edgeqc.sim.images import PartImages
 from edgeqc.sim.machine import SimMachine
-from edgeqc.sim.parts import draw_set
 from edgeqc.sim.peer import Peer
 from edgeqc.sim.plc import SimPlc
 from edgeqc.sim.stage import Stage
@@ -42,15 +41,6 @@ NODE: Final = "demo"
 STATION: Final = "top"
 VIEWS: Final = ("front", "back", "left", "right", "above", "below", "inside", "outside")
 """Names of the cameras where there are several."""
-SENSOR: Final = (1024, 1280)
-"""(height, width) of the simulated camera with drawn parts."""
-DISTINCT: Final = 48
-"""Drawn parts; the line shows them again and again."""
-DRAWN_CONTRAST: Final = 24
-PADDED_CONTRAST: Final = 10
-"""Pictures are padded with black, and have dark corners themselves: at 24 up to 31 px of a magnetic tile were cut off."""
-SEED: Final = 20_261_122
-"""Of the parts on the line: another one than training drew from."""
 DAEMON_READY_S: Final = 90.0
 STOP_S: Final = 15.0
 TRUSTED: Final = tuple(sorted((Path(__file__).parents[2] / "engines" / "trust").glob("*.pub")))
@@ -58,19 +48,6 @@ TRUSTED: Final = tuple(sorted((Path(__file__).parents[2] / "engines" / "trust").
 
 
 AnyPeer = TypeVar("AnyPeer", bound=Peer)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartImages:
-    """What passes before the camera."""
-
-    file: Path
-    """.npy, (n, height, width) uint8."""
-    truth: Path
-    """.npy, (n,) bool: is it defective."""
-    shape: tuple[int, int]
-    contrast: int | None
-    """Grey levels between the part and the dark frame around it, for the recipe to find it; None: judge all of it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -109,43 +86,6 @@ class Plan:
     """Of the daemon, beside what it has anyway."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Merged into the configuration: `{"stations": [{"images": {...}}]}`."""
-
-
-def drawn_parts(
-    folder: Path, *, count: int = DISTINCT, shape: tuple[int, int] = SENSOR, seed: int = SEED
-) -> PartImages:
-    """Draw parts into `folder` (again only where they are not there yet)."""
-    name = f"parts-{seed}-{count}-{shape[1]}x{shape[0]}"
-    found = PartImages(
-        file=folder / f"{name}.npy", truth=folder / f"{name}-truth.npy", shape=shape, contrast=DRAWN_CONTRAST
-    )
-    if not found.truth.exists():
-        images = np.lib.format.open_memmap(found.file, mode="w+", dtype=np.uint8, shape=(count, *shape))
-        truth = np.zeros(count, bool)
-        for index, part in enumerate(draw_set(count, seed=seed, defect_ratio=0.25, shape=shape)):
-            images[index], truth[index] = part.image, part.flaw is not None
-        images.flush()
-        np.save(found.truth, truth)
-    return found
-
-
-def indexed_parts(folder: Path, source: Path, *, split: str) -> PartImages:
-    """Lay the images of `source`'s index.csv, in a shuffled but fixed order, onto a frame that holds the largest."""
-    rows = load_indexed(source, split)
-    pictures = [load_grey(path) for path, _ in rows]
-    height = -(-max(picture.shape[0] for picture in pictures) // 64) * 64 + 64
-    width = -(-max(picture.shape[1] for picture in pictures) // 64) * 64 + 64
-    order = np.random.default_rng(SEED).permutation(len(rows))
-    images = np.lib.format.open_memmap(
-        folder / "images.npy", mode="w+", dtype=np.uint8, shape=(len(rows), height, width)
-    )
-    for at, index in enumerate(order):
-        images[at] = pad_onto(pictures[index], (height, width))
-    images.flush()
-    np.save(folder / "truth.npy", np.array([rows[index][1] for index in order], bool))
-    return PartImages(
-        file=folder / "images.npy", truth=folder / "truth.npy", shape=(height, width), contrast=PADDED_CONTRAST
-    )
 
 
 class SimLine:

@@ -28,7 +28,7 @@ from edgeqc.settings import (
 )
 from edgeqc.shm.board import Board
 from edgeqc.shm.slots import FrameSlots
-from edgeqc.sim.line import drawn_parts
+from edgeqc.sim.images import drawn_parts
 from edgeqc.station.inspection import Inspection
 from edgeqc.station.lender import Lender
 from edgeqc.station.outcome import Outcome

@@ -11,7 +11,8 @@ import pytest
 from linebench import ENDLESS, Bench, set_going
 
 from edgeqc.cameras.aravis import aravis_available
-from edgeqc.sim.line import PartImages, Plan, SimLine, drawn_parts
+from edgeqc.sim.images import PartImages, drawn_parts
+from edgeqc.sim.line import Plan, SimLine
 
 ENGINE = Path(__file__).parents[2] / "engines" / "demo-part" / "1"
 RATE_HZ = 12.5

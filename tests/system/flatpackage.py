@@ -13,7 +13,7 @@ import yaml
 from conftest import ENGINE
 from onnx import TensorProto, helper
 
-from edgeqc.sim.line import PartImages
+from edgeqc.sim.images import PartImages
 
 WELL_LEVEL, SLOW_LEVEL, NAN_LEVEL = 50, 100, 200
 """Score 0.1 at once; the same after a quarter of a second or so; not a number."""

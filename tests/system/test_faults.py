@@ -20,7 +20,7 @@ import pytest
 from conftest import Lines
 from linebench import Bench, first_good_after, gone, until
 
-from edgeqc.sim.line import PartImages
+from edgeqc.sim.images import PartImages
 from edgeqc.sim.stage import CameraFault
 
 pytestmark = pytest.mark.timeout(120)

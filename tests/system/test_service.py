@@ -19,7 +19,8 @@ from linebench import Bench, until
 from pid1 import Pid1, booted
 
 from edgeqc.cameras.aravis import aravis_available
-from edgeqc.sim.line import STATION, PartImages, Plan, SimLine
+from edgeqc.sim.images import PartImages
+from edgeqc.sim.line import STATION, Plan, SimLine
 from edgeqc.sim.report import archived
 
 pytestmark = pytest.mark.timeout(180)

@@ -12,7 +12,7 @@ import pytest
 from linebench import Bench, first_good_after, until
 
 from edgeqc.office import query
-from edgeqc.sim.line import SEED, PartImages, drawn_parts
+from edgeqc.sim.images import SEED, PartImages, drawn_parts
 from edgeqc.sim.stage import RING, CameraFault
 
 pytestmark = pytest.mark.timeout(120)
