@@ -64,7 +64,7 @@ class Feed:
         self._frame_id = 0
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._ready: queue.SimpleQueue[tuple[int, FrameStatus, int, int] | str] = queue.SimpleQueue()
-        """Slot, status, and of a live picture its number and when it came; 0 of a recorded one, which comes when it is due."""
+        """Slot, status, number, and when a live picture came; 0 of a recorded one, which comes when it is due."""
         self._triggers: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._out: set[int] = set()
         self._lost = ""
@@ -113,7 +113,7 @@ class Feed:
         return Frame(
             slot=slot,
             pixels=self._slots.pixels(slot),
-            frame_id=frame_id or self._next_id(),
+            frame_id=frame_id,
             status=status,
             received_ns=received_ns,
             transfer_ns=0,
@@ -136,7 +136,7 @@ class Feed:
         self._thread.join(CLOSE_S)
 
     def _next_id(self) -> int:
-        """The next picture's number: by one thread, the feed's own where pictures are live."""
+        """The next picture's number. By the feed's thread."""
         self._frame_id = self._frame_id % FRAME_IDS + 1
         return self._frame_id
 
@@ -166,8 +166,7 @@ class Feed:
                     return  # it hung, and close has given up: the slot is another connection's by now
                 status = self._source.read(self._slots.pixels(slot))
                 self._counted["frames"] += 1
-                live = self._source.live
-                self._ready.put((slot, status, self._next_id() if live else 0, came_ns if live else 0))
+                self._ready.put((slot, status, self._next_id(), came_ns if self._source.live else 0))
         except PeerError as exc:
             self._ready.put(exc.reason)  # not the exception: its traceback holds views on the slots
         except Exception as exc:  # noqa: BLE001 - the thread's root: the line must hear of it
