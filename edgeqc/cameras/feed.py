@@ -178,4 +178,4 @@ class Feed:
 def _sleep_until(at_ns: int) -> None:
     left_ns = at_ns - time.monotonic_ns()
     if left_ns > 0:
-        time.sleep(left_ns / NS_PER_S)
+        time.sleep(left_ns / NS_PER_S)  # a recording has its pace

@@ -360,5 +360,5 @@ def _wait(condition: Callable[[], bool], timeout_s: float) -> bool:
     while not condition():
         if time.monotonic() > until:
             return False
-        time.sleep(0.05)
+        time.sleep(0.05)  # a person watches
     return True

@@ -104,7 +104,7 @@ class DemoMachine:
                 self._acknowledge(line)
             if acknowledged and self.seen[-1] == "normal":
                 break
-            time.sleep(0.1)
+            time.sleep(0.1)  # alarms take seconds to rise and to clear
         wanted = {
             "active_unacked": "the alarm never rose",
             "active_acked": "the acknowledgement did not arrive",

@@ -225,7 +225,7 @@ def _again(live: float | None, look: Callable[[], None]) -> None:
             look()
             if live is None:
                 return
-            time.sleep(live)
+            time.sleep(live)  # as often as was asked for
             talk("")
 
 

@@ -124,7 +124,7 @@ class ModbusServer:
         if now_s - self._share_s >= _SHARE_S:
             self._share_s, self._share = now_s, self.requests
         elif self.requests - self._share >= _REQUESTS_PER_SHARE:
-            time.sleep(self._share_s + _SHARE_S - now_s)
+            time.sleep(self._share_s + _SHARE_S - now_s)  # a flood leaves the station's other threads their time
 
     def wake(self) -> None:
         """End the `turn` that waits now. From any thread."""

@@ -272,7 +272,7 @@ def run_line(folder: Path, images: PartImages, *, parts: int, side_load: int) ->
                 line.broker.stop()
             if verdicts >= parts:
                 break
-            time.sleep(0.05)
+            time.sleep(0.05)  # the line is what is measured: who looks on must not load the box
         if stopped and line.broker is not None:
             line.broker.start()
         summary = line.plc.wait_done(15)

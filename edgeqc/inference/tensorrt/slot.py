@@ -245,6 +245,7 @@ class Slot:
 _DRY_NS: Final = 500_000_000
 """Longer than any run that fits a takt, short enough for an orderly stop."""
 _DRY_PAUSE_S: Final = 0.001
+"""Between looks at a stream that runs dry: nothing waits for a slot that is freed."""
 
 
 def _size(tensor: TensorSpec) -> int:
