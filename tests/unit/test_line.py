@@ -14,7 +14,8 @@ import pytest
 from stationbench import Line as Bench
 
 from edgeqc.core.budget import Budget
-from edgeqc.records import Event, Frame, FrameStatus, PartRecord
+from edgeqc.errors import PeerTimeoutError
+from edgeqc.records import Event, Frame, FrameStatus, PartRecord, PlcTrigger, Verdict
 from edgeqc.settings import StationSettings
 from edgeqc.station.accounting import Accounting
 from edgeqc.station.guard import Guard
@@ -91,7 +92,19 @@ def frames(
     tmp_path: Path, frame_ids: list[int], *, reopens_before: set[int] = frozenset()
 ) -> tuple[list[int], list[str]]:  # type: ignore[assignment]
     """What was recorded: frame ids of the parts (0: missed), and what did not add up."""
-    cameras = Cameras(frames=deque(frame_ids), reopens_before=set(reopens_before))
+    bench = Bench(tmp_path)
+    cycle(bench, tmp_path, frame_ids, reopens_before=set(reopens_before), trigger={"source": "camera"})
+    found = bench.journaled()
+    bench.close()
+    parts = [body.frame_id for body in found if isinstance(body, PartRecord)]
+    return parts, [str(body.facts["kind"]) for body in found if isinstance(body, Event)]
+
+
+def cycle(
+    bench: Bench, tmp_path: Path, frame_ids: list[int], *, reopens_before: set[int], trigger: dict[str, str]
+) -> None:
+    """Let the line take these frames, one after the other."""
+    cameras = Cameras(frames=deque(frame_ids), reopens_before=reopens_before)
     recipes: Any = Recipes()
     settings = StationSettings.model_validate(
         {
@@ -100,11 +113,10 @@ def frames(
             "budget_ms": 50,
             "plc": {"type": "none"},
             "camera": {"type": "replay", "folder": str(tmp_path), "width_px": 16, "height_px": 16},
-            "trigger": {"source": "camera"},
+            "trigger": trigger,
             "recipe": {"engine": str(tmp_path)},
         }
     )
-    bench = Bench(tmp_path)
     guard = Guard(
         outcome=bench.outcome,
         plc=None,
@@ -125,7 +137,7 @@ def frames(
             outcome=bench.outcome,
             intake=intake,
             accounting=Accounting("top", row=bench.row, note=bench.outcome.note),
-            plc=None,
+            plc=bench.keeper,
             row=bench.row,
             tags=TagWatch(tmp_path, settings),
         ),
@@ -133,11 +145,21 @@ def frames(
     for _ in frame_ids:
         line._cycle()
         line._follow_cameras()
-    found = bench.journaled()
-    bench.close()
     assert len(cameras.released) == len(frame_ids)
-    parts = [body.frame_id for body in found if isinstance(body, PartRecord)]
-    return parts, [str(body.facts["kind"]) for body in found if isinstance(body, Event)]
+
+
+def test_a_plc_that_says_the_part_id_too_late_is_told_the_verdict_all_the_same(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+
+    def slow(_until_ns: int) -> PlcTrigger:
+        raise PeerTimeoutError("plc", "no answer in time")
+
+    bench.plc.read_trigger = slow  # type: ignore[method-assign]
+    cycle(bench, tmp_path, [1, 2], reopens_before=set(), trigger={"source": "camera", "part_id": "plc"})
+    told, errors = [(one.sequence, one.verdict) for one in bench.plc.told], bench.row.get("plc_errors")
+    bench.close()
+    assert told == [(1, Verdict.REJECT), (2, Verdict.REJECT)]
+    assert errors == 2
 
 
 def test_each_frame_is_a_part_and_each_that_was_missed(tmp_path: Path) -> None:
