@@ -275,9 +275,8 @@ class TagIntake:
             self._watch_lag(source, now_ns, now_ns - int(at_ns[later].max()))
         # what a server tells first is what it holds now, however long it has held it
         at_ns[first & old] = now_ns
-        at_ns[first] = np.maximum(
-            at_ns[first], source.changed_ns
-        )  # before that it was away, which must not count longer
+        # and before it was back nothing was known: an earlier stamp would leave it so
+        at_ns[first] = np.maximum(at_ns[first], source.changed_ns)
         if source.behind_ns:
             at_ns[~first] += source.behind_ns
         ahead = at_ns > now_ns + AHEAD_NS
