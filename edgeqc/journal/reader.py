@@ -87,8 +87,10 @@ class JournalReader:
             if not self._opened():
                 break
             data = self._at_cursor(RECORD_BYTES * min(_BATCH, limit - len(entries)))
-            taken = self._take(data, entries)
+            fresh: list[Entry] = []
+            taken = self._take(data, fresh)
             self.cursor = Cursor(segment=self.cursor.segment, offset=self.cursor.offset + taken)
+            entries += fresh  # never without the cursor, or they would be read twice
             if taken == len(data) and data:
                 continue
             # Only once a later segment is in use is this one final: what was empty before must be looked at again.
@@ -135,7 +137,12 @@ class JournalReader:
 
     def _followed(self, start: int) -> bool:
         """Is there anything behind this record? Then it is damaged, not unfinished."""
-        after = os.pread(self._descriptor, RECORD_BYTES, self.cursor.offset + start + RECORD_BYTES)
+        try:
+            after = os.pread(self._descriptor, RECORD_BYTES, self.cursor.offset + start + RECORD_BYTES)
+        except OSError as exc:
+            if exc.errno != errno.EIO:
+                raise
+            return True  # the disk lost it: nobody is writing there
         return bool(after.strip(b"\0")) or self._later_segment() is not None
 
     def _later_segment(self) -> int | None:

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -243,6 +243,32 @@ def test_what_a_disk_cannot_give_back_costs_those_records_and_no_others(
     in_page = range(bad.start // RECORD_BYTES, bad.stop // RECORD_BYTES)  # the first record is the second of the file
     assert found == [number for number in range(1, 41) if number not in in_page]
     assert reader.lost == len(in_page)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOMEM])
+def test_records_before_a_damaged_one_are_given_once_whatever_the_disk_says_of_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    with closing(JournalWriter(tmp_path / "w", SMALL)) as journal:
+        for number in range(4):
+            journal.append(Event(name="tick", facts={"n": number}))
+        journal._memory[3 * RECORD_BYTES + 100] ^= 0xFF  # the third record
+        bad, real, refuses = 4 * RECORD_BYTES, os.pread, [True]
+
+        def pread(descriptor: int, size: int, offset: int) -> bytes:
+            if offset == bad and refuses[0]:
+                raise OSError(error, os.strerror(error))
+            return real(descriptor, size, offset)
+
+        monkeypatch.setattr(os, "pread", pread)
+        reader = JournalReader(journal.folder)
+        found = []
+        for refuses[0] in (True, True, False):
+            with suppress(OSError):
+                found += [entry.sequence for entry in reader.read()]
+        reader.close()
+    assert found == [1, 2, 4]
+    assert reader.lost == 1
 
 
 def test_records_that_were_read_are_given_though_what_comes_next_cannot_be_opened(
