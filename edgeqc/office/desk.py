@@ -236,7 +236,8 @@ class Desk:
             self.outbox.reply(message)
 
     def _show_notice(self, state: AlertState) -> None:
-        if self.outbox is not None:
+        """Past the archive only where that takes nothing: what people said to an alarm it alone knows."""
+        if self.outbox is not None and self.notices.stands(Notice.ARCHIVE_STUCK):
             self.outbox.show(self._alert(state.change.id, state))
 
     def _greet(self, view: ArchiveView | None) -> list[Message]:
@@ -249,7 +250,9 @@ class Desk:
         states: dict[str, AlertState | None] = {**kept}
         for key, own in self.notices.states().items():
             answered = kept.get(key)  # the archive knows what people said to it, the notices what is so now
-            if own is not None and answered is not None and own.change.active and answered.change.active:
+            if own is None:
+                states[key] = answered
+            elif answered is not None and answered.change.active is own.change.active:
                 states[key] = replace(answered, change=own.change)
             else:
                 states[key] = own

@@ -104,12 +104,12 @@ class Intake:
         return self._parts.waiting
 
     def note(self, body: Event | AlertChange, outcome: Outcome, *, wall_ns: int, mono_ns: int) -> None:
-        """The office's own news. Its alerts are shown directly (they may say that this very archive is full)."""
+        """The office's own news."""
         entry = Entry(writer=OFFICE, sequence=self._own(wall_ns), wall_ns=wall_ns, mono_ns=mono_ns, body=body)
         if isinstance(body, Event):
             self._enter_event(entry, body.name, body.facts, outcome)
         else:
-            self.alarms.take(body, source=entry.writer, sequence=entry.sequence, wall_ns=wall_ns)
+            self._enter_alert(entry, body, outcome)
 
     def obey(
         self,

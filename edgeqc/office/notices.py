@@ -1,4 +1,4 @@
-"""The office's own alerts: what it needs a person for. They are shown at once, since they may say the archive is full."""
+"""The office's own alerts: what it needs a person for. The archive tells them, as it tells all others, when it can."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Notices:
     """Which of them stand. Thread-safe."""
 
     def __init__(self, show: Callable[[AlertState], None], note: Callable[[Noted], None]) -> None:
-        """Tell changes to `show` (the broker, now) and `note` (the archive, when it can)."""
+        """Tell changes to `note` (the archive, when it can) and then to `show`, which may have to do without the archive."""
         self._show = show
         self._note = note
         self._lock = threading.Lock()
@@ -143,6 +143,5 @@ class Notices:
                 event=(AlarmEvent.RAISE if active else AlarmEvent.VANISH).value,
             )
             self._states[notice] = state
+        self._note(Noted(body=state.change, wall_ns=now_ns, mono_ns=time.monotonic_ns()))
         self._show(state)
-        if began or not active:
-            self._note(Noted(body=state.change, wall_ns=now_ns, mono_ns=time.monotonic_ns()))

@@ -33,7 +33,7 @@ from paho.mqtt.properties import Properties
 
 from edgeqc.errors import EdgeqcError, PeerError, PeerTimeoutError
 from edgeqc.journal import JournalWriter
-from edgeqc.office import audit, commands, outbox, tables
+from edgeqc.office import audit, commands, desk, outbox, tables
 from edgeqc.office.mqtt import MqttConnection
 from edgeqc.office.process import run_office
 from edgeqc.records import (
@@ -557,6 +557,32 @@ def test_the_offices_own_alert_stays_acknowledged_when_the_broker_comes_back(lin
                 "active_acked",
                 "anna",
             )
+
+
+def test_what_people_said_to_the_offices_own_alert_holds_when_its_text_changes(line, broker, monkeypatch):
+    expires = ["in 9 days"]
+    monkeypatch.setattr(desk, "expiring", lambda *_: expires[0])
+    monkeypatch.setattr(desk, "_CERTIFICATES_S", 0.1)
+    topic = "edgeqc/n1/alert/office.certificate.expires"
+
+    def shown() -> tuple[str, str]:
+        bodies = listener.payloads(topic)
+        return (bodies[-1]["state"], bodies[-1]["text"]) if bodies else ("", "")
+
+    with line.office(settings(broker.port)), listen(broker) as listener:
+        until(lambda: shown() == ("active_unacked", "in 9 days"))
+        assert commands.ask(line.state_dir, {"verb": "ack", "user": "anna", "id": "*"})["status"] == "ok"
+        until(lambda: shown()[0] == "active_acked")
+        expires[0] = "in 8 days"
+        until(lambda: shown() == ("active_acked", "in 8 days"))
+        order = {"verb": "remove", "user": "anna", "id": "office.certificate.expires", "note": "a new one is ordered"}
+        assert commands.ask(line.state_dir, order)["status"] == "ok"
+        until(lambda: shown()[0] == "out_of_service")
+        expires[0] = "in 7 days"
+        until(lambda: shown() == ("out_of_service", "in 7 days"))
+        assert [body["event"] for body in listener.payloads(topic)] == ["raise", "ack", "update", "remove", "update"]
+        expires[0] = ""
+        until(lambda: shown() == ("out_of_service", "in 7 days") and len(listener.payloads(topic)) == 6)
 
 
 @contextmanager
