@@ -88,6 +88,11 @@ def _of_station(station: StationSettings) -> list[str]:
         said.append(f"budget_ms: {station.budget_ms:g} is over {FLIGHT_LIMIT} takts of {station.takt_ms:g} ms")
     if station.plc.type == "none":
         said.append("plc: none: verdicts reach no reject gate")
+    if station.plc.type == "modbus" and station.plc.registers.overlap:
+        said.append(
+            "plc.registers: trigger and result overlap: right for a PLC that reads and writes separate areas, in any other "
+            "each result is written over the trigger"
+        )
     return said
 
 

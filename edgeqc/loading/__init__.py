@@ -1,7 +1,7 @@
 """From a YAML file to `Settings`, whole or not at all, and from there to the worker processes.
 
 `load` tells every fault at once as `file:line:col: path: what, limit`. Secrets stay references (`secret://name`)
-until `resolved` or `restore` fills them in, in the process that needs them.
+until `resolved` fills them in, in the process that needs them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ means that daemon."""
 _SHM: Final = Path("/dev/shm")  # noqa: S108 - the kernel's tmpfs; the folder in it is made with mode 0700 by its owner
 _FILES: Final = frozenset({"server_certificate", "certificate", "private_key", "ca", "file"})
 """Paths that must be there before the daemon starts; a camera's folder and an engine are told by those who open them."""
-_PATHS: Final = frozenset({*_FILES, "engine", "folder", "state_dir", "run_dir", "trust", "model"})
+_PATHS: Final = frozenset({*_FILES, "engine", "folder", "state_dir", "run_dir", "trust", "clients", "model"})
 
 
 def load(
@@ -80,12 +80,12 @@ def dump(settings: Settings) -> bytes:
 
 
 def restore(raw: bytes) -> Settings:
-    """What `dump` made, with secrets resolved."""
-    return resolved(Settings.model_validate_json(raw))
+    """What `dump` made."""
+    return Settings.model_validate_json(raw)
 
 
 def digest(settings: Settings) -> str:
-    """SHA-256 (hex) of the configuration in force, defaults and overrides included."""
+    """SHA-256 (hex) of the configuration in force, defaults and overrides included, secrets as references."""
     return hashlib.sha256(dump(settings)).hexdigest()
 
 

@@ -22,7 +22,8 @@ SHOWN_CHARS: Final = 60
 _SECRET_KEYS: Final = frozenset({"password"})
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s]*@")
 """User and password in a URL."""
-_SUB_PATH: Final = re.compile(r"^([a-z_]+(?:\[\d+\])?(?:\.[a-z_]+(?:\[\d+\])?)*): ")
+_KEY: Final = r"[a-z_][a-z0-9_-]*(?:\[\d+\])?"
+_SUB_PATH: Final = re.compile(rf"^({_KEY}(?:\.{_KEY})*): ")
 _RANGE: Final = {
     "greater_than_equal": ("is under", "ge"),
     "less_than_equal": ("is over", "le"),
@@ -46,13 +47,19 @@ _NEEDED: Final = {
     "list_type": "where a list (- item) is needed",
 }
 _TAG_FAULTS: Final = frozenset({"union_tag_invalid", "union_tag_not_found"})
+_KIND_KEYS: Final = ("type", "tracking")
+"""By which of them a part of the configuration says what it is."""
+_OF_A_KEY: Final = "[key]"
+"""Last of pydantic's path where a mapping's key is wrong, not its value."""
 _STAND_IN: Final[dict[str, Any]] = {
     "missing": None,
     "model_type": {},
     "model_attributes_type": {},
+    "dict_type": {},
     "list_type": [],
     "float_type": 1.0,
     "float_parsing": 1.0,
+    "finite_number": 1.0,
     "int_type": 1,
     "int_parsing": 1,
     "int_from_float": 1,
@@ -60,8 +67,9 @@ _STAND_IN: Final[dict[str, Any]] = {
     "bool_parsing": False,
     "string_type": "x",
     "path_type": ".",
-    "string_pattern_mismatch": "x",
 }
+_TEXTS: Final = ("x", "i=1", "opc.tcp://x", "127.0.0.1")
+"""Tried one after another for a text that its field refuses: a name, a node, a URL, an address."""
 
 
 def validate(data: dict[str, Any]) -> tuple[Settings | None, list[tuple[Path, str, bool]]]:
@@ -82,7 +90,7 @@ def validate(data: dict[str, Any]) -> tuple[Settings | None, list[tuple[Path, st
         for detail in details:
             path = _path(detail["loc"], data)
             for at, what in _said(detail, path):
-                key_only = detail["type"] == "extra_forbidden"
+                key_only = detail["type"] == "extra_forbidden" or detail["loc"][-1:] == (_OF_A_KEY,)
                 # an unknown key is the user's own, whatever its message has in common with what was mended
                 if (key_only or not _follows(at, what, mended)) and (at, what) not in seen:
                     seen.add((at, what))
@@ -134,8 +142,11 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 def _said(detail: ErrorDetails, path: Path) -> Iterator[tuple[Path, str]]:
     """The fault in our own words; a model's validator may tell of several, each with its sub-path."""
-    if detail["type"] != "value_error":
-        yield (*path, "type") if detail["type"] in _TAG_FAULTS else path, _what(detail, path)
+    if detail["type"] in _TAG_FAULTS:
+        yield (*path, _kind_key(detail)), _what(detail, path)
+        return
+    if detail["type"] != "value_error" or not isinstance(detail["input"], dict):
+        yield path, _what(detail, path)
         return
     for line in detail["msg"].removeprefix("Value error, ").split("\n"):
         sub = _SUB_PATH.match(line)
@@ -150,7 +161,7 @@ def _what(detail: ErrorDetails, path: Path) -> str:  # noqa: C901, PLR0911 - a t
     kind, got, limits = detail["type"], shown(detail["input"], path), detail.get("ctx", {})
     if kind in _RANGE:
         words, limit = _RANGE[kind]
-        return f"{got} {words} {limits[limit]:g}"
+        return f"{got} {words} {limits[limit]:.12g}"
     if kind in _NEEDED:
         quotes = kind == "string_type" and isinstance(detail["input"], (int, float))
         return f"{got} {_NEEDED[kind]}{': put it in quotes' if quotes else ''}"
@@ -171,6 +182,8 @@ def _what(detail: ErrorDetails, path: Path) -> str:  # noqa: C901, PLR0911 - a t
             return f"has {limits['actual_length']} items, {limits['min_length']} needed"
         case "too_long":
             return f"has more than {limits['max_length']} items"
+        case "value_error":
+            return detail["msg"].removeprefix("Value error, ")
         case _:
             return f"{got}: {detail['msg']}"
 
@@ -186,11 +199,11 @@ def _words(expected: str) -> list[str]:
 
 
 def _path(loc: Sequence[str | int], data: Any) -> Path:
-    """The fault's path in the file: pydantic puts the `type` of a union's member between its keys."""
+    """The fault's path in the file: pydantic puts what kind a union's member is of between its keys."""
     path: list[str | int] = []
     node = data
-    for part in loc:
-        if isinstance(node, dict) and part not in node and node.get("type") == part:
+    for part in loc[:-1] if loc[-1:] == (_OF_A_KEY,) else loc:
+        if isinstance(node, dict) and part not in node and part in [node.get(key) for key in _KIND_KEYS]:
             continue
         path.append(part)
         try:
@@ -207,14 +220,16 @@ def _mend(data: dict[str, Any], path: Path, detail: ErrorDetails) -> Path | None
         node = node[part]
     last: Any = path[-1]
     kind, limits = detail["type"], detail.get("ctx", {})
+    if detail["loc"][-1:] == (_OF_A_KEY,):
+        return None
     match kind:
         case "extra_forbidden":
             del node[last]
         case "union_tag_invalid" | "union_tag_not_found":
-            tags = _tags(detail["loc"])
-            near = difflib.get_close_matches(str(node[last].get("type")), tags, n=1)
-            node[last]["type"] = near[0] if near else tags[-1]
-            return (*path, "type") if near else path
+            tags, key = _tags(detail["loc"]), _kind_key(detail)
+            near = difflib.get_close_matches(str(node[last].get(key)), tags, n=1)
+            node[last][key] = near[0] if near else tags[-1]
+            return (*path, key) if near else path
         case "literal_error" | "enum":
             word = _words(str(limits["expected"]))[0]
             node[last] = int(word) if word.isdecimal() else word
@@ -222,6 +237,8 @@ def _mend(data: dict[str, Any], path: Path, detail: ErrorDetails) -> Path | None
             node[last] = limits["gt"] + 1 if kind == "greater_than" else limits["lt"] - 1
         case "greater_than_equal" | "less_than_equal":
             node[last] = limits[_RANGE[kind][1]]
+        case "value_error" | "string_pattern_mismatch" if isinstance(node[last], str) and node[last] != _TEXTS[-1]:
+            node[last] = _TEXTS[_TEXTS.index(node[last]) + 1 if node[last] in _TEXTS else 0]
         case _ if kind in _STAND_IN and (kind == "missing" or node[last] != _STAND_IN[kind]):
             node[last] = _copy(_STAND_IN[kind])
         case _:
@@ -270,12 +287,17 @@ def _models_at(loc: Sequence[str | int]) -> list[type[BaseModel]]:
             if (field.alias or name) == part
             for found in _models(field.annotation)
         ]
-        models = inner or [model for model in models if "type" in model.model_fields and part in _literal(model)]
+        models = inner or [model for model in models if part in _literal(model)]
     return models
 
 
+def _kind_key(detail: ErrorDetails) -> str:
+    return str(detail["ctx"]["discriminator"]).strip("'")
+
+
 def _literal(model: type[BaseModel]) -> tuple[Any, ...]:
-    return get_args(model.model_fields["type"].annotation)
+    """What a member of a union may say that it is."""
+    return next((get_args(model.model_fields[key].annotation) for key in _KIND_KEYS if key in model.model_fields), ())
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import edgeqc
 from edgeqc.errors import EdgeqcError
 from edgeqc.journal import Cursor, mark_archived
-from edgeqc.loading import digest
+from edgeqc.loading import digest, resolved
 from edgeqc.office import audit, payloads, tables
 from edgeqc.office.archive import Archive
 from edgeqc.office.books import Tailed
@@ -56,7 +56,9 @@ class Desk:
         self._due: dict[str, float] = {}
         self._seen: dict[str, tuple[int, float]] = {}
         self._view: ArchiveView | None = None
-        mqtt = settings.mqtt if settings.mqtt is not None and settings.mqtt.enabled else None
+        mqtt = resolved(settings, within=("mqtt",)).mqtt
+        if mqtt is not None and not mqtt.enabled:
+            mqtt = None
         boot = _boot_id()
         self.archive = Archive(
             state_dir / tables.FILE_NAME,

@@ -22,7 +22,7 @@ from edgeqc.core.refusals import Refusals
 from edgeqc.cores import end_with_parent, pin_background
 from edgeqc.errors import EdgeqcError
 from edgeqc.journal import JournalWriter
-from edgeqc.loading import digest, paths, restore
+from edgeqc.loading import digest, paths, resolved, restore
 from edgeqc.logs import Log, configure
 from edgeqc.records import Event, Started
 from edgeqc.server.picture import Observer, Picture
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
                 os.nice(_NICE)
                 from edgeqc.server.opcua import serve_opcua  # noqa: PLC0415 - asyncua takes 0.5 s and 60 MiB
 
-                asyncio.run(serve_opcua(settings, desk))
+                asyncio.run(serve_opcua(resolved(settings, within=("server",)), desk))
     except EdgeqcError as exc:
         log.critical("server_failed", reason=str(exc))
         return 1

@@ -95,6 +95,8 @@ class Settings(Model):
             if machine.state is not None and machine.state not in states:
                 faults.append(f"machines[{index}].state: {machine.state} is no source of type: state")
         faults += shared(self.stations, self.server)
+        if self.mqtt is not None and self.mqtt.password is not None and self.mqtt.user is None:
+            faults.append("mqtt.user: is missing, password is nothing without it")
         journal = self.journal
         if journal.budget_mb < 2 * journal.segment_mb:  # else each new one would take what the office has not read yet
             least = f"{2 * journal.segment_mb}, two segments of segment_mb: {journal.segment_mb}"

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
 from pydantic import Field
 
 from edgeqc.core.alarm import Verb
 from edgeqc.settings.base import Host, Model, Secret
+
+_MQTT_MOST: Final = 0xFFFF_FFFF
+"""Seconds: a four-byte integer of MQTT 5. As the expiry of a session it is never."""
 
 
 class JournalSync(StrEnum):
@@ -59,8 +63,10 @@ class MqttSettings(Model):
     tls: TlsSettings | None = None
     keepalive_s: int = Field(5, ge=1, le=3600)
     outbox_mb: int = Field(64, ge=1, le=65_536, description="undelivered messages on disk; oldest go first when full")
-    session_expiry_s: int = Field(3600, ge=0)
-    live_expiry_s: int = Field(60, ge=1, description="message expiry of live topics; replayed ones have none")
+    session_expiry_s: int = Field(3600, ge=0, le=_MQTT_MOST)
+    live_expiry_s: int = Field(
+        60, ge=1, le=_MQTT_MOST, description="message expiry of live topics; replayed ones have none"
+    )
     health_s: float = Field(10, ge=0.2, le=3600)
     commands: list[Verb] = Field(
         default_factory=list,

@@ -101,6 +101,15 @@ class OpcuaEndpoint(Model):
     user: str | None = None
     password: Secret | None = None
 
+    def half_identity(self) -> list[str]:
+        """What lacks its other half, each as `key: what`."""
+        halves = (("certificate", "private_key"), ("private_key", "certificate"), ("password", "user"))
+        return [
+            f"{other}: is missing, {key} is nothing without it"
+            for key, other in halves
+            if getattr(self, key) is not None and getattr(self, other) is None
+        ]
+
 
 class OpcuaNodes(Model):
     """NodeIds of the handshake, in any OPC UA text form. Those that are null are left out."""

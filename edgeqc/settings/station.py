@@ -118,28 +118,50 @@ class StationSettings(Model):
                 f"trigger.poll_ms: {self.trigger.poll_ms:g} with plc_write_ms ({self.plc_write_ms:g}) is not under "
                 f"{self.budget_ms:g} (budget_ms): a trigger is seen so late, and no time is left to judge"
             )
-        if self.trigger.source is TriggerSource.PLC and isinstance(self.plc, NoPlcSettings):
-            faults.append("trigger.source: plc needs a plc other than type: none")
-        takt = f"(takt {self.takt_ms:g} ms)"
+        if isinstance(self.plc, NoPlcSettings):
+            faults += [
+                f"trigger.{key}: plc needs a plc other than type: none"
+                for key in ("source", "part_id")
+                if getattr(self.trigger, key) == "plc"
+            ]
         faults += self._plc_misfits()
         faults += self._gate_misfits()
         faults += self._cameras_misfits()
         for place, camera in self._camera_paths().items():
-            if self.trigger.source is TriggerSource.PLC and isinstance(camera, OpencvCameraSettings) and camera.streams:
-                faults.append(
-                    f"{place}.source: nobody knows how old a stream's pictures are, so none can be a trigger's; "
-                    "use trigger.source: camera, or a camera of type: gige"
-                )
-            exposure_us = getattr(camera, "exposure_us", None)
-            if exposure_us is not None and exposure_us > self.takt_ms * 1000:
-                faults.append(f"{place}.exposure_us: {exposure_us:g} is over {self.takt_ms * 1000:g} {takt}")
-            if isinstance(camera, GigeCameraSettings):
-                faults += [f"{place}.{fault}" for fault in self._gige_misfits(camera)]
-            if isinstance(camera, OpencvCameraSettings):
-                faults += [f"{place}.{fault}" for fault in _opencv_misfits(camera)]
+            faults += [f"{place}.{fault}" for fault in self._camera_misfits(camera)]
         for path, recipe in zip(self._recipe_paths(), self.recipes, strict=True):
             faults += [f"{path}.{fault}" for fault in self._misfits_of(recipe)]
         return faults + self._changeover_misfits()
+
+    def _camera_misfits(self, camera: CameraSettings) -> list[str]:
+        faults = []
+        if self.trigger.source is TriggerSource.PLC and isinstance(camera, OpencvCameraSettings) and camera.streams:
+            faults.append(
+                "source: nobody knows how old a stream's pictures are, so none can be a trigger's; "
+                "use trigger.source: camera, or a camera of type: gige"
+            )
+        exposure_us = getattr(camera, "exposure_us", None)
+        if exposure_us is not None:
+            faults += [f"exposure_us: {exposure_us:g} {fault}" for fault in self._too_long(exposure_us)]
+        if isinstance(camera, GigeCameraSettings):
+            faults += self._gige_misfits(camera)
+        if isinstance(camera, OpencvCameraSettings):
+            faults += _opencv_misfits(camera)
+        return faults
+
+    def _too_long(self, exposure_us: float) -> list[str]:
+        """Why so long an exposure leaves no time for the next one, or where it begins with the trigger to judge its part."""
+        if exposure_us > self.takt_ms * 1000:
+            return [f"is over {self.takt_ms * 1000:g} (takt {self.takt_ms:g} ms)"]
+        if self.trigger.source is not TriggerSource.PLC:
+            return []
+        limits = (
+            (self.trigger.frame_timeout_ms, "trigger.frame_timeout_ms: the camera would count as silent"),
+            (self.budget_ms - self.plc_write_ms, "budget_ms less plc_write_ms: no part could be judged"),
+        )
+        return [
+            f"is not under {most_ms * 1000:g}, {why}" for most_ms, why in limits if 0 < most_ms * 1000 <= exposure_us
+        ]
 
     def _gige_misfits(self, camera: GigeCameraSettings) -> list[str]:
         faults = []
@@ -244,6 +266,7 @@ class StationSettings(Model):
                 if self.changeover is not None and not plc.registers.recipe:
                     faults.append("plc.registers.recipe: must be true, changeover needs the recipe's number")
             case OpcuaPlcSettings() as plc:
+                faults += [f"plc.{fault}" for fault in plc.half_identity()]
                 form = plc.handshake.form
                 for name, why in (
                     ("result_ack", f"form {form} needs it" if form is not Form.PULSE else ""),

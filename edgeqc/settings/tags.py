@@ -14,6 +14,7 @@ from edgeqc.settings.base import Host, Model, Name, Node
 from edgeqc.settings.plc import OpcuaEndpoint
 
 MODBUS_PORT: Final = 502
+_YEAR_S: Final = 31_536_000
 
 
 class TagSettings(Model):
@@ -39,7 +40,10 @@ class TagSettings(Model):
         0.0, ge=0, description="in `unit`: a smaller change is no sample; an OPC UA server is asked not to send it"
     )
     stuck_s: float | None = Field(
-        None, gt=0, description="no change at all for this long: the sensor is stuck, the value Uncertain; null: never"
+        None,
+        gt=0,
+        le=_YEAR_S,
+        description="no change at all for this long: the sensor is stuck, the value Uncertain; null: never",
     )
 
 
@@ -47,7 +51,9 @@ class TagSourceBase(Model):
     """A server of tag values."""
 
     name: Name
-    stale_ms: float = Field(2000, ge=50, description="no sign of life for this long: the source is stale, tags BAD")
+    stale_ms: float = Field(
+        2000, ge=50, le=86_400_000, description="no sign of life for this long: the source is stale, tags BAD"
+    )
     tags: list[TagSettings] = Field(min_length=1)
 
     def misfits(self) -> list[str]:
@@ -68,6 +74,12 @@ class TagSourceBase(Model):
             for place, tag in enumerate(self.tags)
             if tag.bit is not None and tag.type != "bool"
         ]
+        most_ms = self.stale_ms / 2
+        faults += [
+            f"{key}: {period_ms:g} is over {most_ms:g}, half of stale_ms: its tags would be BAD from one to the next"
+            for key in ("poll_ms", "publishing_ms")
+            if (period_ms := getattr(self, key, 0)) > most_ms
+        ]
         return faults
 
 
@@ -77,6 +89,10 @@ class OpcuaTagSource(TagSourceBase, OpcuaEndpoint):
     type: Literal["opcua"]
     publishing_ms: float = Field(100, ge=10, le=60_000)
     sampling_ms: float = Field(50, ge=0, le=60_000)
+
+    def misfits(self) -> list[str]:
+        """What does not go together, each as `sub-path: what, limit`."""
+        return [*super().misfits(), *self.half_identity()]
 
 
 class ModbusTagSource(TagSourceBase):

@@ -28,7 +28,7 @@ from edgeqc.inference.judge import map_shape
 from edgeqc.inference.trust import trust_of
 from edgeqc.journal import JournalWriter
 from edgeqc.journal.codec import Body
-from edgeqc.loading import digest, paths, restore
+from edgeqc.loading import digest, paths, resolved, restore
 from edgeqc.logs import Log, configure
 from edgeqc.plc import PlcDoor, plc_door
 from edgeqc.plc.relay import TagRelay, relay_path
@@ -81,8 +81,9 @@ def main(argv: list[str]) -> int:
     settings = restore((arguments.run_dir / "settings.json").read_bytes())
     log = configure(process=f"station-{arguments.name}")
     row = Board.attach(arguments.run_dir)[f"station-{arguments.name}"]
-    station = next(station for station in settings.stations if station.name == arguments.name)
+    index = next(index for index, station in enumerate(settings.stations) if station.name == arguments.name)
     try:
+        station = resolved(settings, within=("stations", index)).stations[index]
         return Station(settings, station, row=row, log=log).run()
     except PackageError as exc:
         log.critical("package_refused", reason=str(exc))

@@ -55,7 +55,11 @@ def main(argv: list[str]) -> int:
     )
     try:
         journal.append(started)
-        asyncio.run(_until_told(settings, state_dir=state_dir, run_dir=run_dir, journal=journal, row=row))
+        known = loading.resolved(settings, within=("tags",))
+        asyncio.run(_until_told(known, state_dir=state_dir, run_dir=run_dir, journal=journal, row=row))
+    except EdgeqcError as exc:
+        log.critical("watch_failed", reason=str(exc))
+        return 1
     finally:
         journal.close()
     return 0

@@ -31,6 +31,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
+from edgeqc import loading
 from edgeqc.errors import EdgeqcError, PeerError, PeerTimeoutError
 from edgeqc.journal import JournalWriter
 from edgeqc.office import audit, commands, desk, outbox, tables
@@ -540,6 +541,14 @@ def test_what_the_archive_knows_is_told_once_it_is_open(line, broker, monkeypatc
             until(lambda: any(info["stations"][0]["models"] for info in listener.payloads("edgeqc/n1/info")))
         assert not listener.payloads("edgeqc/n1/info")[0]["stations"][0]["models"]
         assert [body["reason"] for body in listener.payloads("edgeqc/n1/state")] == ["start", "stop"]
+
+
+def test_the_configurations_digest_is_that_of_check_and_no_password_is_in_it(line, broker, monkeypatch):
+    known = settings(broker.port, user="u", password="secret://broker.pw")
+    monkeypatch.setenv("EDGEQC_SECRET_BROKER_PW", "geheim")
+    with line.office(known), listen(broker) as listener:
+        until(lambda: listener.payloads("edgeqc/n1/info"))
+        assert listener.payloads("edgeqc/n1/info")[0]["config_hash"] == loading.digest(known)[:16]
 
 
 def test_the_offices_own_alert_stays_acknowledged_when_the_broker_comes_back(line, broker):

@@ -62,6 +62,7 @@ EXPECTED = {
     (4, "mqtt.prot: is no key here; did you mean port?"),
     (4, "mqtt.port: 99999 is over 65535"),
     (4, "mqtt.password: what is given is not text: put it in quotes"),
+    (4, "mqtt.user: is missing, password is nothing without it"),
     (4, 'mqtt.enabled: yes means true to some readers: write true, or "yes" for the text'),
     (5, "archive.rows_days: 0 is under 1"),
     (6, "journal.sync: eech is none of group, each; did you mean each?"),
@@ -138,7 +139,7 @@ def test_station_with_a_fault_does_not_hide_those_of_the_whole():
 
 
 def test_secret_is_never_shown():
-    text = GOOD + "mqtt: {host: b, password: 31337, passwort: geheim}\n"
+    text = GOOD + "mqtt: {host: b, user: u, password: 31337, passwort: geheim}\n"
     told = faults(text)
     assert len(told) == 2
     assert "31337" not in "".join(told)
@@ -672,3 +673,155 @@ def test_opcua_url_has_a_host_and_a_port_that_there_is(url):
     source = f"tags: [{{type: opcua, name: oven, url: '{url}', security: none, tags: [{{name: t, node: i=1}}]}}]\n"
     (told,) = faults(GOOD + source)
     assert "tags[0].url: " in told
+
+
+GATED = GOOD.replace("plc: {type: none}", "trigger: {source: plc}\n    plc: {type: modbus, host: 10.0.0.1}")
+
+
+@pytest.mark.parametrize(
+    ("gate", "told"),
+    [
+        ("{tracking: encoder, travel_pulses: 0, length_pulses: 400}", ["gate.travel_pulses: 0 is not over 0"]),
+        (
+            "{tracking: encoder, length_pulses: 400, travl_pulses: 5}",
+            ["gate.travel_pulses: is missing", "gate.travl_pulses: is no key here; did you mean travel_pulses?"],
+        ),
+        (
+            "{tracking: encodr, travel_pulses: 9, length_pulses: 400}",
+            ["gate.tracking: encodr is none of delay, encoder, part_id; did you mean encoder?"],
+        ),
+        (
+            "{travel_pulses: 9}",
+            ["gate.tracking: is missing: delay, encoder, part_id", "gate.travel_pulses: is no key here"],
+        ),
+        ("encoder", ["gate: encoder where a mapping (key: value) is needed"]),
+        ("[encoder]", ["gate: a list where a mapping (key: value) is needed"]),
+    ],
+)
+def test_a_mistake_in_the_gate_is_a_fault_like_any_other(gate, told):
+    found = faults(f"{GATED}    gate: {gate}\n")
+    assert [fault.partition("stations[0].")[2] for fault in found] == told
+
+
+def test_a_key_that_is_no_name_is_told_at_its_place():
+    (told,) = faults(GOOD.replace("{engine: engines/part/1}", "{engine: e/1, views: {Side: {engine: e/2}}}"))
+    assert told.startswith("line.yaml:8:35: stations[0].recipe.views.Side: Side does not match")
+
+
+def test_a_text_that_its_field_refuses_hides_nothing_of_the_rest():
+    text = GOOD.replace("plc: {type: none}", "plc: {type: modbus, host: '10.0.0.1:502'}\n    required_tags: [nowhere]")
+    text = text.replace("budget_ms: 80", "budget_ms: 8") + (
+        "server: {modbus: {bind: here, peers: [there]}}\n"
+        "tags: [{type: opcua, name: oven, url: 'http://oven', tags: [{name: t, node: force}, {name: t, node: i=1}]}]\n"
+        "machines: [{name: m, model: m/1, tags: {zone1_temp: nowhere}}]\n"
+    )
+    assert [re.sub(r"line.yaml:(\d+):\d+: ", r"\1 ", fault)[:72] for fault in faults(text)] == [
+        "4 stations[0].plc_write_ms: 10 is not under 8 (budget_ms)",
+        "9 stations[0].plc.host: 10.0.0.1:502 is no host: a name or an address al",
+        "10 stations[0].required_tags[0]: nowhere is no tag of any source",
+        "11 server.modbus.bind: 'here' does not appear to be an IPv4 or IPv6 addr",
+        "11 server.modbus.peers[0]: 'there' does not appear to be an IPv4 or IPv6",
+        "12 tags[0].url: http://oven is no opc.tcp://HOST:PORT",
+        "12 tags[0].tags[0].node: force: a NodeId is written i=NUMBER, s=TEXT, g=",
+        "12 tags[0].tags[1].name: t is the name of tags[0].tags[0].name already",
+        "13 machines[0].tags.zone1_temp: nowhere is no tag of any source",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (
+            "source: plc",
+            "source: plc, frame_timeout_ms: 40",
+            "camera.exposure_us: 40000 is not under 40000, trigger.frame_timeout_ms: the camera would count as silent",
+        ),
+        (
+            "budget_ms: 80",
+            "budget_ms: 50",
+            "camera.exposure_us: 40000 is not under 40000, budget_ms less plc_write_ms: no part could be judged",
+        ),
+        (
+            "host: 10.0.0.1}",
+            "host: 10.0.0.1, registers: {trigger: 40}}",
+            "",
+        ),
+        ("trigger: {source: plc}", "trigger: {source: camera}", ""),
+    ],
+)
+def test_an_exposure_that_no_part_is_judged_after_is_refused(before, after, told):
+    camera = "camera: {type: gige, address: 10.0.0.2, width_px: 640, height_px: 480, exposure_us: 40000}"
+    text = re.sub("camera: {type: replay.*", camera, GATED).replace(before, after)
+    if told:
+        assert [fault.partition("stations[0].")[2] for fault in faults(text)] == [told]
+    else:
+        load(written(text))
+
+
+def test_the_plcs_part_id_needs_a_plc():
+    (told,) = faults(GOOD.replace("plc: {type: none}", "trigger: {part_id: plc}\n    plc: {type: none}"))
+    assert told.endswith("stations[0].trigger.part_id: plc needs a plc other than type: none")
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (
+            "type: modbus, host: h, poll_ms: 5000",
+            "poll_ms: 5000 is over 1000, half of stale_ms: its tags would be BAD from one to the next",
+        ),
+        (
+            "type: opcua, url: 'opc.tcp://h', publishing_ms: 5000",
+            "publishing_ms: 5000 is over 1000, half of stale_ms: its tags would be BAD from one to the next",
+        ),
+        ("type: modbus, host: h, poll_ms: 5000, stale_ms: 10000", ""),
+        ("type: opcua, url: 'opc.tcp://h', stale_ms: 1e13", "stale_ms: 1e+13 is over 86400000"),
+        ("type: opcua, url: 'opc.tcp://h', password: '1234'", "user: is missing, password is nothing without it"),
+        (
+            "type: opcua, url: 'opc.tcp://h', certificate: a",
+            "private_key: is missing, certificate is nothing without it",
+        ),
+        (
+            "type: opcua, url: 'opc.tcp://h', private_key: a",
+            "certificate: is missing, private_key is nothing without it",
+        ),
+    ],
+)
+def test_a_tag_source_that_cannot_work_is_refused(source, told):
+    Path("a").touch()
+    text = f"{GOOD}tags: [{{name: oven, {source}, tags: [{{name: t, node: i=1, register: 1}}]}}]\n"
+    if told:
+        assert [fault.partition("tags[0].")[2] for fault in faults(text)] == [told]
+    else:
+        load(written(text))
+
+
+@pytest.mark.parametrize(
+    ("mqtt", "told"),
+    [
+        ("password: '1234'", "mqtt.user: is missing, password is nothing without it"),
+        ("session_expiry_s: 9999999999", "mqtt.session_expiry_s: 9999999999 is over 4294967295"),
+        ("live_expiry_s: 9999999999", "mqtt.live_expiry_s: 9999999999 is over 4294967295"),
+    ],
+)
+def test_what_the_broker_cannot_be_told_is_refused(mqtt, told):
+    assert [fault.split(": ", 1)[1] for fault in faults(f"{GOOD}mqtt: {{host: h, {mqtt}}}\n")] == [told]
+
+
+def test_half_an_identity_for_the_plc_is_refused():
+    nodes = "trigger part_id result_sequence result_part_id result_pass result_fail result_code result_score busy ready fault"
+    named = ", ".join(f"{name}: i={number}" for number, name in enumerate([*nodes.split(), "heartbeat"], 1))
+    plc = f"plc: {{type: opcua, url: 'opc.tcp://h', certificate: a, nodes: {{{named}}}}}"
+    Path("a").touch()
+    (told,) = faults(GOOD.replace("plc: {type: none}", plc))
+    assert told.endswith("stations[0].plc.private_key: is missing, certificate is nothing without it")
+
+
+def test_a_folder_of_trusted_clients_begins_at_the_file_too(tmp_path):
+    (tmp_path / "etc").mkdir()
+    opcua = (
+        "server: {opcua: {bind: 127.0.0.1, peers: [127.0.0.1], security: none, anonymous: true, clients: trusted}}\n"
+    )
+    settings = load(written(GOOD + opcua, "etc/line.yaml"))
+    assert settings.server.opcua is not None
+    assert settings.server.opcua.clients == tmp_path / "etc" / "trusted"
