@@ -3,6 +3,9 @@
     file   "EQCHIS1", a line feed | length u32 | crc u32 | JSON {"run": ..., "tags": [{"name": ..., "unit": ...}, ...]}
     block  magic u32 | crc u32 (of all behind it) | length u32 | samples u32 | first_ns i64 | last_ns i64 | zlib of the columns
 
+A file that goes on where another one ends begins with a standing block, told apart by its magic: each tag's newest sample
+once more, at its own time, because the file that has it may be gone.
+
 Columns are sorted by tag, then in the order of arrival; times are told as differences and all bytes of one significance
 lie together, which makes 1000 tags at 10 Hz about 3 bytes a sample (`scripts/bench tags` prints it).
 """
@@ -66,8 +69,8 @@ def decode_header(data: bytes) -> tuple[Header, int]:
     return Header(run=fields["run"], tags=tags), start + length
 
 
-def encode_block(samples: Samples, source_ns: Times) -> bytes:
-    """One block; `samples.at_ns` is UTC."""
+def encode_block(samples: Samples, source_ns: Times, *, standing: bool = False) -> bytes:
+    """One block; `samples.at_ns` is UTC. `standing`: told before, in another file."""
     order = np.argsort(samples.places, kind="stable")
     ordered = samples.picked(order)
     apart = np.where(source_ns[order] > 0, source_ns[order] - ordered.at_ns, _NO_STAMP)
@@ -80,7 +83,8 @@ def encode_block(samples: Samples, source_ns: Times) -> bytes:
     )
     packed = zlib.compress(b"".join(_shuffled(column) for column in columns), _LEVEL)
     rest = _REST.pack(len(packed), len(order), int(samples.at_ns.min()), int(samples.at_ns.max()))
-    return struct.pack("<II", _BLOCK_MAGIC, zlib.crc32(packed, zlib.crc32(rest))) + rest + packed
+    magic = _STANDING_MAGIC if standing else _BLOCK_MAGIC
+    return struct.pack("<II", magic, zlib.crc32(packed, zlib.crc32(rest))) + rest + packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,7 @@ class BlockHead:
     """Where the next one begins."""
     first_ns: int
     last_ns: int
+    standing: bool
 
 
 def read_head(data: bytes, at: int) -> BlockHead:
@@ -99,9 +104,11 @@ def read_head(data: bytes, at: int) -> BlockHead:
         raise DamagedHistoryError("cut short")
     magic, _ = struct.unpack_from("<II", data, at)
     length, _, first_ns, last_ns = _REST.unpack_from(data, at + 8)
-    if magic != _BLOCK_MAGIC or at + _BLOCK_HEAD + length > len(data):
+    if magic not in {_BLOCK_MAGIC, _STANDING_MAGIC} or at + _BLOCK_HEAD + length > len(data):
         raise DamagedHistoryError("no block, or cut short")
-    return BlockHead(end=at + _BLOCK_HEAD + length, first_ns=first_ns, last_ns=last_ns)
+    return BlockHead(
+        end=at + _BLOCK_HEAD + length, first_ns=first_ns, last_ns=last_ns, standing=magic == _STANDING_MAGIC
+    )
 
 
 def decode_block(data: bytes, at: int) -> tuple[Samples, Times]:
@@ -128,7 +135,7 @@ def decode_block(data: bytes, at: int) -> tuple[Samples, Times]:
 
 
 def find_block(data: bytes, at: int) -> int:
-    """Where the next block begins at or after `at`, behind damage; -1 where there is none."""
+    """Where the next block that is no standing one begins at or after `at`, behind damage; -1 where there is none."""
     return data.find(struct.pack("<I", _BLOCK_MAGIC), at)
 
 
@@ -136,6 +143,7 @@ _HEAD: Final = struct.Struct("<II")
 _REST: Final = struct.Struct("<IIqq")
 _BLOCK_HEAD: Final = 8 + _REST.size
 _BLOCK_MAGIC: Final = 0x4B4C4251
+_STANDING_MAGIC: Final = 0x444E5453
 _LEVEL: Final = 1
 """Of zlib: 6 is four times slower for a tenth less."""
 _NO_STAMP: Final = -(2**62)

@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeqc.core.align import Aligner, GridRow, Mark, Samples, Times
-from edgeqc.history.block import DamagedHistoryError, Tag, decode_block, decode_header, find_block, read_head
-from edgeqc.history.writer import segments
+from edgeqc.history.block import (
+    BlockHead,
+    DamagedHistoryError,
+    Header,
+    Tag,
+    decode_block,
+    decode_header,
+    find_block,
+    read_head,
+)
+from edgeqc.history.writer import began_ns, segments
 from edgeqc.records import NS_PER_S
 
 
@@ -25,6 +35,8 @@ class Chunk:
     run: str
     first_ns: int
     last_ns: int
+    standing: bool = False
+    """Each tag's newest sample of before the time that was asked for, or of what the ring has dropped."""
 
 
 class History:
@@ -38,6 +50,8 @@ class History:
         self.damaged = 0
         """Blocks and files left out because they are not whole, as far as it was read."""
         self._folder = folder
+        self._ends: dict[str, int] = {}
+        """Up to when each run recorded anything, as far as it was read."""
         found: dict[str, Tag] = {}
         for path in segments(folder):
             try:
@@ -52,32 +66,38 @@ class History:
         """The columns."""
 
     def chunks(self, since_ns: int | None = None, until_ns: int | None = None) -> Iterator[Chunk]:
-        """Give what was recorded from `since_ns` on and before `until_ns` (UTC), oldest file first."""
+        """Give what was recorded from `since_ns` on and before `until_ns` (UTC), oldest file first.
+
+        Before it comes one that is `standing`, where something is known of the time before.
+        """
         since_ns = -_FOREVER if since_ns is None else since_ns
         until_ns = _FOREVER if until_ns is None else until_ns
-        columns = {tag.name: place for place, tag in enumerate(self.tags)}
         paths = segments(self._folder)
-        for path in paths:
+        first = max((number for number, path in enumerate(paths) if began_ns(path) <= since_ns), default=0)
+        for number, path in enumerate(paths):
             try:
                 data = path.read_bytes()
                 header, at = decode_header(data)
             except (DamagedHistoryError, OSError, ValueError, KeyError):
                 self.damaged += 1
                 continue
-            wanted = np.array([columns.get(tag.name, -1) for tag in header.tags], np.int32)
-            for samples, source_ns in self._blocks(data, at, since_ns, until_ns):
-                inside = (samples.places >= 0) & (samples.places < len(wanted))
-                places = wanted[np.where(inside, samples.places, 0)]
-                keep = inside & (places >= 0) & (samples.at_ns >= since_ns) & (samples.at_ns < until_ns)
-                if keep.any():
-                    kept = samples._replace(places=places).picked(keep)
-                    yield Chunk(
-                        samples=kept,
-                        source_ns=source_ns[keep],
-                        run=header.run,
-                        first_ns=int(kept.at_ns.min()),
-                        last_ns=int(kept.at_ns.max()),
-                    )
+            stood: list[tuple[Samples, Times]] | None = [] if number == first else None
+            for head, block_at in self._heads(data, at):
+                goes_on = not head.standing and head.last_ns >= since_ns
+                if goes_on and head.first_ns < until_ns:
+                    self._ends[header.run] = min(head.last_ns, until_ns - 1)
+                told = None
+                if head.first_ns < until_ns and (goes_on or stood is not None):
+                    told = self._block(data, block_at, header)
+                if told is not None and stood is not None:
+                    stood.append(_picked(told, told[0].at_ns < (until_ns if head.standing else since_ns)))
+                if goes_on and stood is not None:
+                    yield from _newest(stood, header.run)
+                    stood = None
+                if told is not None and goes_on:
+                    yield from _chunk(_picked(told, _within(told[0].at_ns, since_ns, until_ns)), header.run)
+            if stood is not None and paths[number + 1 :] and _run_of(paths[number + 1]) == header.run:
+                yield from _newest(stood, header.run)
 
     def rows(
         self,
@@ -93,28 +113,76 @@ class History:
         run, last_ns = "", 0
         for chunk in self.chunks(since_ns, until_ns):
             if aligner is None:
-                aligner = Aligner(len(self.tags), period_ns=period_ns, late_ns=late_ns, start_ns=chunk.first_ns)
+                start_ns = max(chunk.last_ns, since_ns or 0) if chunk.standing else chunk.first_ns
+                aligner = Aligner(len(self.tags), period_ns=period_ns, late_ns=late_ns, start_ns=start_ns)
             elif chunk.run != run:
                 aligner.gap(everything, last_ns + 1)  # nothing is known of the time between two runs
             run, last_ns = chunk.run, max(last_ns, chunk.last_ns)
             aligner.put(chunk.samples)
             yield from aligner.all_rows(last_ns)
-        if aligner is not None:
-            yield from aligner.all_rows(last_ns + late_ns)
+        if aligner is not None:  # a tag that says nothing more stands until the recording ends
+            yield from aligner.all_rows(max(last_ns, self._ends.get(run, 0)) + late_ns)
 
-    def _blocks(self, data: bytes, at: int, since_ns: int, until_ns: int) -> Iterator[tuple[Samples, Times]]:
-        """Give each whole block that has to do with that time."""
+    def _heads(self, data: bytes, at: int) -> Iterator[tuple[BlockHead, int]]:
+        """Give the head of each whole block, and where it is."""
         while at < len(data):
             try:
                 head = read_head(data, at)
-                if head.last_ns >= since_ns and head.first_ns < until_ns:
-                    yield decode_block(data, at)
+                yield head, at
                 at = head.end
             except DamagedHistoryError:
                 self.damaged += 1
                 at = find_block(data, at + 1)
                 if at < 0:
                     return
+
+    def _block(self, data: bytes, at: int, header: Header) -> tuple[Samples, Times] | None:
+        """Give what a block says of our tags, by their places here; None where it is damaged."""
+        try:
+            samples, source_ns = decode_block(data, at)
+        except DamagedHistoryError:
+            self.damaged += 1
+            return None
+        columns = {tag.name: place for place, tag in enumerate(self.tags)}
+        wanted = np.array([columns.get(tag.name, -1) for tag in header.tags], np.int32)
+        inside = (samples.places >= 0) & (samples.places < len(wanted))
+        places = wanted[np.where(inside, samples.places, 0)]
+        return _picked((samples._replace(places=places), source_ns), inside & (places >= 0))
+
+
+def _picked(told: tuple[Samples, Times], which: NDArray[np.bool_] | NDArray[np.intp]) -> tuple[Samples, Times]:
+    return told[0].picked(which), told[1][which]
+
+
+def _within(at_ns: Times, since_ns: int, until_ns: int) -> NDArray[np.bool_]:
+    return (at_ns >= since_ns) & (at_ns < until_ns)
+
+
+def _newest(told: list[tuple[Samples, Times]], run: str) -> Iterator[Chunk]:
+    """Give each tag's newest sample, if there is any; of several at one time the last given."""
+    if not told:
+        return
+    samples = Samples(*(np.concatenate(column) for column in zip(*(each for each, _ in told), strict=True)))
+    source_ns = np.concatenate([each for _, each in told])
+    order = np.argsort(samples.at_ns, kind="stable")[::-1]
+    _, newest = np.unique(samples.places[order], return_index=True)
+    yield from _chunk(_picked((samples, source_ns), order[newest]), run, standing=True)
+
+
+def _chunk(told: tuple[Samples, Times], run: str, *, standing: bool = False) -> Iterator[Chunk]:
+    samples, source_ns = told
+    if len(source_ns):
+        first_ns, last_ns = int(samples.at_ns.min()), int(samples.at_ns.max())
+        yield Chunk(
+            samples=samples, source_ns=source_ns, run=run, first_ns=first_ns, last_ns=last_ns, standing=standing
+        )
+
+
+def _run_of(path: Path) -> str:
+    try:
+        return decode_header(_head_of(path))[0].run
+    except (DamagedHistoryError, OSError, ValueError, KeyError):
+        return ""
 
 
 _FOREVER: Final = 2**62

@@ -54,6 +54,14 @@ class HistoryWriter:
         self._folder = folder
         self._header = encode_header(Header(run=run, tags=tuple(tags)))
         self._tags = len(tags)
+        self._newest = Samples(
+            np.arange(len(tags), dtype=np.int32),
+            np.full(len(tags), _NEVER, np.int64),
+            np.full(len(tags), np.nan),
+            np.full(len(tags), Mark.GAP, np.uint8),
+        )
+        """Of each tag, as written."""
+        self._newest_source_ns = np.zeros(len(tags), np.int64)
         self._most_bytes = int(mb * _MB)
         self._segment_bytes = max(_SMALLEST_SEGMENT, min(_LARGEST_SEGMENT, self._most_bytes // _SEGMENTS))
         self._most_age_s = days * 86_400
@@ -120,6 +128,7 @@ class HistoryWriter:
                 self._told(os.strerror(exc.errno) if exc.errno else str(exc))
             else:
                 self.written += len(samples.places)
+                self._keep(samples, source_ns)
                 self._told("")
 
     # --- inside --------------------------------------------------------------------------------------------------
@@ -149,6 +158,14 @@ class HistoryWriter:
         columns = zip(*(each for each, _ in taken), strict=True)
         return Samples(*(np.concatenate(column) for column in columns)), np.concatenate([each for _, each in taken])
 
+    def _keep(self, samples: Samples, source_ns: Times) -> None:
+        """Note each tag's newest; of several at one time the last given, as everywhere."""
+        order = np.argsort(samples.at_ns, kind="stable")
+        order = order[samples.at_ns[order] >= self._newest.at_ns[samples.places[order]]]
+        for column, news in zip(self._newest[1:], samples.picked(order)[1:], strict=True):
+            column[samples.places[order]] = news
+        self._newest_source_ns[samples.places[order]] = source_ns[order]
+
     def _append(self, block: bytes) -> None:
         """Write the block whole, or leave no trace of it."""
         if (
@@ -175,16 +192,20 @@ class HistoryWriter:
         self._close_segment()
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / f"{time.time_ns():020d}{SUFFIX}"
+        known = self._newest.at_ns != _NEVER
+        head = self._header
+        if known.any():
+            head += encode_block(self._newest.picked(known), self._newest_source_ns[known], standing=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         try:
-            os.write(file, self._header)
+            os.write(file, head)
         except OSError:
             os.close(file)
             path.unlink(missing_ok=True)
             raise
         self._opened += 1
         self._own[path] = self._opened
-        self._file, self._path, self._size, self._opened_s = file, path, len(self._header), time.time()
+        self._file, self._path, self._size, self._opened_s = file, path, len(head), time.time()
 
     def _close_segment(self) -> None:
         if self._file is not None:
@@ -203,7 +224,7 @@ class HistoryWriter:
         sizes = {path: path.stat().st_size for path in files}
         total = sum(sizes.values())
         for path in self._oldest_first(files):
-            too_old = not self._stepped and time.time() - _began_ns(path) / NS_PER_S > self._most_age_s + _SEGMENT_S
+            too_old = not self._stepped and time.time() - began_ns(path) / NS_PER_S > self._most_age_s + _SEGMENT_S
             too_much = total + self._segment_bytes - self._size > self._most_bytes
             if too_old or too_much or self._free() < self._keep_free:
                 path.unlink(missing_ok=True)
@@ -220,7 +241,7 @@ class HistoryWriter:
         """
         now_ns = time.time_ns()
         others = [path for path in files if path != self._path]
-        return sorted(others, key=lambda path: (path in self._own, _began_ns(path) <= now_ns, self._own.get(path, 0)))
+        return sorted(others, key=lambda path: (path in self._own, began_ns(path) <= now_ns, self._own.get(path, 0)))
 
     def _free(self) -> int:
         return shutil.disk_usage(self._folder).free
@@ -235,7 +256,8 @@ class HistoryWriter:
         self.trouble = trouble
 
 
-def _began_ns(path: Path) -> int:
+def began_ns(path: Path) -> int:
+    """When a file was begun, by its name (UTC)."""
     return int(path.name.removesuffix(SUFFIX))
 
 
@@ -253,4 +275,5 @@ _LARGEST_SEGMENT: Final = 32 * _MB
 _SMALLEST_SEGMENT: Final = _MB // 16
 _SEGMENT_S: Final = 3600.0
 _CLOCK_STEP_S: Final = 3600.0
+_NEVER: Final = -(2**62)
 _CLOSE_S: Final = 5.0

@@ -48,7 +48,7 @@ def read(folder: Path, *tags: str) -> list[tuple[str, float, int]]:
         for place, value, mark in zip(
             chunk.samples.places.tolist(), chunk.samples.values.tolist(), chunk.samples.marks.tolist(), strict=True
         )
-        if mark != Mark.GAP
+        if mark != Mark.GAP and not chunk.standing
     ]
 
 
@@ -332,6 +332,81 @@ def test_the_grid_of_a_recording_marks_what_was_not_recorded(tmp_path: Path):
     assert not any(known[11:29])
     assert all(known[31:39])
     assert all(np.isnan(row.values[1]) for row in rows)
+
+
+def ahead_ns() -> int:
+    return time.time_ns() - time.monotonic_ns()
+
+
+def told(chunks) -> list[tuple[bool, int, float]]:
+    """Each sample: is it standing, its tag's place, its value."""
+    return [
+        (chunk.standing, place, value)
+        for chunk in chunks
+        for place, value in zip(chunk.samples.places.tolist(), chunk.samples.values.tolist(), strict=True)
+    ]
+
+
+def new_file(history: HistoryWriter) -> None:
+    history._opened_s -= 3601
+    time.sleep(0.001)
+
+
+def test_a_tag_that_does_not_change_is_known_from_the_first_row_on(tmp_path: Path):
+    history = recorder(tmp_path)
+    now_ns = time.monotonic_ns()
+    add(history, samples((0, now_ns - 60 * S, 7.0), (1, now_ns - 60 * S, 1.0)))
+    add(history, samples((1, now_ns - 20 * S, 2.0)))
+    new_file(history)
+    add(history, samples((1, now_ns - 5 * S, 3.0)))
+    new_file(history)
+    add(history, samples((1, now_ns, 4.0)))
+    since_ns = now_ns - 10 * S + ahead_ns()
+    found = History(tmp_path, ["heat", "flow"])
+    assert told(found.chunks(since_ns)) == [(True, 0, 7.0), (True, 1, 2.0), (False, 1, 3.0), (False, 1, 4.0)]
+    rows = list(found.rows(S, since_ns))
+    assert [row.values.tolist() for row in rows][:5] == [[7.0, 2.0]] * 5
+    assert 10 <= len(rows) <= 11
+    assert [row.values[0] for row in History(tmp_path, ["heat"]).rows(S, since_ns)] == [7.0] * len(rows)
+    history.close()
+
+
+def test_what_the_ring_has_dropped_stands_in_what_is_left(tmp_path: Path):
+    history = recorder(tmp_path)
+    now_ns = time.monotonic_ns()
+    add(history, samples((0, now_ns - 9 * S, 7.0), (1, now_ns - 9 * S, 1.0), (2, now_ns - 9 * S, 0.0, Mark.BAD)))
+    new_file(history)
+    add(history, samples((1, now_ns - 2 * S, 2.0)))
+    first, second = segments(tmp_path)
+    assert [kind for kind, *_ in told(History(tmp_path).chunks())] == [False] * 4  # each once while all is there
+    first.unlink()
+    found = History(tmp_path, ["heat", "flow", "speed"])
+    assert told(found.chunks()) == [(True, 0, 7.0), (True, 1, 1.0), (True, 2, 0.0), (False, 1, 2.0)]
+    assert next(chunk.samples.marks.tolist() for chunk in found.chunks()) == [Mark.GOOD, Mark.GOOD, Mark.BAD]
+    text = io.StringIO()
+    export.samples_to_csv(found.chunks(), found.tags, text)
+    times = [line.split(",")[0] for line in text.getvalue().splitlines()[1:]]
+    assert times == sorted(times)
+    second.write_bytes(second.read_bytes()[:-1])  # a killed writer
+    assert told(History(tmp_path).chunks()) == []  # nothing says how long it stood
+    history.close()
+
+
+def test_nothing_stands_over_the_time_between_two_runs(tmp_path: Path):
+    now_ns = time.monotonic_ns()
+    killed = recorder(tmp_path, run="a")
+    add(killed, samples((0, now_ns - 60 * S, 7.0)))
+    killed._close_segment()
+    path = segments(tmp_path)[0]
+    path.rename(path.with_name(f"{now_ns - 60 * S + ahead_ns():020d}.tags"))
+    after = recorder(tmp_path, run="b")
+    add(after, samples((1, now_ns - 5 * S, 1.0)))
+    found = History(tmp_path, ["heat", "flow"])
+    since_ns = now_ns - 30 * S + ahead_ns()
+    assert told(found.chunks(since_ns)) == [(False, 1, 1.0)]
+    assert all(np.isnan(row.values[0]) for row in found.rows(S, since_ns))
+    assert [row.values[0] for row in found.rows(S)][-1:] != [7.0]  # nor does it stand on in the next run
+    after.close()
 
 
 def test_samples_are_exported_as_they_came(tmp_path: Path):
