@@ -77,6 +77,32 @@ REMEMBERED_IDS: Final = 64
 """Part ids that are told apart: more than any line has between trigger and gate."""
 
 
+class PartIds:
+    """The part ids seen last: two parts with one id are one too many. A part without one is nobody's double."""
+
+    def __init__(self) -> None:
+        """None was seen yet."""
+        self._ids: dict[str, None] = {}
+        self._last = ""
+
+    def repeats(self, part_id: str) -> tuple[bool, bool]:
+        """Is it that of the part before (doubled), or of an earlier one (swapped)? It is the last one from now on."""
+        doubled = bool(part_id) and part_id == self._last
+        swapped = bool(part_id) and not doubled and part_id in self._ids
+        self._last = part_id
+        if part_id:
+            self._ids.pop(part_id, None)
+            self._ids[part_id] = None
+            if len(self._ids) > REMEMBERED_IDS:
+                self._ids.pop(next(iter(self._ids)))
+        return doubled, swapped
+
+    def clear(self) -> None:
+        """What comes is of another life."""
+        self._ids.clear()
+        self._last = ""
+
+
 class TriggerAccount:
     """Counts the PLC's parts by its counter and part ids. One lane."""
 
@@ -86,8 +112,7 @@ class TriggerAccount:
         self._fresh_ns = fresh_ns
         self._counter: int | None = None
         self._read_ns = 0
-        self._ids: dict[str, None] = {}
-        self._last_id = ""
+        self._ids = PartIds()
 
     def reading(self, counter: int, part_id: str, read_ns: int, *, exact: bool = False) -> Arrival:
         """Account for one reading of counter and part id, taken at `read_ns` (monotonic); `exact`: the counter came then.
@@ -105,7 +130,6 @@ class TriggerAccount:
         restarted = moved.step is Step.BACK or moved.missed > MOST_MISSED
         if restarted:
             self._ids.clear()
-            self._last_id = ""
             if counter == 0:
                 return Arrival(restarted=True)
         # A PLC that restarted has counted its parts from 1: those before the one at hand went by unseen.
@@ -114,9 +138,7 @@ class TriggerAccount:
             missed = counter - 1 if counter <= MOST_MISSED else 0
         # Whoever jumps onto 0 may have been restarted: there may be no part at all, and none may pass under that number.
         known = not restarted and not (counter == 0 and missed)
-        doubled = bool(part_id) and part_id == self._last_id
-        swapped = bool(part_id) and not doubled and part_id in self._ids
-        self._remember(part_id)
+        doubled, swapped = self._ids.repeats(part_id)
         return Arrival(
             part=True,
             fresh=known and gap_ns <= self._fresh_ns,
@@ -126,11 +148,3 @@ class TriggerAccount:
             swapped=swapped,
             restarted=restarted,
         )
-
-    def _remember(self, part_id: str) -> None:
-        self._last_id = part_id
-        if part_id:
-            self._ids.pop(part_id, None)
-            self._ids[part_id] = None
-            if len(self._ids) > REMEMBERED_IDS:
-                self._ids.pop(next(iter(self._ids)))

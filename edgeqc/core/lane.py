@@ -95,12 +95,15 @@ class Lane(Generic[PartT]):
         self._parts[part.sequence] = part
         part.views = part.views or [None] * self._views
 
-    def exposed(self, part: PartT, camera: int, *, sent_ns: int, trigger_ns: int, now_ns: int) -> bool:
-        """The camera's trigger was sent at `sent_ns` and is done now. False: it took so long that the part had moved on.
+    def expose(self, part: PartT, camera: int, *, sent_ns: int, trigger_ns: int) -> None:
+        """The camera's trigger is sent now, at `sent_ns`. Before it is: the frame may be here before the camera's answer."""
+        self.cameras[camera].exposed(part.sequence, sent_ns, trigger_ns + self._expose_within_ns)
+
+    def exposed(self, trigger_ns: int, now_ns: int) -> bool:
+        """The trigger was sent and answered. False: that took so long that the part had moved on.
 
         Its frame will come all the same, and must find its owner.
         """
-        self.cameras[camera].exposed(part.sequence, sent_ns, trigger_ns + self._expose_within_ns)
         return now_ns - trigger_ns <= self._expose_within_ns
 
     def frame(self, camera: int, frame_id: int, first_ns: int, now_ns: int) -> Match:

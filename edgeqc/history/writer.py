@@ -162,9 +162,11 @@ class HistoryWriter:
         """Note each tag's newest; of several at one time the last given, as everywhere."""
         order = np.argsort(samples.at_ns, kind="stable")
         order = order[samples.at_ns[order] >= self._newest.at_ns[samples.places[order]]]
-        for column, news in zip(self._newest[1:], samples.picked(order)[1:], strict=True):
-            column[samples.places[order]] = news
-        self._newest_source_ns[samples.places[order]] = source_ns[order]
+        places = samples.places[order]
+        self._newest.at_ns[places] = samples.at_ns[order]
+        self._newest.values[places] = samples.values[order]
+        self._newest.marks[places] = samples.marks[order]
+        self._newest_source_ns[places] = source_ns[order]
 
     def _append(self, block: bytes) -> None:
         """Write the block whole, or leave no trace of it."""

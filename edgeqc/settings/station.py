@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from pydantic import Field
 
 from edgeqc.core.handshake import Form
@@ -16,6 +18,9 @@ from edgeqc.settings.camera import (
 from edgeqc.settings.gate import DelayGate, EncoderGate, GateSettings, PartIdGate
 from edgeqc.settings.plc import ModbusPlcSettings, ModbusServerPlcSettings, NoPlcSettings, OpcuaPlcSettings, PlcSettings
 from edgeqc.settings.recipe import ChangeoverSettings, RecipeSettings, RegionMode, RegionSettings
+
+EXPOSURES: Final = 15
+"""So many takts an exposure is remembered for at the least (core.exposure)."""
 
 
 class ImageRules(Model):
@@ -95,7 +100,9 @@ class StationSettings(Model):
     @property
     def polls_plc(self) -> bool:
         """Does it read the PLC's trigger block each `trigger.poll_ms`?"""
-        hears = not isinstance(self.plc, NoPlcSettings) and self.plc.handshake.hears_plc
+        hears = not isinstance(self.plc, NoPlcSettings) and (
+            self.plc.handshake.hears_plc or self.changeover is not None
+        )
         return self.trigger.source is TriggerSource.PLC or hears
 
     @property
@@ -124,6 +131,12 @@ class StationSettings(Model):
                 for key in ("source", "part_id")
                 if getattr(self.trigger, key) == "plc"
             ]
+        known_ms = EXPOSURES * self.takt_ms
+        if self.trigger.source is TriggerSource.PLC and self.trigger.frame_timeout_ms >= known_ms:
+            faults.append(
+                f"trigger.frame_timeout_ms: {self.trigger.frame_timeout_ms:g} is not under {known_ms:g} "
+                f"({EXPOSURES} takts): a camera that sends nothing would not be noticed"
+            )
         faults += self._plc_misfits()
         faults += self._gate_misfits()
         faults += self._cameras_misfits()

@@ -68,7 +68,8 @@ class Guard:
         self._priority = priority
         self._parts: deque[Part] = deque()
         """Unsettled parts, oldest first; all have the same budget, so their times come in this order too."""
-        self._told_to_stop = threading.Event()
+        self._stopping = False
+        self._woken = threading.Event()
         self._next_beat_ns = 0
         self._next_retry_ns = 0
         self._thread = threading.Thread(target=self._run, name="guard", daemon=True)
@@ -82,7 +83,8 @@ class Guard:
 
         After the line has ended, and whoever else opens parts.
         """
-        self._told_to_stop.set()
+        self._stopping = True
+        self._woken.set()
         self._thread.join(timeout=2)
         while self._parts and not self._thread.is_alive():
             part = self._parts.popleft()
@@ -91,11 +93,16 @@ class Guard:
     def watch(self, part: Part) -> None:
         """From now on this part has its fail-safe verdict coming. Any thread; costs microseconds."""
         self._parts.append(part)
+        if (
+            part.fail_safe_at_ns - time.monotonic_ns() < self._look_ns
+        ):  # it was seen late: the next look may be too late
+            self._woken.set()
 
     def _run(self) -> None:
         real_time(self._priority)
-        while not self._told_to_stop.is_set():
-            self._told_to_stop.wait(max(0, self._due_ns() - time.monotonic_ns()) / 1e9)
+        while not self._stopping:
+            self._woken.wait(max(0, self._due_ns() - time.monotonic_ns()) / 1e9)
+            self._woken.clear()
             self._row.beat("guard")
             self._fail_safe()
             self._on_look()

@@ -26,13 +26,13 @@ class Intake:
         self._sequence = first_sequence - 1
         self._looks = cameras if cameras > 1 else 0
 
-    def open(self, at_ns: int, part_id: str, recipe: int) -> Part:
-        """A part is there, to be judged by the recipe of that number: from here on the guard owes it a verdict."""
+    def open(self, at_ns: int, part_id: str, recipe: int | None) -> Part:
+        """A part is there, to be judged by the recipe of that number (see `Recipes.of`): from here on the guard owes it a verdict."""
         part = self._numbered(at_ns, part_id, recipe)
         self._guard.watch(part)
         return part
 
-    def missed(self, at_ns: int, recipe: int) -> Part:
+    def missed(self, at_ns: int, recipe: int | None) -> Part:
         """A part went by that is only known by its number: it is recorded, but no longer announced."""
         part = self._numbered(at_ns, "", recipe)
         part.announced = False
@@ -42,7 +42,7 @@ class Intake:
         """The PLC shows this recipe's number now, for the next part to come."""
         self._recipes.announce(recipe)
 
-    def _numbered(self, at_ns: int, part_id: str, recipe: int) -> Part:
+    def _numbered(self, at_ns: int, part_id: str, recipe: int | None) -> Part:
         self._sequence += 1
         self._row.count("triggers")
         self._row.put("last_opened", self._sequence)  # it survives this process: no number is given twice

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from edgeqc.core.account import GVSP_CYCLE, MOST_MISSED, Step, move
 from edgeqc.core.cadence import Cadence
 from edgeqc.core.decide import decide, overdue
-from edgeqc.core.exposure import Claim, Match
+from edgeqc.core.exposure import Claim
 from edgeqc.core.views import View
 from edgeqc.errors import EngineError, EngineLostError, PeerError
 from edgeqc.records import NS_PER_MS, NS_PER_S, Cause, Event, Frame, FrameStatus, Trigger, Verdict
-from edgeqc.settings import StationSettings, TriggerSource
+from edgeqc.settings import StationSettings
 from edgeqc.shm.board import Row
 from edgeqc.station.accounting import Accounting
-from edgeqc.station.intake import Intake
+from edgeqc.station.arrivals import Arrivals
 from edgeqc.station.outcome import Outcome
 from edgeqc.station.part import Look, Part
 from edgeqc.station.plckeeper import PlcKeeper
@@ -34,8 +34,6 @@ _BEAT_NS: Final = 50 * NS_PER_MS
 """For a heartbeat: a PLC that takes longer is as good as gone."""
 _COLLECT_NS: Final = 10 * NS_PER_S
 """Cyclic garbage is looked for in idle time only, this often."""
-_TRANSFER_SLACK: Final = 1.25
-"""A frame that took this many times the usual transfer had been waiting for us."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +43,12 @@ class Peers:
     cameras: Viewpoints
     recipes: Recipes
     outcome: Outcome
-    intake: Intake
     accounting: Accounting
     plc: PlcKeeper | None
     row: Row
     tags: TagWatch
+    arrivals: Arrivals | None
+    """Where the frame is the trigger."""
     on_engine_failure: Callable[[str], None] = lambda _reason: None
     """Told why the engine gave a part no score, when that part has its verdict."""
 
@@ -62,10 +61,10 @@ class Line:
         self.stopping = False
         self._settings = settings
         self._peers = peers
-        self._cycle = self._plc_cycle if settings.trigger.source is TriggerSource.PLC else self._camera_cycle
+        self._cycle = (
+            self._plc_cycle if peers.arrivals is None else functools.partial(self._camera_cycle, peers.arrivals)
+        )
         self._cadence = Cadence()
-        self._frame_id: int | None = None
-        self._usual_transfer_ns = 0
         self._reopened = [0] * len(peers.cameras)
         self._held: list[tuple[Part, int, int]] = []
         """Part, camera and slot of frames that are judged, but whose images may still be kept: other views are to come."""
@@ -89,68 +88,26 @@ class Line:
                     raise self._engine_error
                 raise EngineError(f"the engine failed {self._engine_failures} times in a row")
             self._peers.cameras.collect()
-            self._follow_cameras()
+            if self._peers.arrivals is None:
+                self._follow_cameras()
             if self._held:
                 self._let_go()
 
     # --- the frame is the trigger -------------------------------------------------------------------------------
 
-    def _camera_cycle(self) -> None:
-        asked_ns = time.monotonic_ns()
-        came = self._peers.cameras.next_frame(self._idle_until_ns(asked_ns))
+    def _camera_cycle(self, arrivals: Arrivals) -> None:
+        """Take the next part; the arrivals' thread has opened it."""
+        came = arrivals.next(self._idle_until_ns(time.monotonic_ns()))
         if came is None:
             self._idle()
             return
-        _, frame = came
-        self._follow_cameras()
-        if not self._in_order(frame):
-            return
-        waited = frame.received_ns - asked_ns > NS_PER_MS // 5
-        at_ns = self._arrived_ns(frame, waited=waited)
-        self._cadence.part(at_ns)
-        part = self._peers.intake.open(at_ns, *self._asked())
-        self._peers.outcome.under_way.admit(part)
-        self._peers.accounting.well()
-        self._take(part, 0, frame)
-
-    def _asked(self) -> tuple[str, int]:
-        """Part id and recipe's number, where the PLC is to say them."""
-        by_plc = self._settings.trigger.part_id == "plc" or self._settings.changeover is not None
-        if by_plc and self._peers.plc is not None:
-            try:
-                until_ns = time.monotonic_ns() + self._peers.intake.budget.budget_ns // 4
-                reading = self._peers.plc.read_trigger(until_ns, patient=True)
-            except PeerError:
-                self._peers.row.count("plc_errors")
-            else:
-                self._peers.recipes.announce(reading.recipe)
-                return reading.part_id if self._settings.trigger.part_id == "plc" else "", reading.recipe
-        return "", 0
-
-    def _arrived_ns(self, frame: Frame, *, waited: bool) -> int:
-        """When the whole frame was there. Where we came late to fetch it, the wait counts against our budget."""
-        if waited or not self._usual_transfer_ns:
-            usual = self._usual_transfer_ns or frame.transfer_ns
-            self._usual_transfer_ns = (7 * usual + frame.transfer_ns) // 8
-            return frame.received_ns
-        return frame.received_ns - max(0, frame.transfer_ns - int(_TRANSFER_SLACK * self._usual_transfer_ns))
-
-    def _in_order(self, frame: Frame) -> bool:
-        """Account for the camera's frame counter; False for a frame that must not be judged (it is released)."""
-        moved = move(self._frame_id, frame.frame_id, cycle=GVSP_CYCLE)
-        # taken as it is from now on: a camera that counts anew must not be stale for ever
-        self._frame_id = frame.frame_id
-        anew = moved.missed > MOST_MISSED
-        if moved.step in {Step.SAME, Step.BACK} or anew:
-            claim = Claim.DOUBLED if moved.step is Step.SAME else Claim.STALE
-            self._peers.accounting.frame(Match(claim=claim), frame.frame_id)
-            self._peers.cameras.release(0, frame.slot)
-            return False
-        if moved.missed:
-            self._peers.accounting.missed(moved.missed, "the camera's frame counter went on by more than one")
-            for _ in range(moved.missed):
-                self._peers.outcome.settle(self._peers.intake.missed(frame.received_ns, 0), *overdue(frame_came=False))
-        return True
+        part, frame = came
+        self._cadence.part(part.trigger.at_ns)
+        if part.settled:  # an engine's run would only make the parts behind it late, too
+            self._held.append((part, 0, frame.slot))
+            self._tell_changeover(part)
+        else:
+            self._take(part, 0, frame)
 
     # --- the PLC says when --------------------------------------------------------------------------------------
 
@@ -158,6 +115,7 @@ class Line:
         """Take the next frame, if it is somebody's; the triggers thread has had it exposed."""
         under_way, cameras = self._peers.outcome.under_way, self._peers.cameras
         came = cameras.next_frame(self._idle_until_ns(time.monotonic_ns()))
+        self._follow_cameras()  # before anything of an old connection is held against the new one
         now_ns = time.monotonic_ns()
         # one of several cameras may be silent while the others send
         late = self._overdue(now_ns) if came is None or len(cameras) > 1 else False
@@ -166,7 +124,6 @@ class Line:
                 self._idle()
             return
         camera, frame = came
-        self._follow_cameras()
         match, part, without, cause = under_way.match(camera, frame, now_ns)
         self._leave(without, cause, camera)
         if match.claim is not Claim.OWN:
@@ -202,9 +159,7 @@ class Line:
             if camera.keeper.reopened == self._reopened[index]:
                 continue
             self._reopened[index] = camera.keeper.reopened
-            self._frame_id = None
-            if self._settings.trigger.source is TriggerSource.PLC:
-                self._leave(self._peers.outcome.under_way.reopened(index), Cause.NO_FRAME, index)
+            self._leave(self._peers.outcome.under_way.reopened(index), Cause.NO_FRAME, index)
 
     def _let_go(self) -> None:
         """Hand back the slots of parts that are settled by now, but for those on loan."""
@@ -220,13 +175,9 @@ class Line:
     def _take(self, part: Part, camera: int, frame: Frame) -> None:
         """Judge a part by this camera's frame, settle it when it was the last that was missing, and see to the slot."""
         look = part.seen_by(camera)
-        look.frame_id = frame.frame_id
-        look.transfer_ns = frame.transfer_ns
-        look.slot = frame.slot
-        look.frame_ns = frame.received_ns
+        look.saw(frame)
         self._peers.row.put("frame_at_ns", frame.received_ns)
-        if not part.process:
-            # without a trigger of ours the exposure ended just before the first packet
+        if not part.process:  # its frame was here before whoever had it exposed came to that
             part.process = self._peers.tags.snapshot(frame.received_ns - frame.transfer_ns)
         status, engine_ok = frame.status, True
         if status is FrameStatus.OK and part.recipe.known:

@@ -197,6 +197,11 @@ class Outcome:
             self._append(Event(name="journal_records_lost", facts={"count": lost}))
         return False
 
+    @property
+    def unjournaled(self) -> int:
+        """Records that the journal has not taken yet, those that were given up included."""
+        return len(self._unjournaled) + self._unjournaled_lost
+
     def note(self, body: Body) -> None:
         """Journal something that is no part: an event, an alert."""
         self._append(body)
@@ -324,7 +329,7 @@ class Outcome:
                 too_late = verdict is Verdict.PASS and isinstance(exc, LinkBusyError)
             finally:
                 if not waits:
-                    del self._waiting[result.sequence]
+                    self._waiting.pop(result.sequence, None)  # the guard may have told its end: the link was lost
             if too_late:  # somebody else's write took so long that no PASS may be begun any more
                 return self._announce(part, Verdict.REJECT, Cause.LATE)
         return _delivery(part, verdict, cause, delivered_ns=delivered_ns, reason=reason), waits

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from edgeqc.core.views import View
-from edgeqc.records import Cause, Defect, Ledger, PartRecord, SnapshotTag, Trigger, Verdict, ViewRecord
+from edgeqc.records import Cause, Defect, Frame, Ledger, PartRecord, SnapshotTag, Trigger, Verdict, ViewRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +48,11 @@ class Look:
     defects: tuple[Defect, ...] = field(default=())
     lent: bool = False
     """The slot is on loan to the archive: it comes back through Lender, not from the line."""
+
+    def saw(self, frame: Frame) -> None:
+        """This is its frame."""
+        self.frame_id, self.slot = frame.frame_id, frame.slot
+        self.transfer_ns, self.frame_ns = frame.transfer_ns, frame.received_ns
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

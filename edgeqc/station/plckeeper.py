@@ -239,7 +239,9 @@ class PlcKeeper:
     def _write(self, until_ns: int, *, own: int = 0) -> int:
         """Write the block; when the PLC confirmed it. Hold the lock. `own`: the caller's result, which nobody else is told."""
         link = self._link
-        if link is None:
+        if link is None:  # it was lost since the lock was taken
+            if self._handshake.phase is not Phase.OFFLINE:
+                self._offline(own)
             raise PeerError(self._peer, self._reason)
         try:
             link.write_result(self._handshake.block, until_ns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from edgeqc.errors import PeerError
@@ -20,9 +21,9 @@ _DOWN_S: Final = 0.02
 class PlcWatch:
     """Polls the trigger block in a thread of its own; the keeper does what follows from it."""
 
-    def __init__(self, plc: PlcKeeper, *, row: Row, poll_ns: int) -> None:
-        """`poll_ns`: from one read to the next; `row`: gets the beat of the loop that reads triggers."""
-        self._plc, self._row = plc, row
+    def __init__(self, plc: PlcKeeper, *, row: Row, poll_ns: int, announce: Callable[[int], None]) -> None:
+        """`poll_ns`: from one read to the next; `row`: gets the beat of the loop that reads triggers; `announce`: the recipe."""
+        self._plc, self._row, self._announce = plc, row, announce
         self._poll_ns = poll_ns
         self._told_to_stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="plc-watch", daemon=True)
@@ -42,7 +43,7 @@ class PlcWatch:
             began_ns = time.monotonic_ns()
             self._row.beat("triggers")
             try:
-                self._plc.read_trigger(began_ns + _READ_NS)
+                self._announce(self._plc.read_trigger(began_ns + _READ_NS).recipe)
                 pause_s = max(0, began_ns + self._poll_ns - time.monotonic_ns()) / 1e9
             except PeerError:  # the keeper says who and why, and reconnects
                 pause_s = _DOWN_S

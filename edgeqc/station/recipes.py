@@ -19,7 +19,7 @@ from edgeqc.inference.trust import Trust
 from edgeqc.records import AlertChange, Event, Ne107
 from edgeqc.settings import GpuSettings, RecipeSettings, StationSettings
 from edgeqc.station.inspection import Inspection
-from edgeqc.station.part import Recipe
+from edgeqc.station.part import UNKNOWN_RECIPE, Recipe
 
 _MIB: Final = 1 << 20
 MEASURED_MOST: Final = 3
@@ -77,10 +77,12 @@ class Recipes:
         """In the order of the configuration."""
         return tuple(self._inspections)
 
-    def of(self, number: int) -> Recipe:
-        """The recipe that the PLC calls by this number; one that is not known where there is none."""
+    def of(self, number: int | None) -> Recipe:
+        """The recipe that the PLC calls by this number; one that is not known where there is none, or it named none (None)."""
         if not self._by_plc:
             return self.all[0]
+        if number is None:
+            return UNKNOWN_RECIPE
         known = self._numbers.get(number)
         return known or Recipe(name=f"number {number}", threshold=math.nan, model_digest=bytes(32), known=False)
 
@@ -102,7 +104,7 @@ class Recipes:
 
     def changeover(self, recipe: Recipe, sequence: int) -> list[Event | AlertChange]:
         """What is to be told of the recipe that this part had: nothing where the part before it had the same."""
-        if recipe == self._last:
+        if recipe in {self._last, UNKNOWN_RECIPE}:
             return []
         last, self._last = self._last, recipe
         said: list[Event | AlertChange] = []

@@ -142,12 +142,12 @@ class TriggerWatch:
             return gone
         first_ns = time.monotonic_ns()
         for index, camera in enumerate(watched.cameras):
-            sent_ns = time.monotonic_ns()
+            under_way.expose(part, index, sent_ns=time.monotonic_ns())
             try:
                 camera.keeper.trigger()
             except PeerError:
                 return index
-            if not under_way.exposed(part, index, sent_ns=sent_ns, now_ns=time.monotonic_ns()):
+            if not under_way.exposed(part, time.monotonic_ns()):
                 return index
         part.process = watched.tags.snapshot(first_ns)  # while the cameras expose
         return -1

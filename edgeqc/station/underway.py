@@ -40,10 +40,14 @@ class UnderWay:
         with self._lock:
             return self._lane.open(part, fresh=fresh, known=known, trigger_ns=part.trigger.at_ns, now_ns=now_ns)
 
-    def exposed(self, part: Part, camera: int, *, sent_ns: int, now_ns: int) -> bool:
-        """See Lane.exposed."""
+    def expose(self, part: Part, camera: int, *, sent_ns: int) -> None:
+        """See Lane.expose."""
         with self._lock:
-            return self._lane.exposed(part, camera, sent_ns=sent_ns, trigger_ns=part.trigger.at_ns, now_ns=now_ns)
+            self._lane.expose(part, camera, sent_ns=sent_ns, trigger_ns=part.trigger.at_ns)
+
+    def exposed(self, part: Part, now_ns: int) -> bool:
+        """See Lane.exposed."""
+        return self._lane.exposed(part.trigger.at_ns, now_ns)
 
     def match(self, camera: int, frame: Frame, now_ns: int) -> tuple[Match, Part | None, list[Part], Cause]:
         """Whose frame is it: the match, the part if it is still under way, the parts that stay without, and why."""

@@ -13,11 +13,13 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from conftest import Lines
+from flatpackage import SLOW_LEVEL, UNSIGNED, WELL_LEVEL, flat_images, flat_package
 from linebench import Bench, first_good_after, gone, until
 
 from edgeqc.sim.images import PartImages
@@ -102,6 +104,27 @@ def test_a_free_running_camera_is_its_own_trigger(bench: Make) -> None:
     clean(report)
     assert report["archive_rows"] >= 40
     assert report["unaccounted"] <= 1  # the exposure that was under way when the count began
+
+
+def test_behind_an_engine_that_is_slow_a_free_running_cameras_parts_have_their_rejects_in_time(
+    bench: Make, tmp_path: Path
+) -> None:
+    """One part in twelve takes three takts: what comes meanwhile is a part all the same, and the line catches up."""
+    levels = [WELL_LEVEL] * 11 + [SLOW_LEVEL]
+    line = bench(
+        parts=60,
+        trigger="camera",
+        budget_ms=50.0,  # with exposure and transfer well within the takt: the PLC tells parts by their order
+        images=flat_images(tmp_path, levels),
+        engine=flat_package(tmp_path / "flat" / "1"),
+        changes=UNSIGNED,
+    )
+    report = line.finish()
+    clean(report)
+    assert (report["late"], report["frames_missed"]) == (0, 0)
+    assert report["unaccounted"] <= 1  # the exposure that was under way when the count began
+    assert report["fail_safe"] >= 5
+    assert report["pass"] >= 20
 
 
 def test_an_opcua_plc_gets_the_same_verdicts_and_its_killed_process_is_started_again(bench: Make) -> None:

@@ -464,7 +464,7 @@ MUTANTS = [
     _core(
         "a doubled id judged",
         "account",
-        "doubled = bool(part_id) and part_id == self._last_id",
+        "doubled = bool(part_id) and part_id == self._last",
         "doubled = False",
         fails="test_accounting.test_the_part_id_of_the_part_before_is_a_doubled_part",
     ),
@@ -508,7 +508,7 @@ MUTANTS = [
         "exposure",
         "        self._base = None\n        self._frame_id = None\n",
         "",
-        seed=4,
+        seed=28,
         breaks="I13 frame",
     ),
     _core(

@@ -44,6 +44,24 @@ def test_a_part_that_is_under_way_when_the_station_stops_has_its_record(tmp_path
     ]
 
 
+def test_a_part_that_was_seen_late_does_not_wait_for_the_guards_next_look(tmp_path: Path) -> None:
+    line = Line(tmp_path)
+    standing_by = guard(line)
+    standing_by._look_ns = 60 * NS_PER_S
+    standing_by.start()
+    time.sleep(0.05)  # it sleeps
+    late = part(1, left_s=0.02)
+    line.outcome.under_way.admit(late)
+    standing_by.watch(late)
+    until_ns = time.monotonic_ns() + 30 * NS_PER_S
+    while late.record is None and time.monotonic_ns() < until_ns:
+        time.sleep(0.001)
+    settled = late.settled
+    standing_by.stop()
+    line.close()
+    assert settled
+
+
 def test_records_that_waited_for_the_disk_keep_no_part_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = Line(tmp_path)
 

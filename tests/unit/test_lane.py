@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
 
 from edgeqc.core.account import TriggerAccount
 from edgeqc.core.decide import last_word
-from edgeqc.core.exposure import Claim, Exposures
+from edgeqc.core.exposure import Claim, Exposures, Match
 from edgeqc.core.lane import Lane
 from edgeqc.core.views import View
 from edgeqc.records import NS_PER_MS, Cause, Verdict
+from edgeqc.station.triggers import TriggerWatch
 
 MS = NS_PER_MS
 TAKT = 40 * MS
@@ -30,7 +34,7 @@ def lane() -> Lane[Part]:
 def exposed(line: Lane[Part], sequence: int, at_ns: int, *, trigger_ns: int | None = None) -> Part:
     part = Part(sequence)
     assert line.open(part, trigger_ns=at_ns, now_ns=at_ns) is None
-    line.exposed(part, 0, sent_ns=at_ns, trigger_ns=at_ns if trigger_ns is None else trigger_ns, now_ns=at_ns)
+    line.expose(part, 0, sent_ns=at_ns, trigger_ns=at_ns if trigger_ns is None else trigger_ns)
     return part
 
 
@@ -52,6 +56,42 @@ def test_a_picture_of_a_part_that_has_moved_on_is_not_its_own() -> None:
     exposed(line, 2, TAKT, trigger_ns=TAKT - 20 * MS)
     match = line.frame(0, 2, TAKT + 5 * MS, TAKT + 6 * MS)
     assert (match.claim, match.without) == (Claim.STALE, (2,))
+
+
+def test_a_frame_that_is_here_before_the_cameras_answer_finds_its_part() -> None:
+    """The answer to a software trigger may be behind the picture of a small region."""
+    line = lane()
+    came: list[Match] = []
+
+    class Camera:
+        keeper: Any
+
+        def trigger(self) -> None:
+            now_ns = time.monotonic_ns()
+            came.append(line.frame(0, 1, now_ns, now_ns))
+
+    class UnderWay:
+        def expose(self, part: Part, camera: int, *, sent_ns: int) -> None:
+            line.expose(part, camera, sent_ns=sent_ns, trigger_ns=part.at_ns)
+
+        def exposed(self, part: Part, now_ns: int) -> bool:
+            return line.exposed(part.at_ns, now_ns)
+
+    class Cameras(list[Camera]):
+        down = -1
+
+    camera = Camera()
+    camera.keeper = camera
+    watched: Any = SimpleNamespace(
+        cameras=Cameras([camera]),
+        outcome=SimpleNamespace(under_way=UnderWay()),
+        tags=SimpleNamespace(snapshot=lambda _at_ns: ()),
+    )
+    part: Any = Part(1)
+    part.at_ns = time.monotonic_ns()
+    assert line.open(part, trigger_ns=part.at_ns, now_ns=part.at_ns) is None
+    TriggerWatch(watched, poll_ns=MS, repeated_ids=False)._expose(part)
+    assert [(match.claim, match.sequence) for match in came] == [(Claim.OWN, 1)]
 
 
 def test_the_part_of_a_frame_that_is_anothers_waits_no_longer() -> None:

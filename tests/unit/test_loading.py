@@ -758,6 +758,13 @@ def test_an_exposure_that_no_part_is_judged_after_is_refused(before, after, told
         load(written(text))
 
 
+def test_a_camera_whose_silence_nobody_would_notice_is_refused():
+    text = GATED.replace("source: plc", "source: plc, frame_timeout_ms: 1500")
+    (told,) = faults(text)
+    assert "stations[0].trigger.frame_timeout_ms: 1500 is not under 1500 (15 takts)" in told
+    load(written(text.replace("1500", "1499")))
+
+
 def test_the_plcs_part_id_needs_a_plc():
     (told,) = faults(GOOD.replace("plc: {type: none}", "trigger: {part_id: plc}\n    plc: {type: none}"))
     assert told.endswith("stations[0].trigger.part_id: plc needs a plc other than type: none")

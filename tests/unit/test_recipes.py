@@ -133,6 +133,12 @@ def test_changeover_is_told_once_and_an_unknown_recipe_is_an_alert_until_it_ends
     assert (changed.facts["recipe"], alert.active) == ("lid", False)
 
 
+def test_a_part_of_which_the_plc_named_no_recipe_is_judged_by_none_and_is_no_changeover(recipes):
+    cap, unnamed = recipes.of(1), recipes.of(None)
+    assert not unnamed.known
+    assert recipes.changeover(cap, 1) == recipes.changeover(unnamed, 2) == recipes.changeover(cap, 3) == []
+
+
 def test_the_announced_recipe_is_warmed_before_its_part_and_the_others_while_the_line_stands(recipes):
     assert recipes.to_warm(idle=False).name == "cap"
     recipes.announce(7)

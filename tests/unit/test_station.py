@@ -13,7 +13,7 @@ import pytest
 from stationbench import Line, part, soon
 
 from edgeqc.core.account import TriggerAccount
-from edgeqc.core.handshake import Form, Rules
+from edgeqc.core.handshake import Form, Given, Rules
 from edgeqc.core.keeping import KeepRule
 from edgeqc.core.stopping import StopLimits, StopReason, StopRule
 from edgeqc.core.views import View
@@ -226,6 +226,34 @@ def test_a_stop_while_the_link_is_being_opened_waits_for_nobody(tmp_path: Path) 
         assert not any(told.ready for told in plc.told), "READY is said anew on a fresh link"
     finally:
         line.close()
+
+
+def test_a_link_that_is_lost_between_the_lock_and_the_write_is_told_once(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The triggers' thread drops it while the line is about to write; the guard waits for the lock and tidies up behind."""
+    keeper, offer = line.keeper, line.keeper._handshake.result
+
+    def lost(result: PlcResult) -> Given:
+        given = offer(result)
+        link = keeper._link
+        assert link is not None
+        keeper._drop(link, "hung up")
+        return given
+
+    monkeypatch.setattr(keeper._handshake, "result", lost)
+    leave = keeper._hold.__class__.__exit__
+
+    def leave_and_tidy(self: object, *why: object) -> None:
+        leave(self, *why)  # type: ignore[arg-type]
+        monkeypatch.undo()
+        with keeper._held(soon()):
+            pass
+
+    monkeypatch.setattr(keeper._hold.__class__, "__exit__", leave_and_tidy)
+    assert line.outcome.settle(part(1), Verdict.PASS, Cause.OK)
+    deliveries = [body for body in line.journaled() if isinstance(body, Delivery)]
+    assert [(one.sequence, one.delivered, one.reason) for one in deliveries] == [(1, False, "hung up")]
 
 
 def test_a_part_whose_result_found_the_link_held_is_not_under_way_for_ever(line: Line) -> None:

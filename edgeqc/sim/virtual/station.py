@@ -163,15 +163,12 @@ class Station:
 
     def _expose(self, part: Part) -> Steps:
         for index, camera in enumerate(self.plant.cameras):
-            sent_ns = self.kernel.now_ns
+            self.lane.expose(part, index, sent_ns=self.kernel.now_ns, trigger_ns=part.trigger_ns)
             if self.camera_lives[index] != camera.life:
                 camera.sure = False  # the connection is new, and the line has not heard of it: the frame is nobody's
             if not (yield from camera.trigger(part.sequence)):
                 return Cause.NO_FRAME
-            in_time = self.lane.exposed(
-                part, index, sent_ns=sent_ns, trigger_ns=part.trigger_ns, now_ns=self.kernel.now_ns
-            )
-            if not in_time:
+            if not self.lane.exposed(part.trigger_ns, self.kernel.now_ns):
                 camera.sure = False  # the frame that comes is nobody's
                 return Cause.NO_FRAME
         return None
