@@ -279,6 +279,10 @@ class JournalWriter:
             self._sync()
             if self._ready is None and time.monotonic() >= retry_at:
                 retry_at = 0.0 if self._make_ready() else time.monotonic() + _RETRY_S
+            elif _FULL in self._troubles and time.monotonic() >= retry_at:
+                retry_at = time.monotonic() + _RETRY_S  # not only with the next segment, which may be hours away
+                if self._make_ballast():
+                    self._over(_FULL)
         self._sync()
 
     def _sync(self) -> None:
