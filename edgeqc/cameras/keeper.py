@@ -34,12 +34,12 @@ def _ignored(up: bool, reason: str) -> None:
 class CameraKeeper:
     """The line thread's camera: the same calls as edgeqc.ports.Camera, over as many connections as it takes.
 
-    `next_frame` and `release` belong to the line thread (or to the one that fetches this camera's frames), `trigger` to
-    whoever sees the triggers, `lost` to both. Connections are opened and closed by threads of the keeper's own, each in
-    the bank of slots that the one before it did not use: a bank is used again once its connection is closed, the line has
-    released all its slots and no lease on them stands. `starved` asks whoever lent them to take them back: an image may be
-    lost, the camera not. A connection is closed when the calls on it have ended: one that is inside a library is
-    not freed under it, and one that never ends costs its bank, as one that never closes does.
+    `next_frame` belongs to whoever fetches this camera's frames, `trigger` to whoever sees the triggers, `release` and
+    `lost` to any. Connections are opened and closed by threads of the keeper's own, each in the bank of slots that the one
+    before it did not use: a bank is used again once its connection is closed, the line has released all its slots and no
+    lease on them stands. `starved` asks whoever lent them to take them back: an image may be lost, the camera not. A
+    connection is closed when the calls on it have ended: one that is inside a library is not freed under it, and one that
+    never ends costs its bank, as one that never closes does.
     """
 
     def __init__(
