@@ -78,6 +78,7 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
     from rich.console import Console  # noqa: PLC0415 - heavy
 
     from edgeqc.cli.train import signing_key  # noqa: PLC0415
+    from edgeqc.inference.writing import only_a_package  # noqa: PLC0415 - heavy
     from edgeqc.train.calibrate import Rule, calibrated, promise_of, read_scores, readings_of, rehearsed  # noqa: PLC0415 - heavy
     from edgeqc.train.figures import best_map_threshold  # noqa: PLC0415 - heavy
     from edgeqc.train.progress import Told  # noqa: PLC0415 - heavy
@@ -89,6 +90,7 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
         raise typer.BadParameter("is for --data; --scores has its own groups", param_hint="--group-by")
     if not 0 < overkill < 1 or not 0 < confidence < 1:
         raise typer.BadParameter("--overkill and --confidence lie between 0 and 1", param_hint="--overkill")
+    only_a_package(out or engine)
     rule = Rule(overkill=overkill, confidence=confidence, hold=hold, recipe=recipe, camera=camera)
     run = as_run(engine, backend=backend, precision=precision)
     if scores is not None:

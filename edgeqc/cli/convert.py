@@ -51,9 +51,10 @@ def convert(  # noqa: PLR0917 - each is a switch of the command
     from edgeqc.inference.manifest import VariantName  # noqa: PLC0415 - heavy
     from edgeqc.inference.package import load_package  # noqa: PLC0415 - heavy
     from edgeqc.inference.signature import load_key, local_key  # noqa: PLC0415 - heavy
-    from edgeqc.inference.writing import VariantFiles, with_variants  # noqa: PLC0415 - heavy
+    from edgeqc.inference.writing import VariantFiles, only_a_package, with_variants  # noqa: PLC0415 - heavy
     from edgeqc.loading import default_paths  # noqa: PLC0415 - heavy
 
+    only_a_package(out or folder)
     package = load_package(folder)
     models: dict[VariantName, bytes] = {}
     if fp16:

@@ -298,12 +298,17 @@ def _ms(value: float | None) -> str:
 
 
 def _emptied(folder: Path) -> Path:
-    """The folder, made and empty; refuses one that holds anything else than an earlier run."""
-    mark = folder / "line.yaml"
-    if folder.exists() and any(folder.iterdir()) and not mark.exists() and not (folder / "stage").exists():
+    """The folder, made and empty; refuses one that holds anything else than an earlier run, and one that is at work."""
+    from edgeqc.cli.state import in_use  # noqa: PLC0415 - heavy
+
+    mark = folder / ".edgeqc-demo"  # of its own: a real configuration is called line.yaml, too
+    if folder.exists() and any(folder.iterdir()) and not (mark.exists() or (folder / "stage").exists()):
         raise EdgeqcError(f"{folder}: is not empty and not of an earlier demo; name another with --keep")
+    if in_use(folder / "state"):
+        raise EdgeqcError(f"{folder}: a daemon runs there; stop it first, or name another with --keep")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    mark.touch()
     return folder.absolute()
 
 

@@ -69,6 +69,7 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
     """
     from rich.console import Console  # noqa: PLC0415 - heavy
 
+    from edgeqc.inference.writing import only_a_package  # noqa: PLC0415 - heavy
     from edgeqc.train.calibrate import Rule  # noqa: PLC0415 - heavy
 
     if not check and out is None:
@@ -101,6 +102,7 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
         threads=threads,
         key=None if check else signing_key(key),
     )
+    only_a_package(target)
     console = Console(stderr=True)
     if check:
         found = look_through(job, console)

@@ -52,12 +52,14 @@ def train_tags(  # noqa: PLR0917 - each is a switch of the command
     """
     from rich.console import Console  # noqa: PLC0415 - heavy
 
+    from edgeqc.inference.writing import only_a_package  # noqa: PLC0415 - heavy
     from edgeqc.train.progress import Told  # noqa: PLC0415
     from edgeqc.train.tags.course import LEAST_ROWS, learn  # noqa: PLC0415 - heavy
     from edgeqc.train.tags.package import Wishes  # noqa: PLC0415
     from edgeqc.train.tags.recording import good_stretches, joined, read_folder  # noqa: PLC0415
 
     name, version = name_of(out, name=name, version=version, data=data)
+    only_a_package(out)
     recording = joined(read_folder(data, _names(tags), state=state))
     wanted = _names(states) or []
     if wanted and not recording.states:

@@ -63,13 +63,24 @@ def write_package(folder: Path, contents: Contents, *, key: Ed25519PrivateKey | 
     """Write, sign (None: not signed), check, and put the folder in place of what was there.
 
     Until the last step the old folder stands; whatever fails before leaves it as it was. PackageError where the daemon
-    would refuse the result, OSError where the disk does.
+    would refuse the result, and where something else than a package is in its place; OSError where the disk refuses.
     """
     return replace_folder(folder, _files(contents), key=key)
 
 
+def only_a_package(folder: Path) -> None:
+    """PackageError where something else lies there: what a package replaces is gone. Ask before long work, too."""
+    if not os.path.lexists(folder):
+        return
+    inside = list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else None
+    whole = inside is not None and any(path.name == MANIFEST for path in inside)
+    if inside != [] and (not whole or any(path.is_dir() for path in inside or ())):
+        raise PackageError(f"{folder}: is there and no package, and all in it would be lost: name a folder of its own")
+
+
 def replace_folder(folder: Path, files: Mapping[str, bytes], *, key: Ed25519PrivateKey | None) -> Package:
     """As `write_package`, from whole files; `signature.json` among them is kept where there is no key."""
+    only_a_package(folder)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     whole = dict(files)
@@ -102,12 +113,12 @@ def with_variants(
 ) -> Package:
     """The package in `folder`, at `out`, with these files added or replaced; `version` None: of the same version."""
     files = read_folder(folder)
-    manifest = yaml.safe_load(files["manifest.yaml"])
+    manifest = yaml.safe_load(files[MANIFEST])
     manifest["version"] = version or manifest["version"]
     added, entries = _variants(variants)
     manifest["variants"] = {**manifest.get("variants", {}), **entries}
     files |= added
-    files["manifest.yaml"] = to_yaml(manifest)
+    files[MANIFEST] = to_yaml(manifest)
     return replace_folder(out, files, key=key)
 
 
@@ -187,6 +198,7 @@ def _same(target: Path, files: Mapping[str, bytes]) -> None:
         raise PackageError(f"{target}: is there already, and another package: a version is never changed")
 
 
+MANIFEST: Final = "manifest.yaml"
 _RENAME_EXCHANGE: Final = 2  # linux/fs.h
 _AT_FDCWD: Final = -100
 
@@ -208,7 +220,7 @@ def _files(contents: Contents) -> dict[str, bytes]:
         "files": {key: _sha256(files[name]) for key, name in hashes.items()},
         **({"variants": variants} if variants else {}),
     }
-    files["manifest.yaml"] = to_yaml(manifest)
+    files[MANIFEST] = to_yaml(manifest)
     return files
 
 

@@ -24,9 +24,12 @@ from pymodbus.client import ModbusTcpClient
 from edgeqc import __version__, loading, rights
 from edgeqc.cli import main, peers
 from edgeqc.cli.config import schema, schema_text
+from edgeqc.cli.demo import _emptied
 from edgeqc.cli.init import Profile
 from edgeqc.cli.journal import in_order
 from edgeqc.cli.records import moment_ns
+from edgeqc.cli.state import LOCK
+from edgeqc.errors import EdgeqcError
 from edgeqc.journal import JournalReader, JournalWriter
 from edgeqc.journal.codec import RECORD_BYTES
 from edgeqc.office import tables
@@ -675,3 +678,21 @@ def test_doctor_looks_at_the_servers_of_tags(kind, edgeqc):
     assert "9000" in states["beyond"]["found"] or "beyond" in states["beyond"]["found"]
     rows = {row["name"]: row for row in json.loads(edgeqc("doctor", path, "--json")[1])["rows"]}
     assert rows["tags sim"]["state"] == "fail"
+
+
+def test_a_demo_empties_no_folder_but_its_own(tmp_path):
+    """A real configuration is called line.yaml, too."""
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "line.yaml").write_text("dear")
+    with pytest.raises(EdgeqcError, match="not of an earlier demo"):
+        _emptied(real)
+    assert (real / "line.yaml").read_text() == "dear"
+    own = _emptied(tmp_path / "own")
+    (own / "line.yaml").touch()
+    assert [path.name for path in _emptied(own).iterdir()] == [".edgeqc-demo"]
+    (own / "state").mkdir()
+    with (own / "state" / LOCK).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(EdgeqcError, match="a daemon runs there"):
+            _emptied(own)

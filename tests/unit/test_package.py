@@ -17,6 +17,7 @@ from edgeqc.inference.arrays import UNPACKED_MOST_BYTES
 from edgeqc.inference.engine import open_engine
 from edgeqc.inference.folder import MODEL_LIMIT_BYTES, TEXT_LIMIT_BYTES
 from edgeqc.inference.package import check_golden, load_package
+from edgeqc.inference.writing import read_folder, replace_folder
 
 DEMO = Path(edgeqc.__file__).parents[1] / "engines" / "demo-part" / "1"
 FILES = {"model.onnx": "model", "calibration.json": "calibration", "golden.npz": "golden"}
@@ -330,3 +331,22 @@ def test_model_that_is_not_as_the_manifest_says_is_refused(folder, change, match
 def test_unknown_backend_is_refused_by_name(folder):
     with pytest.raises(PackageError, match="backend: tensorflow is none of onnxruntime"):
         open_engine(load_package(folder), backend="tensorflow")
+
+
+@pytest.mark.parametrize("inside", ["parts/good.png", "manifest.yaml/x", "1/manifest.yaml", "notes.txt"])
+def test_what_is_no_package_is_never_replaced_by_one(folder, inside):
+    """`--out engines/housing` with the version forgotten, or the pictures' own folder: it would all be gone."""
+    place = folder.parent / "mine"
+    (place / inside).parent.mkdir(parents=True)
+    (place / inside).write_text("dear")
+    with pytest.raises(PackageError, match="is there and no package, and all in it would be lost"):
+        replace_folder(place, read_folder(folder), key=None)
+    assert (place / inside).read_text() == "dear"
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_package_and_an_empty_folder_are_replaced(folder):
+    empty = folder.parent / "empty"
+    empty.mkdir()
+    for place in (empty, empty, folder):
+        assert replace_folder(place, read_folder(folder), key=None).name == load_package(folder).name
