@@ -41,7 +41,7 @@ def check(
     except SettingsError as caught:
         error, report["faults"] = caught, caught.faults
     except PackageError as caught:
-        error, report["faults"] = caught, [str(caught)]
+        error, report["faults"] = caught, str(caught).splitlines()
     unreachable = any(peer["state"] == "fail" for peer in report["peers"])
     report["ok"] = error is None and not unreachable and not (strict and report["warnings"])
     if as_json:
@@ -112,21 +112,29 @@ def _of_endpoint(peer: object, which: str) -> list[str]:
 
 
 def _packages(settings: Settings) -> list[dict[str, str]]:
+    from edgeqc.inference.choice import judging  # noqa: PLC0415 - heavy
     from edgeqc.inference.package import load_package  # noqa: PLC0415 - heavy
     from edgeqc.inference.trust import trust_of  # noqa: PLC0415 - heavy
 
     trust = trust_of(settings.engines)
-    folders = sorted({recipe.engine for station in settings.stations for recipe in station.engines})
-    found = [
-        {
+    found: dict[str, dict[str, str]] = {}
+    refused: dict[str, None] = {}
+    for recipe in [recipe for station in settings.stations for recipe in station.engines]:
+        try:
+            package = load_package(recipe.engine, trust=trust)
+            judging(package, recipe)
+        except PackageError as error:
+            refused[str(error)] = None
+            continue
+        found[str(package.folder)] = {
             "folder": str(package.folder),
             "name": package.name,
             "sha256": package.digest.hex(),
             "vouched": package.vouched,
         }
-        for package in (load_package(folder, trust=trust) for folder in folders)
-    ]
-    return found + _tag_packages(settings)
+    if refused:
+        raise PackageError("\n".join(refused))
+    return [found[folder] for folder in sorted(found)] + _tag_packages(settings)
 
 
 def _tag_packages(settings: Settings) -> list[dict[str, str]]:

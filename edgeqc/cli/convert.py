@@ -86,7 +86,7 @@ def convert(  # noqa: PLR0917 - each is a switch of the command
     private = load_key(key) if key is not None else local_key(default_paths()[0] / "keys")
     written = with_variants(folder, out or folder, variants, key=private, version=version)
     tell(f"{written.folder}: {written.name}, {', '.join(['fp32', *written.variants])}")
-    talk("The threshold is still the one of fp32: calibrate each precision on its own scores before it judges parts.")
+    talk("Each needs a calibration on its own scores before it may judge: edgeqc calibrate --precision ...")
 
 
 def _inputs(package: Package, images: Path | None, *, locate: bool) -> list[dict[str, NDArray[np.generic]]]:
@@ -118,7 +118,7 @@ def _prepared(package: Package, images: Path, region: RegionSettings) -> Iterato
 
     files = sorted(path for path in images.rglob("*") if path.suffix.lower() in _SUFFIXES)
     by_shape: dict[tuple[int, ...], Any] = {}
-    for path in files[:: max(1, len(files) // CALIBRATION_MOST)]:
+    for path in files[:: max(1, -(-len(files) // CALIBRATION_MOST))]:
         frame = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
         if frame is None:
             talk(f"{path}: cannot be read, left out", style="yellow")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from edgeqc.cli.findings import Finding, State
 from edgeqc.errors import PackageError
+from edgeqc.inference.choice import judging
 from edgeqc.inference.manifest import Backend
 from edgeqc.inference.package import load_package
 from edgeqc.inference.trust import Trust, trust_of
-from edgeqc.settings import EngineSettings, Settings
+from edgeqc.settings import EngineSettings, RecipeSettings, Settings
 
 _LIBRARY: Final = {Backend.ONNXRUNTIME: "onnxruntime", Backend.OPENVINO: "openvino", Backend.TENSORRT: "tensorrt"}
 
@@ -35,8 +35,8 @@ def examine(settings: Settings | None) -> Iterator[Finding]:
     yield _trusted(engines, trust)
     if settings is not None:
         for station in settings.stations:
-            for name, folder in {(recipe.name, recipe.engine): None for recipe in station.engines}:
-                yield _package(f"engine {station.name}/{name}", folder, trust)
+            for recipe in station.engines:
+                yield _package(f"engine {station.name}/{recipe.name}", recipe, trust)
 
 
 def _backends(settings: Settings | None) -> Finding:
@@ -72,12 +72,13 @@ def _trusted(engines: EngineSettings, trust: Trust) -> Finding:
     )
 
 
-def _package(name: str, folder: Path, trust: Trust) -> Finding:
+def _package(name: str, recipe: RecipeSettings, trust: Trust) -> Finding:
     try:
-        package = load_package(folder, trust=trust)
+        package = load_package(recipe.engine, trust=trust)
+        judging(package, recipe)
     except PackageError as error:
         return Finding(
-            name=name, state=State.FAIL, found=str(error), limit="signed and whole", mend="edgeqc engine verify FOLDER"
+            name=name, state=State.FAIL, found=str(error), limit="may judge parts", mend="edgeqc engine verify FOLDER"
         )
     state = State.OK if package.trusted else State.WARN
     return Finding(

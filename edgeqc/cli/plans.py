@@ -100,7 +100,7 @@ def _asked(settings: Settings | None, target: Path, precision: str) -> Iterator[
         for recipe in (recipe for station in settings.stations for recipe in station.engines):
             if recipe.backend in {"tensorrt", AUTO}:
                 wanted[recipe.engine, recipe.precision, recipe.backend == "tensorrt"] = None
-    seen: set[bytes] = set()
+    seen: set[tuple[str, str, bytes]] = set()
     for folder, numbers, named in wanted:
         package = load_package(folder, trust=trust)
         try:
@@ -111,8 +111,9 @@ def _asked(settings: Settings | None, target: Path, precision: str) -> Iterator[
             continue  # auto: a package that may not run on TensorRT needs no plan
         for backend, number in ways:
             runs = package.as_run(backend, number)
-            if runs.digest not in seen:
-                seen.add(runs.digest)
+            plan = runs.name, runs.precision, runs.digest  # a version of the same model has a plan of its own
+            if plan not in seen:
+                seen.add(plan)
                 yield runs
 
 

@@ -25,7 +25,7 @@ from edgeqc.inference.engine import open_engine
 from edgeqc.inference.manifest import Backend, Precision
 from edgeqc.inference.package import Package, check_golden, load_package
 from edgeqc.ports import Engine
-from edgeqc.settings import GpuSettings
+from edgeqc.settings import GpuSettings, RecipeSettings
 
 AUTO: Final = "auto"
 TRIAL_S: Final = 30.0
@@ -74,9 +74,6 @@ def candidates(package: Package, *, backend: str, precision: str) -> list[tuple[
     why = ""
     for each in backends:
         for number in precisions:
-            if number is Precision.BF16 and each is not Backend.OPENVINO:
-                why = why or f"{package.folder}: only openvino runs the fp32 file in bf16"
-                continue
             try:
                 package.as_run(each, number)
             except PackageError as exc:
@@ -88,23 +85,45 @@ def candidates(package: Package, *, backend: str, precision: str) -> list[tuple[
     return found
 
 
+def judging(package: Package, recipe: RecipeSettings) -> list[tuple[Backend, Precision]]:
+    """All ways in which the package may judge by this recipe: those whose limits were found on their own scores.
+
+    PackageError where there is none.
+    """
+    ways = candidates(package, backend=recipe.backend, precision=recipe.precision)
+    own = [way for way in ways if package.as_run(*way).calibrated]
+    if not own and recipe.threshold is None:
+        backend, precision = ways[0]
+        raise PackageError(
+            f"{package.folder}: {precision} has no calibration of its own, and its scores are not those of another: "
+            f"edgeqc calibrate --engine {package.folder} --backend {backend} --precision {precision} (or recipe.threshold)"
+        )
+    if recipe.hold:
+        own = [way for way in own if package.as_run(*way).calibration.hold_threshold is not None]
+        if not own:
+            raise PackageError(f"recipe {recipe.name}: hold: {package.name} has no hold band; edgeqc calibrate sets it")
+    return own or ways
+
+
 def choose(
     package: Package,
     *,
     backend: str,
     precision: str,
+    ways: Sequence[tuple[Backend, Precision]] | None = None,
     threads: int = 1,
     core: int | None = None,
     state_dir: Path | None = None,
     gpu: GpuSettings | None = None,
     alive: Callable[[], None] | None = None,
 ) -> Choice:
-    """What is to run: what the configuration names, or the fastest of what it leaves open.
+    """What is to run: what the configuration names, or the fastest of what it leaves open (`ways`; None: all there are).
 
     `core`: where the line thread will run, and so the trials. `alive` is called before each trial, which takes up to
     TRIAL_S. PackageError where nothing may run.
     """
-    ways = candidates(package, backend=backend, precision=precision)
+    if ways is None:
+        ways = candidates(package, backend=backend, precision=precision)
     if AUTO not in (backend, precision):
         return Choice(backend=ways[0][0], precision=ways[0][1], why="the configuration names it")
     trials = []

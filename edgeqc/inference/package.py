@@ -40,6 +40,8 @@ class Package:
     golden_tolerance: float
     """How far the model's outputs may be from the golden ones."""
     precision: Precision = Precision.FP32
+    calibrated: bool = True
+    """Is the calibration of this very precision? Another's threshold is that of other scores."""
     variant: VariantName | None = None
     variants: dict[VariantName, Package] = field(default_factory=dict)
     """The same package with another model file in place of `model`."""
@@ -64,8 +66,10 @@ class Package:
             raise PackageError(f"{self.folder}: may not run on {backend} (backends: {', '.join(manifest.backends)})")
         if precision is Precision.BF16 and not manifest.bf16:
             raise PackageError(f"{self.folder}: may not run in bf16 (bf16: false)")
-        if precision in {Precision.FP32, Precision.BF16}:
-            return replace(self, precision=precision)
+        if precision is Precision.BF16 and backend is not Backend.OPENVINO:
+            raise PackageError(f"{self.folder}: only openvino runs the fp32 file in bf16")
+        if precision in {Precision.FP32, Precision.BF16}:  # one file, one calibration
+            return replace(self, precision=precision, calibrated=precision is self._calibrated_for)
         quantised = VariantName.INT8_TENSORRT if backend is Backend.TENSORRT else VariantName.INT8_CPU
         name = VariantName.FP16 if precision is Precision.FP16 else quantised
         if name not in self.variants:
@@ -73,6 +77,11 @@ class Package:
                 f"{self.folder}: has no model.{name}.onnx; make it with: edgeqc engine convert {self.folder}"
             )
         return self.variants[name]
+
+    @property
+    def _calibrated_for(self) -> Precision:
+        """Whose scores the calibration of `model.onnx` is made of."""
+        return Precision.BF16 if self.calibration.backend.endswith(f" {Precision.BF16}") else Precision.FP32
 
     @property
     def name(self) -> str:
@@ -150,6 +159,7 @@ def load_package(folder: Path, *, trust: Trust | None = None) -> Package:
             calibration=_calibration(folder, f"calibration.{name}.json", read, variant.calibration)
             if variant.calibration is not None
             else calibration,
+            calibrated=variant.calibration is not None,
             golden_tolerance=variant.golden_tolerance,
             variants={},
         )

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeqc.errors import EngineError, PackageError
-from edgeqc.inference.choice import choose
+from edgeqc.errors import EngineError
+from edgeqc.inference.choice import choose, judging
 from edgeqc.inference.engine import open_engine
 from edgeqc.inference.judge import Judge, map_shape
 from edgeqc.inference.package import Package, check_golden, load_package
@@ -45,6 +45,7 @@ class Inspection:
             whole,
             backend=recipe.backend,
             precision=recipe.precision,
+            ways=judging(whole, recipe),
             threads=recipe.threads,
             core=core,
             state_dir=state_dir,
@@ -60,10 +61,6 @@ class Inspection:
         self.golden_difference = check_golden(self.engine, self.package)
         self.threshold = self.package.threshold if recipe.threshold is None else recipe.threshold
         self.hold = self.package.calibration.hold_threshold if recipe.hold else None
-        if recipe.hold and self.hold is None:
-            raise PackageError(
-                f"recipe {recipe.name}: hold: {self.package.name} has no hold band; edgeqc calibrate sets it"
-            )
         self._passing = self.threshold if self.hold is None else min(self.hold, self.threshold)
         shape = (camera.height_px, camera.width_px)
         self._preprocess = Preprocess(self.package.manifest.preprocess, self.package.input_shape, shape, recipe.region)

@@ -18,6 +18,7 @@ from edgeqc.inference.engine import open_engine
 from edgeqc.inference.manifest import Backend, Calibration, Precision
 from edgeqc.inference.package import Package, check_golden, load_package
 from edgeqc.inference.writing import read_folder, replace_folder
+from edgeqc.loading import default_paths
 from edgeqc.ports import Engine
 from edgeqc.settings import RegionSettings
 from edgeqc.train.dataset import TRAIN, Picture
@@ -43,7 +44,7 @@ class Run:
 
     def open(self, threads: int) -> Engine:
         """Ready to run and checked against the golden vectors; the caller closes it. PackageError."""
-        engine = open_engine(self.package, backend=self.backend, threads=threads)
+        engine = open_engine(self.package, backend=self.backend, threads=threads, state_dir=default_paths()[0])
         try:
             check_golden(engine, self.package)
         except PackageError:
@@ -138,7 +139,7 @@ def recalibrated(
 ) -> Package:
     """The package with another calibration for this run's model file, signed anew, at `out`; None: of the same version.
 
-    The calibration of other precisions stays as it is. The old package stays where anything fails.
+    The calibration of other files stays as it is; fp32 and bf16 are one file. The old package stays where anything fails.
     """
     folder = run.package.folder
     files = read_folder(folder)

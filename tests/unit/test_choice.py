@@ -5,13 +5,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import edgeqc
 from edgeqc.errors import PackageError
 from edgeqc.inference import choice
-from edgeqc.inference.choice import Trial, candidates, choose, fastest, try_out
-from edgeqc.inference.manifest import Backend, Precision
+from edgeqc.inference.choice import Trial, candidates, choose, fastest, judging, try_out
+from edgeqc.inference.manifest import Backend, Precision, VariantName
 from edgeqc.inference.package import load_package
+from edgeqc.inference.writing import VariantFiles, with_variants
+from edgeqc.settings import RecipeSettings
 
 DEMO = Path(edgeqc.__file__).parents[1] / "engines" / "demo-part" / "1"
 ORT, OPENVINO, TENSORRT = Backend
@@ -122,3 +125,44 @@ def test_auto_takes_what_runs_here(package):
     assert not told["openvino fp32"].refused
     assert told["tensorrt fp32"].refused
     assert "tensorrt fp32 refused" in found.why
+
+
+def _recipe(**fields):
+    return RecipeSettings(engine=DEMO, **fields)
+
+
+def test_only_a_precision_with_a_calibration_of_its_own_judges(package, tmp_path):
+    """The fp32 threshold is one of other scores: 0.03 against outputs that may be 0.1 apart."""
+    folder = Path(shutil.copytree(DEMO, tmp_path / "1"))
+    scores = package.calibration.model_dump(mode="json", exclude_none=True)
+    for calibration, precisions in ((None, ["fp32"]), (scores, ["fp16", "fp32"])):
+        fp16 = VariantFiles(model=package.model, golden_tolerance=0.05, calibration=calibration)
+        with_variants(folder, folder, {VariantName.FP16: fp16}, key=Ed25519PrivateKey.generate())
+        found = load_package(folder)
+        ways = judging(found, _recipe(backend="onnxruntime", precision="auto"))
+        assert sorted(precision for _, precision in ways) == precisions
+        assert (ORT, Precision.FP16) in candidates(found, backend="onnxruntime", precision="auto")
+        if calibration is None:
+            with pytest.raises(PackageError, match=r"fp16 has no calibration of its own.*edgeqc calibrate --engine"):
+                judging(found, _recipe(backend="onnxruntime", precision="fp16"))
+        named = judging(found, _recipe(backend="onnxruntime", precision="fp16", threshold=0.2))
+        assert named == [(ORT, Precision.FP16)]
+
+
+def test_one_file_is_calibrated_for_one_of_its_two_precisions(package):
+    of_bf16 = replace(package, calibration=package.calibration.model_copy(update={"backend": "openvino bf16"}))
+    for each, own, other in ((package, "fp32", "bf16"), (of_bf16, "bf16", "fp32")):
+        assert judging(each, _recipe(backend="openvino", precision="auto")) == [(OPENVINO, Precision(own))]
+        with pytest.raises(PackageError, match=f"{other} has no calibration of its own"):
+            judging(each, _recipe(backend="openvino", precision=other))
+
+
+def test_bf16_is_openvinos_alone(package):
+    with pytest.raises(PackageError, match="only openvino runs the fp32 file in bf16"):
+        package.as_run(ORT, Precision.BF16)
+
+
+def test_a_recipe_that_holds_needs_a_hold_band(package):
+    without = replace(package, calibration=package.calibration.model_copy(update={"hold_threshold": None}))
+    with pytest.raises(PackageError, match="has no hold band; edgeqc calibrate sets it"):
+        judging(without, _recipe(hold=True))

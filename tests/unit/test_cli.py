@@ -150,6 +150,20 @@ def test_check_as_json_has_its_schema_and_all_faults(edgeqc):
     assert report["digest"] == loading.digest(loading.load(Path("line.yaml")))
 
 
+def test_what_no_package_may_do_is_told_by_check_and_of_all_at_once(edgeqc):
+    """The station would end with it, and systemd does not start it again."""
+    other = {"number": 2, "name": "lid", "engine": "nowhere/1"}
+    recipe = {"number": 1, "engine": str(ENGINE), "precision": "int8"}
+    plc = {"type": "modbus", "host": "127.0.0.1", "registers": {"recipe": True}}
+    path = line(station={"recipe": recipe, "plc": plc, "changeover": {"recipes": [other]}})
+    code, out, _ = edgeqc("check", path, "--json")
+    first, second = json.loads(out)["faults"]
+    assert code == 5
+    assert "has no model.int8-cpu.onnx; make it with: edgeqc engine convert" in first
+    assert "nowhere" in second
+    assert edgeqc("run", path)[0] == 5
+
+
 def test_warning_fails_only_when_strict(edgeqc):
     code, _, err = edgeqc("check", line())
     assert code == 0

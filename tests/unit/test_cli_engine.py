@@ -237,7 +237,7 @@ def test_convert_adds_what_is_near_enough_and_says_what_is_not(edgeqc_, site):
     code, out, err = edgeqc_("convert", site, "--out", "box/wide/1", "--no-int8", "--version", "1.fp16")
     assert code == 0, err
     assert "fp16" in out
-    assert "calibrate each precision" in err
+    assert "needs a calibration on its own scores" in err
     package = load_package(Path("box/wide/1"))
     assert (package.manifest.version, load_package(site).manifest.version) == ("1.fp16", "1")
     assert list(package.variants) == ["fp16"]
