@@ -26,8 +26,8 @@ class MachineAlarmSettings(Model):
     floor_s: float | None = Field(
         None, ge=0, description="that is forgotten after this; 0: when the value is low again"
     )
-    on_delay_s: float = Field(0.0, ge=0, le=3600)
-    off_delay_s: float = Field(0.0, ge=0, le=3600)
+    on_delay_s: float | None = Field(None, ge=0, le=3600)
+    off_delay_s: float | None = Field(None, ge=0, le=3600)
     dead_band: float = Field(
         0.25, ge=0, le=10, description="a standing alarm is told again when its value moved by this share"
     )

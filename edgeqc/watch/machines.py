@@ -279,8 +279,8 @@ def _rule(settings: MachineSettings, package: TagPackage) -> TripRule:
         peak_ratio=own.peak_ratio if said.peak_ratio is None else said.peak_ratio,
         floor_ratio=own.floor_ratio if said.floor_ratio is None else said.floor_ratio,
         floor_ns=round(floor_s * NS_PER_S),
-        on_delay_ns=round((said.on_delay_s or own.on_delay_s) * NS_PER_S),
-        off_delay_ns=round((said.off_delay_s or own.off_delay_s) * NS_PER_S),
+        on_delay_ns=round((own.on_delay_s if said.on_delay_s is None else said.on_delay_s) * NS_PER_S),
+        off_delay_ns=round((own.off_delay_s if said.off_delay_s is None else said.off_delay_s) * NS_PER_S),
     )
 
 

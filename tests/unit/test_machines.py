@@ -1,6 +1,7 @@
 """Machines under a tag model's eye: alarms with their cause, blind machines, states, restarts. No network needed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,13 @@ from edgeqc.inference.tagpackage import load_tag_package
 from edgeqc.journal.codec import decode, encode
 from edgeqc.records import NS_PER_S, AlertChange, Ne107
 from edgeqc.settings import MachineSettings
+from edgeqc.train.tags import course
 from edgeqc.train.tags.course import MOST_STANDING_RATIO, learn, run_alarm, watch
 from edgeqc.train.tags.package import LIMIT, Wishes
 from edgeqc.train.tags.recorded import measure
 from edgeqc.train.tags.recording import Recording, good_stretches
 from edgeqc.watch.grid import Moment
-from edgeqc.watch.machines import Machines, places
+from edgeqc.watch.machines import Machines, _rule, places
 
 TAGS = ("flow", "pressure", "current", "noise")
 SECOND = NS_PER_S
@@ -295,6 +297,29 @@ def test_a_promise_raises_the_limit_that_the_alarm_is_held_to(tmp_path):
     deployed = watch(lesson.package, recording)
     np.testing.assert_allclose([one.excess for one in lesson.seen], [one.excess for one in deployed])
     assert any(one.by_monitor for one in deployed)
+
+
+def test_a_training_that_is_broken_off_leaves_no_package_and_the_one_before_as_it_was(tmp_path, monkeypatch):
+    recording = Recording(
+        source="drawn", tags=TAGS, seconds=np.arange(1000, dtype=np.float64), values=drawn(1000, seed=7)
+    )
+
+    def interrupted(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(course, "watch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learn(recording, [slice(0, 1000)], Wishes(name="pump", network=False, per_day=1), tmp_path / "1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_delay_of_zero_overrules_the_packages(package):
+    own = load_tag_package(package)
+    slow = own.calibration.alarm.model_copy(update={"on_delay_s": 5.0, "off_delay_s": 7.0})
+    slow_package = replace(own, calibration=own.calibration.model_copy(update={"alarm": slow}))
+    for alarm, delays_s in (({}, (5, 7)), ({"on_delay_s": 0, "off_delay_s": 0}, (0, 0))):
+        rule = _rule(MachineSettings.model_validate({"name": "pump", "model": package, "alarm": alarm}), slow_package)
+        assert (rule.on_delay_ns, rule.off_delay_ns) == tuple(delay * NS_PER_S for delay in delays_s)
 
 
 def stopping(stretches: int, *, stopped: int) -> Recording:

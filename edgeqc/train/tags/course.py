@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -94,7 +95,9 @@ def learn(
         sample=values[:GOLDEN_ROWS],
         began=began,
     )
-    seen = watch(write(draft, wishes.alarm, None), recording, wishes.states)
+    with tempfile.TemporaryDirectory() as aside:  # without its limit it is no package to leave behind
+        unlimited = write(replace(draft, folder=Path(aside)), wishes.alarm, None)
+        seen = watch(unlimited, recording, wishes.states)
     alarm, promise = wishes.alarm, None
     if wishes.per_day is not None:
         alarm, promise = _promised(recording, held, seen, wishes, period_s=draft.grid_ms / 1000)

@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 from typing import Final
 
@@ -127,12 +128,22 @@ def read_folder(data: Path, tags: Sequence[str] | None = None, *, state: str = S
 
 
 def joined(recordings: Sequence[Recording]) -> Recording:
-    """Several files of one machine as one recording, in the order of time. EdgeqcError where their tags differ."""
+    """Several files of one machine as one recording, in the order of time.
+
+    EdgeqcError where their tags differ, and where two have rows in common: learned from in one, they would make the promise of
+    what was held back in the other.
+    """
     ordered = sorted(recordings, key=lambda one: float(one.seconds[0]))
     first = ordered[0]
     for one in ordered[1:]:
         if one.tags != first.tags or bool(one.states) != bool(first.states):
             raise EdgeqcError(f"{one.source}: has other columns than {first.source}; pick the tags with --tags")
+    for before, one in combinations(ordered, 2):
+        if (common := _in_common(before, one)) > _CHANCE * min(len(before), len(one)):
+            raise EdgeqcError(
+                f"{one.source}: {common} of its rows are in {before.source}, too, and may be learned from there; leave one of "
+                "them out, or export them anew, each from where the one before it ends"
+            )
     return Recording(
         source=first.source if len(ordered) == 1 else f"{first.source} and {len(ordered) - 1} more",
         tags=first.tags,
@@ -140,6 +151,20 @@ def joined(recordings: Sequence[Recording]) -> Recording:
         values=np.concatenate([one.values for one in ordered]),
         states=tuple(state for one in ordered for state in one.states),
     )
+
+
+def _in_common(before: Recording, one: Recording) -> int:
+    """Rows with the same time and the same values. Times alone may be the same: many count from 0 in each file."""
+    if one.seconds[0] > before.seconds[-1]:
+        return 0
+    _, here, there = np.intersect1d(before.seconds, one.seconds, return_indices=True)
+    same = np.isclose(before.values[here], one.values[there], rtol=0, atol=0, equal_nan=True)
+    known = np.isfinite(one.values[there]).any(axis=1)
+    return int((same.all(axis=1) & known).sum())
+
+
+_CHANCE: Final = 0.01
+"""Of rows: machines that stand still look alike."""
 
 
 def good_stretches(recording: Recording, *, states: Sequence[str] = (), gap_s: float, least_rows: int) -> list[slice]:
