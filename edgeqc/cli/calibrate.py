@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 
 class RegionKind(StrEnum):
-    """Which part of the picture is judged: edgeqc.settings.RegionMode, without what it loads."""
+    """Which part of the picture is judged: edgeqc.settings.RegionMode, without what it loads, and what needs a box."""
 
     FULL = "full"
-    FIXED = "fixed"
     LOCATE = "locate"
 
 
 Region = Annotated[RegionKind | None, typer.Option(help="As the recipe finds the part; default: as it was trained.")]
-Contrast = Annotated[int, typer.Option(help="Of --region locate: grey levels between part and background.")]
+Contrast = Annotated[
+    int, typer.Option(min=1, max=255, help="Of --region locate: grey levels between part and background.")
+]
 
 
 def calibrate(  # noqa: PLR0917 - each is a switch of the command
@@ -50,7 +51,9 @@ def calibrate(  # noqa: PLR0917 - each is a switch of the command
     ] = None,
     overkill: Annotated[float, typer.Option(help="At most this share of good parts may be rejected ...")] = 0.02,
     confidence: Annotated[float, typer.Option(help="... in this share of all calibrations.")] = 0.95,
-    hold: Annotated[float, typer.Option(help="Share of good parts that may lie in the hold band or over it.")] = 0.1,
+    hold: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of good parts that may lie in the hold band or over it.")
+    ] = 0.1,
     backend: Annotated[str, typer.Option(help="The backend that will run.")] = "onnxruntime",
     precision: Annotated[str, typer.Option(help="fp32, fp16 or int8, as it will run.")] = "fp32",
     recipe: Annotated[str, typer.Option(help="Which recipe it is for; noted.")] = "",

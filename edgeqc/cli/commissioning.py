@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 File = Annotated[Path, typer.Argument(help="The line's configuration.")]
 Station = Annotated[str | None, typer.Option("--station", help="Which one; default: the first.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object.")]
+
+_IMAGES: Final = (".png", ".bmp", ".tif", ".jpg")
 
 
 def application() -> typer.Typer:
@@ -43,6 +45,8 @@ def camera(  # noqa: PLR0917 - each is a switch of the command
     """Take some frames: size, status, counter, pace and brightness."""
     from edgeqc.cli.peers import look_at_camera  # noqa: PLC0415 - heavy
 
+    if save is not None and save.suffix.lower() not in _IMAGES:
+        raise typer.BadParameter(f"{save} ends in none of {', '.join(_IMAGES)}", param_hint="--save")
     _, chosen = _station(file, station, "cameras")
     names = [camera.name for camera in chosen.all_cameras]
     if (name is None and len(names) > 1) or (name is not None and name not in names):

@@ -34,6 +34,7 @@ Expect = Annotated[
 Live = Annotated[float | None, typer.Option(metavar="SECONDS", min=0.05, help="Look again this often, until Ctrl+C.")]
 
 _PORT: Final = 502
+_REGISTERS: Final = 65_536
 _COUNT: Final = 8
 _SCHEMA: Final = "edgeqc.plc.probe/1"
 _OBJECTS: Final = "i=85"
@@ -79,6 +80,8 @@ def probe(  # noqa: PLR0917 - each is a switch of the command
 
     configure(process="probe")  # warnings go to stderr, data to stdout
     known = Known(expect, tolerance)
+    if beyond := [start for start in register or () if start + count > _REGISTERS]:
+        raise typer.BadParameter(f"{beyond[0]} and {count} on ends over {_REGISTERS - 1}", param_hint="--register")
     if "://" in target:
         plan = _by_address(target, [(start, count) for start in register or [0]], unit, node, security)
     else:
@@ -146,7 +149,7 @@ def _by_address(target: str, spans: list[tuple[int, int]], unit: int, node: list
         port = parts.port or _PORT
     except ValueError:  # a port over 65535, a broken IPv6 address
         raise wrong from None
-    if not parts.hostname:
+    if not parts.hostname or parts.port == 0:
         raise wrong
     if parts.scheme == "opc.tcp":
         from edgeqc.loading import default_paths  # noqa: PLC0415 - heavy

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgeqc.cli.calibrate import RegionKind, region_of
+from edgeqc.cli.calibrate import Contrast, RegionKind, region_of
 from edgeqc.cli.console import talk
 from edgeqc.cli.packagename import name_of
 from edgeqc.cli.traintags import train_tags
@@ -47,7 +47,7 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
     region: Annotated[
         RegionKind | None, typer.Option(help="Default: full; locate where the pictures are of several sizes.")
     ] = None,
-    contrast: Annotated[int, typer.Option(help="Of --region locate: grey levels between part and background.")] = 24,
+    contrast: Contrast = 24,
     side: Annotated[int, typer.Option(metavar="PX", min=64, max=2048, help="Longest side that the net sees.")] = 448,
     overkill: Annotated[float, typer.Option(help="Share of good parts that may be rejected.")] = 0.02,
     steps: Annotated[int, typer.Option(min=1, help="Batches of 12.")] = 450,
@@ -74,6 +74,8 @@ def vision(  # noqa: PLR0917 - each is a switch of the command
 
     if not check and out is None:
         raise typer.BadParameter("is needed, or --check", param_hint="--out")
+    if not 0 < overkill < 1:
+        raise typer.BadParameter(f"{overkill:g} does not lie between 0 and 1", param_hint="--overkill")
     name, version = name_of(out, name=name, version=version, data=data)
     target = out or Path(".train") / data.stem / version
     try:

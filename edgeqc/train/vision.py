@@ -204,6 +204,12 @@ def _enough(learned: list[Picture], tested: list[Picture], *, one_class: bool) -
     faults = []
     if counts["good"] < LEAST_GOODS:
         faults.append(f"{counts['good']} good pictures to learn from are under {LEAST_GOODS}")
+    groups = {picture.group for picture in learned if not picture.is_defect}
+    if len(groups) == 1:
+        faults.append(
+            f"all good pictures to learn from are of one group ({groups.pop()}), and one group is held back at a time: "
+            "two are the least; see --group-by"
+        )
     if not one_class:
         faults += [
             f"{label}: {count} picture to learn from is under {LEAST_DEFECTS}; add some, or name it as another kind"

@@ -254,12 +254,34 @@ def test_interrupt_while_a_command_is_loaded_is_exit_code_130_without_a_tracebac
 
 
 @pytest.mark.parametrize(
-    "target", ["tcp://127.0.0.1:99999", "tcp://:502", "tcp://[::1", "opc.tcp://", "opc.tcp://box:99999", "http://box"]
+    "target",
+    [
+        "tcp://127.0.0.1:99999",
+        "tcp://:502",
+        "tcp://[::1",
+        "opc.tcp://",
+        "opc.tcp://box:99999",
+        "opc.tcp://box:0",
+        "http://box",
+    ],
 )
 def test_probe_of_what_is_no_address_is_a_usage_error(target, edgeqc):
     code, out, err = edgeqc("plc", "probe", target, "--security", "none")
     assert (code, out) == (2, "")
     assert "TARGET" in err
+
+
+def test_what_cannot_be_done_is_a_usage_error_before_anything_is_asked(edgeqc):
+    code, _, err = edgeqc("plc", "probe", "tcp://127.0.0.1:1", "-r", "65530")
+    assert (code, "65530 and 8 on ends over 65535" in err) == (2, True)
+    drawn()
+    code, _, err = edgeqc("test", "camera", line(), "--save", "picture")
+    assert (code, "ends in none of .png" in err) == (2, True)
+    for command in (
+        ("train", "vision", "--data", "parts", "--out", "o/1", "--overkill", "2"),
+        ("calibrate", "--hold", "-1"),
+    ):
+        assert edgeqc(*command)[0] == 2
 
 
 def test_probe_and_plc_need_no_secrets_but_their_peer_s(plc, edgeqc):

@@ -36,7 +36,7 @@ from edgeqc.train.samples import Sample, Task
 from edgeqc.train.scoring import BINS, Scored, width_px
 from edgeqc.train.trainer import Job, Trainer
 from edgeqc.train.views import WIDE, Views
-from edgeqc.train.vision import write_scores
+from edgeqc.train.vision import _enough, write_scores
 
 pytestmark = pytest.mark.timeout(300)  # the fixture trains three nets: 15 s of one core, much longer on a busy one
 
@@ -725,3 +725,11 @@ def test_threshold_uses_all_of_the_allowed_overkill_where_good_and_bad_overlap()
     calibration = calibrated(readings, Rule(overkill=0.02), map_threshold=0.5, backend="x")
     assert sum(one.score >= calibration.threshold for one in readings if not one.is_defect) == 2
     assert calibration.threshold == pytest.approx(97 / 200, abs=1e-9)
+
+
+def test_good_pictures_of_one_group_alone_are_refused_before_anything_is_computed(tmp_path):
+    """One group is held back at a time: nothing good would be left to learn from."""
+    goods = [Picture(path=tmp_path / f"{number}.png", label="good", group="monday") for number in range(40)]
+    tested = [Picture(path=tmp_path / "t.png", label="good", group="tuesday")]
+    with pytest.raises(EdgeqcError, match=r"all good pictures to learn from are of one group \(monday\)"):
+        _enough(goods, tested, one_class=True)
