@@ -12,7 +12,8 @@ from edgeqc.cli.exits import Exit, code_of, say
 from edgeqc.errors import EdgeqcError, PackageError, SettingsError
 
 if TYPE_CHECKING:
-    from edgeqc.settings import Settings, StationSettings
+    from edgeqc.inference.package import Package
+    from edgeqc.settings import RecipeSettings, Settings, StationSettings
 
 FLIGHT_LIMIT: Final = 4
 """Parts between camera and gate at a time: more is a typo more often than a long conveyor."""
@@ -33,7 +34,7 @@ def check(
         settings = loading.load(file)
         report["digest"] = loading.digest(settings)
         report["warnings"] = [*warnings(settings)]
-        report["packages"] = _packages(settings)
+        report["packages"] = _packages(settings, report["warnings"])
         if connect:
             from edgeqc.cli.peers import reach  # noqa: PLC0415 - heavy
 
@@ -111,7 +112,8 @@ def _of_endpoint(peer: object, which: str) -> list[str]:
     return []
 
 
-def _packages(settings: Settings) -> list[dict[str, str]]:
+def _packages(settings: Settings, warnings: list[str]) -> list[dict[str, str]]:
+    """The packages of all recipes and machines; PackageError says what none of them may do, one line each."""
     from edgeqc.inference.choice import judging  # noqa: PLC0415 - heavy
     from edgeqc.inference.package import load_package  # noqa: PLC0415 - heavy
     from edgeqc.inference.trust import trust_of  # noqa: PLC0415 - heavy
@@ -126,6 +128,8 @@ def _packages(settings: Settings) -> list[dict[str, str]]:
         except PackageError as error:
             refused[str(error)] = None
             continue
+        if warning := _other_region(recipe, package):
+            warnings.append(warning)
         found[str(package.folder)] = {
             "folder": str(package.folder),
             "name": package.name,
@@ -135,6 +139,19 @@ def _packages(settings: Settings) -> list[dict[str, str]]:
     if refused:
         raise PackageError("\n".join(refused))
     return [found[folder] for folder in sorted(found)] + _tag_packages(settings)
+
+
+def _other_region(recipe: RecipeSettings, package: Package) -> str:
+    """Scores and threshold are of the region that was trained on; empty: it is the recipe's, or nobody noted it."""
+    trained, asked = package.manifest.training.region, recipe.region
+    if trained is None:
+        return ""
+    keys = ("mode", "background", "contrast", "margin_px") if trained.mode == asked.mode == "locate" else ("mode",)
+    other = [key for key in keys if getattr(trained, key) != getattr(asked, key)]
+    told = ", ".join(f"{key} {getattr(asked, key)} (trained: {getattr(trained, key)})" for key in other)
+    return (
+        f"recipe {recipe.name}: region: {package.name} was trained and calibrated with another: {told}" if told else ""
+    )
 
 
 def _tag_packages(settings: Settings) -> list[dict[str, str]]:

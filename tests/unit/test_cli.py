@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -162,6 +163,26 @@ def test_what_no_package_may_do_is_told_by_check_and_of_all_at_once(edgeqc):
     assert "has no model.int8-cpu.onnx; make it with: edgeqc engine convert" in first
     assert "nowhere" in second
     assert edgeqc("run", path)[0] == 5
+
+
+def test_check_warns_where_a_package_was_trained_with_another_region(edgeqc, tmp_path):
+    """Its threshold is one of located parts, or of whole pictures."""
+    engine = Path(shutil.copytree(ENGINE, tmp_path / "1"))
+    (engine / "signature.json").unlink()
+    manifest = yaml.safe_load((engine / "manifest.yaml").read_text())
+    manifest["training"]["region"] = {"mode": "locate", "background": "bright"}
+    (engine / "manifest.yaml").write_text(yaml.safe_dump(manifest))
+    unsigned = {"trust": str(ROOT / "engines" / "trust"), "unsigned": "allow"}
+    for region, told in (
+        ({"mode": "full"}, "another: mode full (trained: locate)"),
+        ({"mode": "locate"}, "another: background dark (trained: bright)"),
+        ({"mode": "locate", "background": "bright"}, ""),
+    ):
+        path = line(station={"recipe": {"engine": str(engine), "region": region}}, engines=unsigned)
+        code, out, _ = edgeqc("check", path, "--json")
+        found = [warning for warning in json.loads(out)["warnings"] if "region" in warning]
+        assert (code, len(found)) == (0, bool(told))
+        assert all(told in warning for warning in found)
 
 
 def test_warning_fails_only_when_strict(edgeqc):
