@@ -127,7 +127,8 @@ def _show(
         f"{package.calibration.defects} bad parts",
         "trained on": f"{manifest.training.images} images, {manifest.training.data}",
         "figures": f"AUROC {figures.auroc:.4f}, escapes {figures.escapes} of {figures.defects}, "
-        f"overkill {figures.overkills} of {figures.goods}",
+        f"overkill {figures.overkills} of {figures.goods}"
+        + ("" if figures.threshold is None else f", with the threshold of then, {figures.threshold:g}"),
         "may run on": ", ".join(manifest.backends) + ("" if manifest.bf16 else "; not in bf16"),
         "precisions": ", ".join(["fp32", *package.variants]),
         "golden tolerance": f"{package.golden_tolerance:g}",

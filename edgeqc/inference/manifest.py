@@ -127,6 +127,9 @@ class Figures(_Strict):
     escapes: int = Field(ge=0)
     goods: int = Field(ge=0)
     overkills: int = Field(ge=0)
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="that escapes and overkills are of, where the calibration has another since"
+    )
 
 
 class Manifest(_Strict):

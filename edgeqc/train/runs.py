@@ -152,6 +152,8 @@ def recalibrated(
         None,
     )
     if variant is None:
+        # what was measured in training was measured with the threshold of then
+        manifest["figures"].setdefault("threshold", run.package.threshold)
         files[_CALIBRATION] = document
         manifest["files"]["calibration"] = digest
     else:

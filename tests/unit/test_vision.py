@@ -126,6 +126,9 @@ def test_calibration_goes_into_a_signed_copy(way, tmp_path):
     assert 0.29 < calibration.threshold < 0.51
     assert calibration.hold_threshold < calibration.threshold
     assert calibration.escape_upper95 == pytest.approx(0.0582, abs=1e-3)
+    # escapes and overkill were counted with another threshold, and it is said with which
+    assert package.manifest.figures.threshold == load_package(path).threshold
+    assert load_package(path).manifest.figures.threshold is None
 
 
 def test_each_precision_has_a_calibration_of_its_own(way, tmp_path):
@@ -137,6 +140,7 @@ def test_each_precision_has_a_calibration_of_its_own(way, tmp_path):
     assert (package.manifest.version, load_package(path).manifest.version) == ("2", "1")
     assert package.signature is not None
     assert package.calibration.backend == "onnxruntime fp32"
+    assert package.manifest.figures.threshold is None
     (half,) = package.variants.values()
     assert half.calibration.backend == "onnxruntime fp16"
     assert half.calibration.goods + half.calibration.defects == 16  # the test's: the net has learned from the others
