@@ -29,8 +29,8 @@ _REFUSALS_MOST: Final = 5
 _KEPT_SEGMENTS: Final = 2
 """Archived segments that stay for `edgeqc journal` to show."""
 _UNSYNCED_PARTS: Final = 1000
-"""The numbers of so many parts are passed over after a boot: PLC and archive may know parts whose records a power cut took.
-At 50 a second it is what a disk that hangs keeps back for 20 s."""
+"""The numbers of so many parts are passed over after a boot, and where the last segment is full: the PLC may know parts whose
+records a power cut took, or for which the disk had no room. At 50 a second it is what a disk that hangs keeps back for 20 s."""
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _FULL: Final = "disk_full"
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -173,7 +173,8 @@ class JournalWriter:
             if number == newest and path.stat().st_size == self._size:
                 place = number, end
             break
-        if booted and self.last_part_sequence:
+        full = place is not None and place[1] + RECORD_BYTES > self._size  # the disk may have had no other
+        if (booted or full) and self.last_part_sequence:
             self.last_part_sequence += _UNSYNCED_PARTS
         if place is not None and not booted:
             self._map(*place)

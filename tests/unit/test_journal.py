@@ -315,6 +315,17 @@ def test_numbering_goes_on_after_a_restart(tmp_path: Path) -> None:
     again.close()
 
 
+def test_numbers_that_a_full_disk_may_have_kept_out_of_the_journal_are_not_given_again(tmp_path: Path) -> None:
+    """The PLC knows them, as rejects: a part with one of them would count as acknowledged."""
+    writer = JournalWriter(tmp_path / "w", SMALL)
+    for _ in range(PER_SEGMENT):
+        writer.append(part(41))
+    writer.close()
+    again = JournalWriter(tmp_path / "w", SMALL)
+    assert again.last_part_sequence == 1041
+    again.close()
+
+
 @pytest.mark.parametrize("body", [part(41), event(1)], ids=["parts", "no parts"])
 def test_numbering_goes_on_where_a_segment_was_begun_and_nothing_written(
     tmp_path: Path, body: PartRecord | Event
