@@ -346,6 +346,8 @@ class TagRemark(StrEnum):
     RESTARTED = "restarted"
     SAMPLES_LOST = "samples_lost"
     """The server's queue was full: values change faster than they are fetched."""
+    SLOW = "slow"
+    """The server gives signs of life less often than it would have to for its tags to stay Good."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -86,7 +86,10 @@ class Subscription:
             publishing_ms = float(changed.RevisedPublishingInterval)
             keep_alives = int(changed.RevisedMaxKeepAliveCount)
         self.revised = {"publishing_ms": publishing_ms, "keep_alive_ms": publishing_ms * keep_alives}
-        self._silence_ms = max(settings.stale_ms, _PATIENCE * publishing_ms * max(keep_alives, 1))
+        silent_ms = publishing_ms * max(keep_alives, 1)
+        slow = f"it may say nothing for {silent_ms:g} ms, and tags are BAD after {settings.stale_ms:g} (stale_ms)"
+        self._sink.remark(settings.name, TagRemark.SLOW, slow if silent_ms > settings.stale_ms else "")
+        self._silence_ms = max(settings.stale_ms, _PATIENCE * silent_ms)
         await self._items.ask(client, int(made.SubscriptionId), nodes)
 
     async def watch(self, client: Client) -> None:

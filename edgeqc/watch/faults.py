@@ -281,6 +281,13 @@ _OF_REMARKS: Final = (
         "lost values because its queue was full: ",
         "A longer sampling_ms or a shorter publishing_ms for this source",
     ),
+    (
+        TagRemark.SLOW,
+        "medium",
+        Ne107.OUT_OF_SPECIFICATION,
+        "is slower than it was asked to be: ",
+        "A longer stale_ms for this source, or a shorter publishing interval in the server's own settings",
+    ),
 )
 
 

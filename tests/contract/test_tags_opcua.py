@@ -14,7 +14,7 @@ from edgeqc.records import Quality, TagFault, TagRemark
 from edgeqc.settings import OpcuaTagSource
 from edgeqc.sim.tags import SimTags, tag_settings
 from edgeqc.sim.tagsink import TagRecorder
-from edgeqc.tags import open_source
+from edgeqc.tags import open_source, subscription
 from edgeqc.tags.subscription import Subscription
 
 PATIENCE_S = 30.0
@@ -143,6 +143,25 @@ async def test_a_server_that_is_slow_to_open_is_not_silent(
     async with Feed(settings(running, stale_ms=1000), tmp_path) as sink:
         await until(lambda: len(sink.values) == 20, "values")
         assert sink.history == ["back"]
+
+
+async def test_a_server_that_insists_on_publishing_seldom_is_told_of(
+    server: SimTags, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ask = subscription._create_subscription
+
+    async def insists(client: Client, asked: ua.CreateSubscriptionParameters) -> ua.CreateSubscriptionResult:
+        made = await ask(client, asked)
+        made.RevisedPublishingInterval, made.RevisedMaxKeepAliveCount = 5000.0, ua.Counter(1)
+        return made
+
+    async with Feed(settings(server), tmp_path) as sink:
+        await until(lambda: TagRemark.SLOW in sink.remarks, "a word of it")
+        assert not sink.remarks[TagRemark.SLOW]
+    monkeypatch.setattr(subscription, "_create_subscription", insists)
+    async with Feed(settings(server), tmp_path) as sink:
+        await until(lambda: bool(sink.remarks.get(TagRemark.SLOW)), "a word of it")
+        assert "nothing for 5000 ms, and tags are BAD after 2000" in sink.remarks[TagRemark.SLOW]
 
 
 async def test_a_pause_that_is_shorter_than_stale_ms_is_no_loss(server: SimTags, tmp_path: Path):

@@ -250,6 +250,7 @@ def test_a_server_that_restarted_is_told_and_soon_forgotten(bench: Bench):
         (TagRemark.TYPE, Ne107.MAINTENANCE_REQUIRED),
         (TagRemark.NAMESPACES, Ne107.MAINTENANCE_REQUIRED),
         (TagRemark.SAMPLES_LOST, Ne107.OUT_OF_SPECIFICATION),
+        (TagRemark.SLOW, Ne107.OUT_OF_SPECIFICATION),
     ],
 )
 def test_what_a_source_remarks_is_an_alarm_until_it_takes_it_back(bench: Bench, remark: TagRemark, ne107: Ne107):
