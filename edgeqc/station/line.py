@@ -65,7 +65,6 @@ class Line:
             self._plc_cycle if peers.arrivals is None else functools.partial(self._camera_cycle, peers.arrivals)
         )
         self._cadence = Cadence()
-        self._reopened = [0] * len(peers.cameras)
         self._held: list[tuple[Part, int, int]] = []
         """Part, camera and slot of frames that are judged, but whose images may still be kept: other views are to come."""
         self._engine_failures = 0
@@ -156,10 +155,8 @@ class Line:
     def _follow_cameras(self) -> None:
         """A fresh connection counts from where it likes, and what the old one owed never comes."""
         for index, camera in enumerate(self._peers.cameras):
-            if camera.keeper.reopened == self._reopened[index]:
-                continue
-            self._reopened[index] = camera.keeper.reopened
-            self._leave(self._peers.outcome.under_way.reopened(index), Cause.NO_FRAME, index)
+            without = self._peers.outcome.under_way.follow(index, camera.keeper.reopened)
+            self._leave(without, Cause.NO_FRAME, index)
 
     def _let_go(self) -> None:
         """Hand back the slots of parts that are settled by now, but for those on loan."""

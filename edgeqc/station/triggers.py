@@ -117,6 +117,9 @@ class TriggerWatch:
         repeated = arrival.doubled or arrival.swapped
         if repeated and not self._repeated_ids:
             watched.accounting.repeated(part, doubled=arrival.doubled)
+        for index, camera in enumerate(watched.cameras):  # the line may not have seen a fresh connection yet
+            for owed in watched.outcome.under_way.follow(index, camera.keeper.reopened):
+                watched.outcome.give_up(owed, Cause.NO_FRAME, index)
         now_ns = time.monotonic_ns()
         known = self._repeated_ids or not repeated
         cause = watched.outcome.under_way.open(part, fresh=arrival.fresh, known=known, now_ns=now_ns)

@@ -25,6 +25,7 @@ class UnderWay:
             views: frames that a part needs.
         """
         self._lane: Lane[Part] = Lane(cameras, expose_within_ns=expose_within_ns, depth=depth, views=views)
+        self._reopened = [0] * len(cameras)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -63,9 +64,15 @@ class UnderWay:
             gone = self._lane.cameras[camera].overdue(now_ns)
             return bool(gone), self._lane.unsettled(gone)
 
-    def reopened(self, camera: int) -> list[Part]:
-        """The camera has a fresh connection; the unsettled parts that will have no frame."""
+    def follow(self, camera: int, reopened: int) -> list[Part]:
+        """The camera has had so many connections after its first; the unsettled parts that will have no frame, once each.
+
+        Whoever sees a fresh one first says so, before anything is exposed on it.
+        """
         with self._lock:
+            if reopened == self._reopened[camera]:
+                return []
+            self._reopened[camera] = reopened
             return self._lane.unsettled(self._lane.cameras[camera].reopened())
 
     def seen(self, part: Part, camera: int, view: View) -> bool:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import stationbench
+
 from edgeqc.core.account import TriggerAccount
 from edgeqc.core.decide import last_word
 from edgeqc.core.exposure import Claim, Exposures, Match
@@ -14,6 +16,7 @@ from edgeqc.core.lane import Lane
 from edgeqc.core.views import View
 from edgeqc.records import NS_PER_MS, Cause, Verdict
 from edgeqc.station.triggers import TriggerWatch
+from edgeqc.station.underway import UnderWay
 
 MS = NS_PER_MS
 TAKT = 40 * MS
@@ -70,7 +73,7 @@ def test_a_frame_that_is_here_before_the_cameras_answer_finds_its_part() -> None
             now_ns = time.monotonic_ns()
             came.append(line.frame(0, 1, now_ns, now_ns))
 
-    class UnderWay:
+    class Thin:
         def expose(self, part: Part, camera: int, *, sent_ns: int) -> None:
             line.expose(part, camera, sent_ns=sent_ns, trigger_ns=part.at_ns)
 
@@ -84,7 +87,7 @@ def test_a_frame_that_is_here_before_the_cameras_answer_finds_its_part() -> None
     camera.keeper = camera
     watched: Any = SimpleNamespace(
         cameras=Cameras([camera]),
-        outcome=SimpleNamespace(under_way=UnderWay()),
+        outcome=SimpleNamespace(under_way=Thin()),
         tags=SimpleNamespace(snapshot=lambda _at_ns: ()),
     )
     part: Any = Part(1)
@@ -92,6 +95,22 @@ def test_a_frame_that_is_here_before_the_cameras_answer_finds_its_part() -> None
     assert line.open(part, trigger_ns=part.at_ns, now_ns=part.at_ns) is None
     TriggerWatch(watched, poll_ns=MS, repeated_ids=False)._expose(part)
     assert [(match.claim, match.sequence) for match in came] == [(Claim.OWN, 1)]
+
+
+def test_what_is_exposed_on_a_fresh_connection_is_not_given_up_with_the_old_ones() -> None:
+    """The triggers' thread may see the connection before the line does, which then has nothing left to give up."""
+    under_way = UnderWay([Exposures(most_ns=30 * MS)], expose_within_ns=10 * MS, depth=4)
+    old, new = stationbench.part(1), stationbench.part(2)
+    for one in (old, new):
+        one.views = []
+        under_way.admit(one)
+    under_way.expose(old, 0, sent_ns=old.trigger.at_ns)
+    assert under_way.follow(0, 1) == [old]
+    under_way.expose(new, 0, sent_ns=new.trigger.at_ns)
+    assert under_way.follow(0, 1) == []
+    frame: Any = SimpleNamespace(frame_id=1, received_ns=new.trigger.at_ns + 5 * MS, transfer_ns=MS)
+    match, part, without, _ = under_way.match(0, frame, frame.received_ns)
+    assert (match.claim, part, without) == (Claim.OWN, new, [])
 
 
 def test_the_part_of_a_frame_that_is_anothers_waits_no_longer() -> None:
