@@ -20,7 +20,7 @@ from edgeqc.inference.package import Package, check_golden, load_package
 from edgeqc.inference.writing import read_folder, replace_folder
 from edgeqc.loading import default_paths
 from edgeqc.ports import Engine
-from edgeqc.settings import RegionSettings
+from edgeqc.settings import RegionMode, RegionSettings
 from edgeqc.train.dataset import TRAIN, Picture
 from edgeqc.train.examine import Examined, examine
 from edgeqc.train.samples import Task
@@ -75,7 +75,10 @@ def runs_of(folder: Path) -> Iterator[Run]:
 
 
 def task_of(package: Package, sizes: list[tuple[int, int]], region: RegionSettings | None = None) -> Task:
-    """How frames become inputs, by the manifest; pictures that are smaller than its frames are laid on black.
+    """How frames become inputs, by the manifest.
+
+    Pictures of one size are a camera's frames, and judged as the line would. Where they are of several, or a part is to
+    be located that may fill its picture, smaller ones are laid on black up to the frames of training.
 
     `region`: as the recipe has it; None: as in training.
     EdgeqcError where they are larger, or where the package does not say what its frames were.
@@ -88,11 +91,14 @@ def task_of(package: Package, sizes: list[tuple[int, int]], region: RegionSettin
             f"pictures of up to {largest[1]}x{largest[0]} px are larger than the frames that {package.name} was trained "
             f"on ({frame[1]}x{frame[0]})"
         )
+    region = region or manifest.training.region or RegionSettings()
+    if region.mode is not RegionMode.LOCATE and len(set(sizes)) == 1:
+        frame = largest
     return Task(
         spec=manifest.preprocess,
         input_shape=package.input_shape,
         frame_shape=frame,
-        region=region or manifest.training.region or RegionSettings(),
+        region=region,
         classes=manifest.classes,
     )
 

@@ -23,7 +23,7 @@ from edgeqc.core.threshold import upper_bound
 from edgeqc.errors import EdgeqcError
 from edgeqc.inference.manifest import Normalise, Preprocessing
 from edgeqc.inference.package import load_package
-from edgeqc.settings import RegionSettings
+from edgeqc.settings import RegionMode, RegionSettings
 from edgeqc.sim.parts import draw_set
 from edgeqc.train.calibrate import Reading, Rule, calibrated, promise_of, read_scores, readings_of, rehearsed
 from edgeqc.train.dataset import Picture, Shape, read_dataset
@@ -32,6 +32,7 @@ from edgeqc.train.figures import image_figures, parts_of, per_class, per_width
 from edgeqc.train.learn import Plan, learn
 from edgeqc.train.lite0 import LITE0, Tuned, pretrained_trunk
 from edgeqc.train.pool import Pool
+from edgeqc.train.runs import task_of
 from edgeqc.train.samples import Sample, Task
 from edgeqc.train.scoring import BINS, Scored, width_px
 from edgeqc.train.trainer import Job, Trainer
@@ -144,6 +145,15 @@ def test_each_precision_has_a_calibration_of_its_own(way, tmp_path):
     (half,) = package.variants.values()
     assert half.calibration.backend == "onnxruntime fp16"
     assert half.calibration.goods + half.calibration.defects == 16  # the test's: the net has learned from the others
+
+
+def test_pictures_of_one_size_are_judged_as_a_camera_of_that_size_would_be(way):
+    package = load_package(way[2])
+    assert package.manifest.training.frame == (96, 96)
+    assert task_of(package, [(48, 64)] * 3).frame_shape == (48, 64)
+    assert task_of(package, [(48, 64), (64, 48)]).frame_shape == (96, 96)
+    located = RegionSettings(mode=RegionMode.LOCATE)
+    assert task_of(package, [(48, 64)] * 3, located).frame_shape == (96, 96), "nothing may surround the part"
 
 
 def test_report_has_every_figure_and_the_pictures(way, tmp_path):
