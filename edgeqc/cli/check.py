@@ -144,7 +144,7 @@ def _packages(settings: Settings, warnings: list[str]) -> list[dict[str, str]]:
 def _other_region(recipe: RecipeSettings, package: Package) -> str:
     """Scores and threshold are of the region that was trained on; empty: it is the recipe's, or nobody noted it."""
     trained, asked = package.manifest.training.region, recipe.region
-    if trained is None:
+    if trained is None or asked.mode == "fixed":  # a box that training's pictures may have been cut to
         return ""
     keys = ("mode", "background", "contrast", "margin_px") if trained.mode == asked.mode == "locate" else ("mode",)
     other = [key for key in keys if getattr(trained, key) != getattr(asked, key)]

@@ -81,22 +81,20 @@ class History:
             except (DamagedHistoryError, OSError, ValueError, KeyError):
                 self.damaged += 1
                 continue
-            stood: list[tuple[Samples, Times]] | None = [] if number == first else None
-            for head, block_at in self._heads(data, at):
+            stood: list[tuple[Samples, Times]] = []
+            standing = number == first
+            for head, told in self._blocks(data, at, header, since_ns if not standing else -_FOREVER, until_ns):
                 goes_on = not head.standing and head.last_ns >= since_ns
-                if goes_on and head.first_ns < until_ns:
-                    self._ends[header.run] = min(head.last_ns, until_ns - 1)
-                told = None
-                if head.first_ns < until_ns and (goes_on or stood is not None):
-                    told = self._block(data, block_at, header)
-                if told is not None and stood is not None:
+                if goes_on:
+                    self._ends[header.run] = max(self._ends.get(header.run, 0), min(head.last_ns, until_ns - 1))
+                if standing:
                     stood.append(_picked(told, told[0].at_ns < (until_ns if head.standing else since_ns)))
-                if goes_on and stood is not None:
-                    yield from _newest(stood, header.run)
-                    stood = None
-                if told is not None and goes_on:
+                if goes_on:
+                    if standing:
+                        yield from _newest(stood, header.run)
+                    standing = False
                     yield from _chunk(_picked(told, _within(told[0].at_ns, since_ns, until_ns)), header.run)
-            if stood is not None and paths[number + 1 :] and _run_of(paths[number + 1]) == header.run:
+            if standing and paths[number + 1 :] and _run_of(paths[number + 1]) == header.run:
                 yield from _newest(stood, header.run)
 
     def rows(
@@ -123,31 +121,29 @@ class History:
         if aligner is not None:  # a tag that says nothing more stands until the recording ends
             yield from aligner.all_rows(max(last_ns, self._ends.get(run, 0)) + late_ns)
 
-    def _heads(self, data: bytes, at: int) -> Iterator[tuple[BlockHead, int]]:
-        """Give the head of each whole block, and where it is."""
-        while at < len(data):
-            try:
-                head = read_head(data, at)
-                yield head, at
-                at = head.end
-            except DamagedHistoryError:
-                self.damaged += 1
-                at = find_block(data, at + 1)
-                if at < 0:
-                    return
-
-    def _block(self, data: bytes, at: int, header: Header) -> tuple[Samples, Times] | None:
-        """Give what a block says of our tags, by their places here; None where it is damaged."""
-        try:
-            samples, source_ns = decode_block(data, at)
-        except DamagedHistoryError:
-            self.damaged += 1
-            return None
+    def _blocks(
+        self, data: bytes, at: int, header: Header, since_ns: int, until_ns: int
+    ) -> Iterator[tuple[BlockHead, tuple[Samples, Times]]]:
+        """Give each whole block of that time, and the first behind it, with what it says of our tags by their places here."""
         columns = {tag.name: place for place, tag in enumerate(self.tags)}
         wanted = np.array([columns.get(tag.name, -1) for tag in header.tags], np.int32)
-        inside = (samples.places >= 0) & (samples.places < len(wanted))
-        places = wanted[np.where(inside, samples.places, 0)]
-        return _picked((samples._replace(places=places), source_ns), inside & (places >= 0))
+        behind = False
+        while 0 <= at < len(data):
+            try:
+                head = read_head(data, at)
+                asked = head.last_ns >= since_ns and not (behind and head.first_ns >= until_ns)
+                told = decode_block(data, at) if asked else None
+                at = head.end
+            except DamagedHistoryError:  # nor is a length to be trusted
+                self.damaged += 1
+                at = find_block(data, at + 1)
+                continue
+            if told is not None:
+                behind = behind or head.first_ns >= until_ns
+                samples, source_ns = told
+                inside = (samples.places >= 0) & (samples.places < len(wanted))
+                places = wanted[np.where(inside, samples.places, 0)]
+                yield head, _picked((samples._replace(places=places), source_ns), inside & (places >= 0))
 
 
 def _picked(told: tuple[Samples, Times], which: NDArray[np.bool_] | NDArray[np.intp]) -> tuple[Samples, Times]:

@@ -180,9 +180,7 @@ class HistoryWriter:
         if file is None:
             raise OSError("no file")
         try:
-            done = 0
-            while done < len(block):
-                done += os.write(file, block[done:])
+            _write(file, block)
         except OSError:
             os.ftruncate(file, self._size)
             os.lseek(file, self._size, os.SEEK_SET)
@@ -200,7 +198,7 @@ class HistoryWriter:
             head += encode_block(self._newest.picked(known), self._newest_source_ns[known], standing=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         try:
-            os.write(file, head)
+            _write(file, head)
         except OSError:
             os.close(file)
             path.unlink(missing_ok=True)
@@ -256,6 +254,12 @@ class HistoryWriter:
             else:
                 log.info("history_written_again", lost=self.lost)
         self.trouble = trouble
+
+
+def _write(file: int, data: bytes) -> None:
+    done = 0
+    while done < len(data):
+        done += os.write(file, data[done:])
 
 
 def began_ns(path: Path) -> int:

@@ -74,7 +74,7 @@ async def run_office(
     """Run until `stop` is set, then bring on its way what there is.
 
     Args:
-        settings: the whole configuration, secrets resolved.
+        settings: the whole configuration, secrets as references.
         state_dir: holds `journal/` and gets `archive.db` and `images/`.
         run_dir: holds the stations' frame slots, `slots-<station>`.
         beat: called at each turn of the loop.

@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from edgeqc.core.account import GVSP_CYCLE, MOST_MISSED, PartIds, Step, move
+from edgeqc.core.account import GVSP_CYCLE, MODBUS_CYCLE, MOST_MISSED, PartIds, Step, move
 from edgeqc.core.decide import overdue
 from edgeqc.core.exposure import Claim, Match
 from edgeqc.errors import PeerError
@@ -59,6 +59,8 @@ class Arrivals:
         self._answer_within_ns = expose_within_ns(settings)
         self._ids = None if settings.trigger.repeated_ids or not self._names_parts else PartIds()
         self._late_answers = 0
+        self._counter: int | None = None
+        """The PLC's, as it was read last."""
         self._frame_id: int | None = None
         self._reopened = 0
         self._usual_transfer_ns = 0
@@ -83,8 +85,9 @@ class Arrivals:
         with self._came:
             while not self._waiting:
                 left_s = (until_ns - time.monotonic_ns()) / NS_PER_S
-                if left_s <= 0 or not self._came.wait(left_s):
+                if left_s <= 0:
                     return None
+                self._came.wait(left_s)
             return self._waiting.popleft()
 
     def _run(self) -> None:
@@ -143,6 +146,9 @@ class Arrivals:
                 self._with.outcome.note(Event(name="plc_answers_late", facts={"reason": exc.reason[:200]}))
             return "", None, True
         self._late_answers = 0
+        if self._ids is not None and move(self._counter, reading.counter, cycle=MODBUS_CYCLE).step is Step.BACK:
+            self._ids.clear()  # a PLC that was restarted numbers its parts anew
+        self._counter = reading.counter
         self._with.recipes.announce(reading.recipe)
         if reading.read_ns - at_ns > self._answer_within_ns:
             return "", None, False
@@ -183,3 +189,4 @@ class Arrivals:
         for part, frame in over:
             if not part.lent:
                 self._with.camera.keeper.release(frame.slot)
+        self._with.camera.lender.collect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ from edgeqc.shm.slots import FrameSlots
 
 
 class Lender:
-    """Slots on loan, oldest first. Line thread only, but for `lend`, which the guard calls too (deque is atomic).
+    """Slots on loan, oldest first. Any thread.
 
     At most `most` slots are out at a time, so that the camera never runs out of memory to write to.
     """
@@ -22,6 +23,7 @@ class Lender:
         self._most = most
         self._take_back = take_back
         self._out: deque[int] = deque()
+        self._collecting = threading.Lock()
 
     def lend(self, slot: int) -> int:
         """Lend the slot's image; returns the lease number for the journal."""
@@ -32,12 +34,13 @@ class Lender:
     def collect(self, *, most: int | None = None) -> None:
         """Take back what the office has returned, and what is over `most` whether returned or not; None: as at the start."""
         most = self._most if most is None else most
-        for _ in range(len(self._out)):
-            slot = self._out[0]
-            if not self._slots.returned(slot):
-                if len(self._out) <= most:
-                    return
-                self._slots.revoke(slot)
-                self.given_up += 1
-            self._out.popleft()
-            self._take_back(slot)
+        with self._collecting:
+            for _ in range(len(self._out)):
+                slot = self._out[0]
+                if not self._slots.returned(slot):
+                    if len(self._out) <= most:
+                        return
+                    self._slots.revoke(slot)
+                    self.given_up += 1
+                self._out.popleft()
+                self._take_back(slot)

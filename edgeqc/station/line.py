@@ -77,7 +77,9 @@ class Line:
     def run(self) -> None:
         """Judge parts until `stopping`. EngineError after three engine failures in a row, or a lost device at once."""
         while not self.stopping:
-            self._peers.row.beat("line")
+            # who opens the parts is as much needed as who judges them: the heartbeat and the process hang on both
+            arrivals, now_ns = self._peers.arrivals, time.monotonic_ns()
+            self._peers.row.beat("line", now_ns if arrivals is None else min(now_ns, arrivals.turned_ns))
             self._cycle()
             if self._untold:
                 self._untold, reason = "", self._untold

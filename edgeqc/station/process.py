@@ -328,8 +328,7 @@ class Station:
 
     def _beat_for_others(self) -> None:
         """For threads that call into libraries and peers, and have nothing of their own to tell the supervisor with."""
-        fetching = [watch.turned_ns for watch in self._watches if isinstance(watch, Arrivals)]
-        self._row.beat("cameras", min([self._cameras.turned_ns, *fetching]))
+        self._row.beat("cameras", self._cameras.turned_ns)
         if self._plc is not None:
             self._row.beat("plc", self._plc.turned_ns)
         if self._gate is not None:

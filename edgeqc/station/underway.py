@@ -70,7 +70,7 @@ class UnderWay:
         Whoever sees a fresh one first says so, before anything is exposed on it.
         """
         with self._lock:
-            if reopened == self._reopened[camera]:
+            if reopened <= self._reopened[camera]:  # less: whoever asks looked before somebody else did
                 return []
             self._reopened[camera] = reopened
             return self._lane.unsettled(self._lane.cameras[camera].reopened())

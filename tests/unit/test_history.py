@@ -392,6 +392,28 @@ def test_what_the_ring_has_dropped_stands_in_what_is_left(tmp_path: Path):
     history.close()
 
 
+def test_the_grid_ends_where_it_was_asked_to_and_not_where_damage_says(tmp_path: Path):
+    history = recorder(tmp_path)
+    now_ns = time.monotonic_ns()
+    add(history, samples((0, now_ns - 60 * S, 7.0), (1, now_ns - 60 * S, 1.0)))
+    add(history, samples((1, now_ns - 50 * S, 2.0)))
+    add(history, samples((1, now_ns - 5 * S, 3.0)))
+    since_ns, until_ns = (now_ns - before * S + ahead_ns() for before in (40, 20))
+    found = History(tmp_path, ["heat", "flow"])
+    rows = list(found.rows(S, since_ns, until_ns))  # nothing changed in that time, and it is known
+    assert [row.values.tolist() for row in rows] == [[7.0, 2.0]] * len(rows)
+    assert 19 <= len(rows) <= 21
+    (path,) = segments(tmp_path)
+    data = bytearray(path.read_bytes())
+    last = data.rindex(b"QBLK")
+    data[last + 31] ^= 0x20  # the last block says that it goes on for centuries
+    path.write_bytes(data)
+    found = History(tmp_path, ["heat", "flow"])
+    assert 10 <= len(list(found.rows(S))) <= 12
+    assert found.damaged == 1
+    history.close()
+
+
 def test_nothing_stands_over_the_time_between_two_runs(tmp_path: Path):
     now_ns = time.monotonic_ns()
     killed = recorder(tmp_path, run="a")

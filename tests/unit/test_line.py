@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,13 @@ class Camera:
     @property
     def keeper(self) -> Camera:
         return self
+
+    @property
+    def lender(self) -> Camera:
+        return self
+
+    def collect(self) -> None:
+        """Nothing is on loan."""
 
     def next_frame(self, _until_ns: int) -> Frame | None:
         frame_id = self.frames.popleft()
@@ -216,13 +224,14 @@ def test_a_camera_that_counts_anew_costs_one_part_and_not_all_until_it_has_caugh
 BY_PLC: dict[str, Any] = {"source": "camera", "part_id": "plc"}
 
 
-def answers(bench: Bench, *part_ids: str, after_s: float = 0.0) -> None:
+def answers(bench: Bench, *part_ids: str, after_s: float = 0.0, counters: Sequence[int] = ()) -> None:
     """What the PLC shows at each question."""
-    shown = iter(part_ids)
+    shown = iter(zip(counters or [0] * len(part_ids), part_ids, strict=True))
 
     def read(_until_ns: int) -> PlcTrigger:
         time.sleep(after_s)
-        return PlcTrigger(counter=0, part_id=next(shown), read_ns=time.monotonic_ns())
+        counter, part_id = next(shown)
+        return PlcTrigger(counter=counter, part_id=part_id, read_ns=time.monotonic_ns())
 
     bench.plc.read_trigger = read  # type: ignore[method-assign]
 
@@ -292,3 +301,31 @@ def test_a_plc_that_answers_late_again_and_again_is_told_of_once(tmp_path: Path)
     events = [body.name for body in bench.journaled() if isinstance(body, Event)]
     bench.close()
     assert events == ["plc_answers_late"]
+
+
+def test_a_plc_that_was_restarted_may_number_its_parts_anew(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    answers(bench, "P1", "P2", "P1", counters=[41, 42, 1])
+    arrivals, line = station(bench, tmp_path, Camera(frames=deque([1, 2, 3])), trigger=BY_PLC, takt_ms=60_000)
+    for _ in range(3):
+        arrivals.look()
+        line._cycle()
+    told = [one.code for one in bench.plc.told]
+    bench.close()
+    assert told == [102, 102, 102]
+
+
+def test_where_nobody_opens_parts_the_line_gives_no_sign_of_life(tmp_path: Path) -> None:
+    """READY would stand, and the heartbeat go on, while parts pass that get no verdict."""
+    bench = Bench(tmp_path)
+    arrivals, line = station(bench, tmp_path, Camera(), trigger={"source": "camera"})
+    arrivals.turned_ns = 5
+
+    def last() -> None:
+        line.stopping = True
+
+    line._cycle = last  # type: ignore[method-assign, assignment]
+    line.run()
+    beat_ns = bench.row.beats()["line"]
+    bench.close()
+    assert beat_ns == 5

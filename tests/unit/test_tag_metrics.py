@@ -180,12 +180,14 @@ def test_files_of_other_tags_are_not_joined(tmp_path):
 
 def test_rows_that_are_in_two_files_are_not_learned_from_and_promised_by(tmp_path):
     """Two daily exports of the last seven days; trials that each count from 0 are something else."""
-    rows = [f"{second},{second % 7}.5" for second in range(1000, 1200)]
+    rows = [f"{second},{second % 7}.5" for second in range(1_800_001_000, 1_800_001_200)]
     (tmp_path / "a.csv").write_text("\n".join(["t,x", *rows[:150]]))
     (tmp_path / "b.csv").write_text("\n".join(["t,x", *rows[50:]]))
     with pytest.raises(EdgeqcError, match=r"b\.csv: 100 of its rows are in .*a\.csv, too"):
         joined([read_csv(tmp_path / "a.csv"), read_csv(tmp_path / "b.csv")])
-    (tmp_path / "c.csv").write_text("\n".join(["t,x", *(f"{second},{second % 5}.25" for second in range(1000, 1150))]))
+    (tmp_path / "c.csv").write_text(
+        "\n".join(["t,x", *(f"{second},{second % 5}.25" for second in range(1_800_001_000, 1_800_001_150))])
+    )
     assert len(joined([read_csv(tmp_path / "a.csv"), read_csv(tmp_path / "c.csv")])) == 300
     (tmp_path / "b.csv").write_text("\n".join(["t,x", *rows[150:]]))
     assert len(joined([read_csv(tmp_path / "b.csv"), read_csv(tmp_path / "a.csv")])) == 200

@@ -154,8 +154,8 @@ def joined(recordings: Sequence[Recording]) -> Recording:
 
 
 def _in_common(before: Recording, one: Recording) -> int:
-    """Rows with the same time and the same values. Times alone may be the same: many count from 0 in each file."""
-    if one.seconds[0] > before.seconds[-1]:
+    """Rows with the same time and the same values. Files that count from 0 have the same times, and may have had nothing to do."""
+    if one.seconds[0] > before.seconds[-1] or one.seconds[0] < _UTC_S:
         return 0
     _, here, there = np.intersect1d(before.seconds, one.seconds, return_indices=True)
     same = np.isclose(before.values[here], one.values[there], rtol=0, atol=0, equal_nan=True)
@@ -163,6 +163,8 @@ def _in_common(before: Recording, one: Recording) -> int:
     return int((same.all(axis=1) & known).sum())
 
 
+_UTC_S: Final = 1e8
+"""Times before this (March 1973) are counted from something else than 1970."""
 _CHANCE: Final = 0.01
 """Of rows: machines that stand still look alike."""
 
