@@ -273,18 +273,13 @@ class JournalWriter:
     def _keep_disk(self) -> None:
         """The sync thread: brings records to the disk, keeps a segment ready, keeps the budget."""
         period_s = self._settings.group_ms / 1000
-        retry_at = ballast_at = 0.0
+        retry_at = 0.0
         while not self._stopping:
             self._wake.wait(period_s)
             self._wake.clear()
             self._sync()
             if self._ready is None and time.monotonic() >= retry_at:
                 retry_at = 0.0 if self._make_ready() else time.monotonic() + _RETRY_S
-            elif _FULL in self._troubles and time.monotonic() >= ballast_at:
-                # not only with the next segment, which may be hours away; and that one must not wait for this
-                ballast_at = time.monotonic() + _RETRY_S
-                if self._make_ballast():
-                    self._over(_FULL)
         self._sync()
 
     def _sync(self) -> None:

@@ -541,24 +541,6 @@ def test_a_full_disk_frees_the_ballast_refuses_and_recovers(tmp_path: Path) -> N
     assert done.stdout.strip() == "ok", done.stderr
 
 
-def test_a_full_disk_is_over_as_soon_as_the_ballast_has_room_again(tmp_path: Path) -> None:
-    """Not only with the next segment: on a slow line that is hours away."""
-    told: list[str] = []
-    with closing(JournalWriter(tmp_path / "w", JournalSettings(segment_mb=1, ballast_mb=1, group_ms=1))) as writer:
-        writer.listen(lambda name, _facts: told.append(name))
-        ballast = tmp_path / "ballast"
-        end = time.monotonic() + 20
-        while writer._ready is None or not ballast.exists():
-            assert time.monotonic() < end
-            time.sleep(0.005)
-        ballast.unlink()
-        writer._trouble("disk_full", {"ballast_freed": 1})
-        while told != ["disk_full", "disk_ok"]:
-            assert time.monotonic() < end, told
-            time.sleep(0.005)
-        assert ballast.exists()
-
-
 def test_an_unknown_folder_reads_as_empty(tmp_path: Path) -> None:
     reader = JournalReader(tmp_path / "nothing", Cursor(segment=3, offset=RECORD_BYTES))
     assert reader.read() == []
