@@ -53,7 +53,7 @@ class Arrivals:
         """Nothing is fetched before `start`."""
         self.turned_ns = 0
         """When the thread last came round (monotonic)."""
-        self._with = arriving
+        self._arriving = arriving
         self._names_parts = settings.trigger.part_id == "plc"
         self._asks = arriving.plc is not None and (self._names_parts or settings.changeover is not None)
         self._answer_within_ns = expose_within_ns(settings)
@@ -97,10 +97,10 @@ class Arrivals:
 
     def look(self) -> None:
         """Wait a tick for the next frame, and make a part of it."""
+        self._drop_settled()  # before the wait: no part is on its way
         asked_ns = time.monotonic_ns()
-        keeper = self._with.camera.keeper
+        keeper = self._arriving.camera.keeper
         frame = keeper.next_frame(asked_ns + _TICK_NS)
-        self._drop_settled()
         if frame is None:
             return
         if keeper.reopened != self._reopened:  # a fresh connection counts from where it likes
@@ -112,18 +112,18 @@ class Arrivals:
     def _arrived(self, frame: Frame, at_ns: int) -> None:
         part_id, recipe, in_time = self._asked(at_ns)
         doubled, swapped = self._ids.repeats(part_id) if self._ids is not None else (False, False)
-        part = self._with.intake.open(at_ns, part_id, recipe)
+        part = self._arriving.intake.open(at_ns, part_id, recipe)
         part.saw(frame)
-        self._with.row.put("frame_at_ns", frame.received_ns)
+        self._arriving.row.put("frame_at_ns", frame.received_ns)
         # without a trigger of ours the exposure ended just before the first packet
-        part.process = self._with.tags.snapshot(frame.received_ns - frame.transfer_ns)
-        self._with.outcome.under_way.admit(part)
+        part.process = self._arriving.tags.snapshot(frame.received_ns - frame.transfer_ns)
+        self._arriving.outcome.under_way.admit(part)
         if doubled or swapped:
-            self._with.accounting.repeated(part, doubled=doubled)
+            self._arriving.accounting.repeated(part, doubled=doubled)
         else:
-            self._with.accounting.well()
+            self._arriving.accounting.well()
         if doubled or swapped or not in_time:
-            self._with.outcome.settle(part, Verdict.REJECT, Cause.IDENTITY)
+            self._arriving.outcome.settle(part, Verdict.REJECT, Cause.IDENTITY)
         with self._came:
             self._waiting.append((part, frame))
             self._came.notify()
@@ -134,22 +134,22 @@ class Arrivals:
         An answer that comes when the part has moved on may be of the next one. Without any the part goes by its own number,
         and by no recipe where the PLC names it.
         """
-        plc, intake = self._with.plc, self._with.intake
+        plc, intake = self._arriving.plc, self._arriving.intake
         if plc is None or not self._asks:
             return "", None, True
         try:
             reading = plc.read_trigger(time.monotonic_ns() + intake.budget.budget_ns // 4, patient=True)
         except PeerError as exc:
-            self._with.row.count("plc_errors")
+            self._arriving.row.count("plc_errors")
             self._late_answers += 1
             if self._late_answers == _LATE_ANSWERS:
-                self._with.outcome.note(Event(name="plc_answers_late", facts={"reason": exc.reason[:200]}))
+                self._arriving.outcome.note(Event(name="plc_answers_late", facts={"reason": exc.reason[:200]}))
             return "", None, True
         self._late_answers = 0
         if self._ids is not None and move(self._counter, reading.counter, cycle=MODBUS_CYCLE).step is Step.BACK:
             self._ids.clear()  # a PLC that was restarted numbers its parts anew
         self._counter = reading.counter
-        self._with.recipes.announce(reading.recipe)
+        self._arriving.recipes.announce(reading.recipe)
         if reading.read_ns - at_ns > self._answer_within_ns:
             return "", None, False
         return reading.part_id if self._names_parts else "", reading.recipe, True
@@ -170,14 +170,14 @@ class Arrivals:
         anew = moved.missed > MOST_MISSED
         if moved.step in {Step.SAME, Step.BACK} or anew:
             claim = Claim.DOUBLED if moved.step is Step.SAME else Claim.STALE
-            self._with.accounting.frame(Match(claim=claim), frame.frame_id)
-            self._with.camera.keeper.release(frame.slot)
+            self._arriving.accounting.frame(Match(claim=claim), frame.frame_id)
+            self._arriving.camera.keeper.release(frame.slot)
             return False
         if moved.missed:
-            self._with.accounting.missed(moved.missed, "the camera's frame counter went on by more than one")
+            self._arriving.accounting.missed(moved.missed, "the camera's frame counter went on by more than one")
             for _ in range(moved.missed):
-                missed = self._with.intake.missed(frame.received_ns, None)
-                self._with.outcome.settle(missed, *overdue(frame_came=False))
+                missed = self._arriving.intake.missed(frame.received_ns, None)
+                self._arriving.outcome.settle(missed, *overdue(frame_came=False))
         return True
 
     def _drop_settled(self) -> None:
@@ -188,5 +188,5 @@ class Arrivals:
                 self._waiting.remove(each)
         for part, frame in over:
             if not part.lent:
-                self._with.camera.keeper.release(frame.slot)
-        self._with.camera.lender.collect()
+                self._arriving.camera.keeper.release(frame.slot)
+        self._arriving.camera.lender.collect()
