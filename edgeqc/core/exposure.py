@@ -13,7 +13,7 @@ from typing import Final
 
 from edgeqc.core.account import GVSP_CYCLE, Step, move
 
-_REMEMBERED: Final = 16
+REMEMBERED: Final = 16
 """Exposures that are kept after their frame came: enough to name a frame that comes twice or late."""
 
 
@@ -77,7 +77,7 @@ class Exposures:
         self._slack_ns = slack_ns
         self._most_ns = most_ns
         self._cycle = cycle
-        self._exposures: deque[_Exposure] = deque(maxlen=_REMEMBERED)
+        self._exposures: deque[_Exposure] = deque(maxlen=REMEMBERED)
         self._ordinal = 0
         self._base: tuple[int, int] | None = None
         """(frame id, ordinal) of the last frame that both witnesses gave to the same part."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from pydantic import Field
 
+from edgeqc.core.exposure import REMEMBERED
 from edgeqc.core.handshake import Form
 from edgeqc.settings.base import Model, Name
 from edgeqc.settings.camera import (
@@ -18,9 +17,6 @@ from edgeqc.settings.camera import (
 from edgeqc.settings.gate import DelayGate, EncoderGate, GateSettings, PartIdGate
 from edgeqc.settings.plc import ModbusPlcSettings, ModbusServerPlcSettings, NoPlcSettings, OpcuaPlcSettings, PlcSettings
 from edgeqc.settings.recipe import ChangeoverSettings, RecipeSettings, RegionMode, RegionSettings
-
-EXPOSURES: Final = 15
-"""So many takts an exposure is remembered for at the least (core.exposure)."""
 
 
 class ImageRules(Model):
@@ -131,11 +127,12 @@ class StationSettings(Model):
                 for key in ("source", "part_id")
                 if getattr(self.trigger, key) == "plc"
             ]
-        known_ms = EXPOSURES * self.takt_ms
+        takts = REMEMBERED - 1
+        known_ms = takts * self.takt_ms
         if self.trigger.source is TriggerSource.PLC and self.trigger.frame_timeout_ms >= known_ms:
             faults.append(
                 f"trigger.frame_timeout_ms: {self.trigger.frame_timeout_ms:g} is not under {known_ms:g} "
-                f"({EXPOSURES} takts): a camera that sends nothing would not be noticed"
+                f"({takts} takts): a camera that sends nothing would not be noticed"
             )
         faults += self._plc_misfits()
         faults += self._gate_misfits()
