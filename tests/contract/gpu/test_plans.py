@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -19,8 +20,10 @@ from edgeqc.inference.package import check_golden, load_package
 from edgeqc.inference.tensorrt import vendor
 from edgeqc.inference.tensorrt.plan import Plans
 from edgeqc.inference.tensorrt.workshop import Workshop
+from edgeqc.inference.writing import read_folder, replace_folder
 from edgeqc.settings import GpuSettings, Settings
 from edgeqc.sim.gpu import tensorrt as double
+from edgeqc.sim.parts import draw_set
 
 ROOT = Path(__file__).parents[3]
 PACKAGE = ROOT / "engines" / "demo-part" / "1"
@@ -224,6 +227,44 @@ def test_command_builds_what_the_recipes_of_a_line_need(box, capsys, tmp_path):
     code, out, err = _run(capsys, "engine", "build", file)
     assert code == 0
     assert "nothing to build" in err
+
+
+def test_packages_of_one_model_have_a_plan_each(box, capsys, tmp_path):
+    files = read_folder(PACKAGE)
+    files["manifest.yaml"] = files["manifest.yaml"].replace(b"version: '1'", b"version: '2'")
+    other = replace_folder(tmp_path / "2", files, key=None).folder
+    camera = {"type": "replay", "folder": "parts", "width_px": 64, "height_px": 48, "rate_hz": 10}
+    station = {"takt_ms": 100, "budget_ms": 80, "camera": camera, "plc": {"type": "none"}}
+    stations = [
+        station | {"name": f"s{folder.name}", "recipe": {"engine": str(folder), "backend": "tensorrt"}}
+        for folder in (PACKAGE, other)
+    ]
+    line = {"version": 1, "node": "box", "state_dir": str(box), "engines": {"unsigned": "allow"}, "stations": stations}
+    file = tmp_path / "line.yaml"
+    file.write_text(yaml.safe_dump(line))
+    code, _, err = _run(capsys, "engine", "build", file)
+    assert code == 0, err
+    assert {path.parent.name for path in box.rglob("*.plan")} == {"1", "2"}
+
+
+def test_plans_are_calibrated_evaluated_and_explained_like_other_engines(box, package, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("STATE_DIRECTORY", str(box))
+    _build(box, package)
+    good = next(part.image for part in draw_set(9, seed=5, defect_ratio=0.0, shape=(480, 640)))
+    (tmp_path / "parts" / "good").mkdir(parents=True)
+    cv2.imwrite(str(picture := tmp_path / "parts" / "good" / "1.png"), good)
+    on = ("--engine", PACKAGE, "--backend", "tensorrt", "--region", "locate")
+    code, _, err = _run(capsys, "explain", picture, *on, "--no-occlusion", "--out", tmp_path / "explained")
+    assert code == 0, err
+    report = tmp_path / "report.json"
+    code, _, err = _run(capsys, "eval", "vision", "--data", tmp_path / "parts", *on, "--report", report, "--split", "")
+    assert code == 0, err
+    found = json.loads(report.read_text())
+    assert (found["run"], "engine" in found["latency_by_run"]["tensorrt fp32"]) == ("tensorrt fp32", True)
+    parts = ("--data", tmp_path / "parts", "--without-promise", "--out", tmp_path / "2")
+    code, _, err = _run(capsys, "calibrate", *on, *parts)
+    assert code == 0, err
+    assert load_package(tmp_path / "2").calibration.backend == "tensorrt fp32"
 
 
 def test_command_does_not_build_beside_a_running_line_or_another_build(box, capsys):
