@@ -40,7 +40,7 @@ class VariantFiles:
     """ONNX."""
     golden_tolerance: float
     calibration: Mapping[str, Any] | None = None
-    """None: the package's own holds for it, too."""
+    """None: it has none, and may not judge before it is calibrated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -70,11 +70,10 @@ def write_package(folder: Path, contents: Contents, *, key: Ed25519PrivateKey | 
 
 def only_a_package(folder: Path) -> None:
     """PackageError where something else lies there: what a package replaces is gone. Ask before long work, too."""
-    if not os.path.lexists(folder):
-        return
-    inside = list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else None
-    whole = inside is not None and any(path.name == MANIFEST for path in inside)
-    if inside != [] and (not whole or any(path.is_dir() for path in inside or ())):
+    plain = folder.is_dir() and not folder.is_symlink()
+    inside = list(folder.iterdir()) if plain else []
+    is_package = MANIFEST in {path.name for path in inside} and not any(path.is_dir() for path in inside)
+    if os.path.lexists(folder) and not (plain and (is_package or not inside)):
         raise PackageError(f"{folder}: is there and no package, and all in it would be lost: name a folder of its own")
 
 
