@@ -89,8 +89,6 @@ class Line:
                     raise self._engine_error
                 raise EngineError(f"the engine failed {self._engine_failures} times in a row")
             self._peers.cameras.collect()
-            if self._peers.arrivals is None:
-                self._follow_cameras()
             if self._held:
                 self._let_go()
 
